@@ -1,0 +1,3 @@
+from fastxfer.cli import main
+
+main()

@@ -1,0 +1,123 @@
+"""What all commands share: options with one spelling, `--shots 1 5 10` lists, tables for people, JSON for machines."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+import numpy as np
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class ManyValues(click.Command):
+    """A command whose repeatable options take several values in a row: ``--shots 1 5 10`` = ``--shots 1 --shots 5 …``.
+
+    Only options declared with ``multiple=True`` are concerned; the values end at the next word that starts with ``-``
+    (a negative number is a value, not an option).
+    """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        repeatable = {o for p in self.params if isinstance(p, click.Option) and p.multiple for o in p.opts}
+        spread: list[str] = []
+        current: str | None = None
+        first = False
+        for word in args:
+            if word.startswith("-") and not _is_number(word):
+                current, first = (word, True) if word in repeatable else (None, False)
+                spread.append(word)
+            elif current is not None and not first:
+                spread += [current, word]
+            else:
+                spread.append(word)
+                first = False
+        return super().parse_args(ctx, spread)
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
+
+
+def store_option(f: F) -> F:
+    return click.option(
+        "--store",
+        "store_path",
+        default="fastxfer-store",
+        envvar="FASTXFER_STORE",
+        show_default=True,
+        show_envvar=True,
+        help="Embedding store (folder or fsspec URL).",
+    )(f)
+
+
+def data_root_option(f: F) -> F:
+    return click.option(
+        "--data-root",
+        type=click.Path(path_type=Path),
+        default="fastxfer-data",
+        envvar="FASTXFER_DATA_ROOT",
+        show_default=True,
+        show_envvar=True,
+        help="Folder with the data sets, and with the register of those added by `targets add`.",
+    )(f)
+
+
+def backend_option(f: F) -> F:
+    return click.option(
+        "--backend",
+        type=click.Choice(["auto", "cuda", "cpu", "reference"]),
+        default="auto",
+        show_default=True,
+        help="auto = cuda if built and a device is present, else cpu.",
+    )(f)
+
+
+def seed_option(f: F) -> F:
+    return click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed.")(f)
+
+
+def json_option(f: F) -> F:
+    return click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout, nothing else.")(f)
+
+
+def emit_json(document: Any) -> None:
+    """Print one JSON document on stdout; NaN and infinity become null, NumPy values become plain ones."""
+    click.echo(json.dumps(_plain(document), indent=2, ensure_ascii=False))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, np.ndarray | np.generic):
+        return _plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Path):
+        return str(value)
+    return value
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str | None = None) -> None:
+    """Print a table for people on stdout; numbers are right-aligned."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    rows = [list(r) for r in rows]
+    table = Table(title=title, title_justify="left")
+    for i, name in enumerate(columns):
+        numeric = bool(rows) and all(isinstance(r[i], int | float | np.number) for r in rows)
+        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(f"{v:,}" if isinstance(v, int) and not isinstance(v, bool) else str(v)) for v in row))
+    Console().print(table)

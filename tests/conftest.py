@@ -1,0 +1,46 @@
+"""Fixtures and the loud word about what could not run."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+REAL = Path(os.environ.get("FASTXFER_REAL") or Path(__file__).parents[2] / "shared" / "real")
+
+
+@pytest.fixture(scope="session")
+def real() -> Path:
+    """The folder of real images and weights; tests that use it carry the marker ``real``."""
+    return REAL
+
+
+def _missing(item: pytest.Item) -> str | None:
+    if item.get_closest_marker("real") and not (REAL / "README.md").is_file():
+        return f"real images and weights are not at {REAL} (set FASTXFER_REAL)"
+    if item.get_closest_marker("browser") and not shutil.which("chromium"):
+        return "Chromium is not installed (scripts/install-debian-packages.sh)"
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            return "no CUDA device"
+    return None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        reason = _missing(item)
+        if reason:
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    reasons = {}
+    for report in terminalreporter.stats.get("skipped", []):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        reasons[reason] = reasons.get(reason, 0) + 1
+    for reason, count in reasons.items():
+        terminalreporter.write_sep("!", f"NOT RUN: {count} tests, {reason}", red=True, bold=True)
