@@ -62,12 +62,18 @@ class _Commands(click.Group):
                 traceback.print_exc()
             where = f" ({error.filename})" if error.filename else ""
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                _fail(f"no space left on the disk{where}; what was finished before is kept: free some and run it again", 1)
+                _fail(
+                    f"no space left on the disk{where}; what was finished before is kept: free some and run it again",
+                    1,
+                )
             _fail(f"{error.strerror or error}{where}", 1)
         except Exception as error:
             if debug:
                 raise
-            _fail(f"this should not happen: {type(error).__name__}: {error}. Run again with --debug for the traceback.", 1)
+            _fail(
+                f"this should not happen: {type(error).__name__}: {error}. Run again with --debug for the traceback.",
+                1,
+            )
 
 
 def _fail(message: str, code: int) -> None:
@@ -75,7 +81,9 @@ def _fail(message: str, code: int) -> None:
     sys.exit(code)
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(
+    cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+)
 @click.version_option(__version__, prog_name="fastxfer")
 def main() -> None:
     """Find out which pre-trained backbone transfers best to which target.

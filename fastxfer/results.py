@@ -1,0 +1,184 @@
+"""Results on disk: tidy rows, one a measured value, in append-only Parquet parts.
+
+A part holds whole cells (a cell is a row's key without its episode), each with a contiguous range of episodes that the
+part's footer lists. So duplicates are found, and finished work is known, by reading footers only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from fastxfer.errors import DataError
+
+FORMAT = 1
+CELL = ("source", "backbone", "target", "ways", "shots", "seed", "probe", "params", "split", "metric")
+KEY = (*CELL[:6], "episode", *CELL[6:])
+NO_EPISODE = -1
+
+_TEXT = pa.dictionary(pa.int32(), pa.string())
+SCHEMA = pa.schema(
+    [
+        ("source", _TEXT),  # what the backbone was trained on
+        ("backbone", _TEXT),
+        ("target", _TEXT),
+        ("ways", _TEXT),  # "5" or "all"
+        ("shots", _TEXT),  # "1", "5", … or "full"
+        ("seed", pa.int64()),
+        ("episode", pa.int32()),  # −1 where there are no episodes (full probes, fine-tunings)
+        ("probe", _TEXT),
+        ("params", _TEXT),  # "l2=0.04"; "" where there is nothing to say
+        ("split", _TEXT),  # the queries' split
+        ("metric", _TEXT),
+        ("value", pa.float64()),
+        (
+            "low",
+            pa.float64(),
+        ),  # interval over test images where there are no episodes to take one over, else NaN
+        ("high", pa.float64()),
+        ("n_queries", pa.int32()),
+        ("converged", pa.bool_()),
+        ("episodes_hash", _TEXT),  # which list of episodes; "" where there are none
+    ]
+)
+
+Cell = tuple[str | int, ...]
+
+
+def results_path(store_path: str | Path) -> Path:
+    """Where the results of a store lie unless told otherwise: beside it, ``<store>-results``."""
+    text = str(store_path)
+    if "://" in text:
+        text = text.split("://", 1)[1].replace("/", "_")
+    return Path(text.rstrip("/") + "-results")
+
+
+class ResultStore:
+    """The rows of one study: ``ResultStore.open(path)``, ``append(rows)``, ``read()``."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._cells: dict[Cell, list[tuple[int, int]]] = {}
+        self._parts: set[str] = set()
+
+    @classmethod
+    def open(cls, path: str | Path) -> ResultStore:
+        """Open the results in a folder, which need not exist yet; `DataError` if a part is damaged or newer."""
+        store = cls(Path(path))
+        store._refresh()
+        return store
+
+    def _refresh(self) -> None:
+        for part in sorted(self.path.glob("rows-*.parquet")):
+            if part.name not in self._parts:
+                for cell, span in _footer(part):
+                    self._cells.setdefault(cell, []).append(span)
+                self._parts.add(part.name)
+
+    def episodes_done(self, cell: Cell) -> int:
+        """How many episodes of a cell are there, counted from episode 0 without a gap."""
+        done = 0
+        for first, last in sorted(self._cells.get(cell, [])):
+            if first > done:
+                break
+            done = max(done, last + 1)
+        return done
+
+    def __contains__(self, cell: Cell) -> bool:
+        return cell in self._cells
+
+    def append(self, rows: pd.DataFrame) -> None:
+        """Add rows, all or none of them; `DataError` if a key is there already or twice among the new ones."""
+        if rows.empty:
+            return
+        rows = complete(rows)
+        repeated = rows.duplicated(list(KEY))
+        if repeated.any():
+            raise DataError(f"results: the same row twice: {_describe(rows.loc[repeated.idxmax()])}")
+        self._refresh()
+        cells = []
+        for cell, group in rows.groupby(list(CELL), sort=True, observed=True):
+            episodes = np.sort(group["episode"].to_numpy())
+            first, last = int(episodes[0]), int(episodes[-1])
+            if last - first + 1 != len(episodes):
+                raise ValueError(f"episodes of a cell are not contiguous: {cell}")
+            for old_first, old_last in self._cells.get(tuple(cell), []):
+                if first <= old_last and old_first <= last:
+                    raise DataError(f"results: already there: {_describe(group.iloc[0])} ({self.path})")
+            cells.append((tuple(cell), (first, last)))
+        self._write(rows, cells)
+
+    def _write(self, rows: pd.DataFrame, cells: list[tuple[Cell, tuple[int, int]]]) -> None:
+        footer = json.dumps(
+            {"format": FORMAT, "cells": [[list(cell), *span] for cell, span in cells]}, default=int
+        )
+        # Named by what it holds: of two writers of the same cells, the second finds the name taken.
+        part = self.path / f"rows-{hashlib.sha256(footer.encode()).hexdigest()[:20]}.parquet"
+        table = pa.Table.from_pandas(rows, schema=SCHEMA, preserve_index=False)
+        table = table.replace_schema_metadata({b"fastxfer": footer.encode()})
+        self.path.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=self.path, prefix=".rows-", suffix=".tmp")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                pq.write_table(table, file, compression="zstd")
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(name, 0o644)
+            try:
+                os.link(name, part)
+            except FileExistsError:
+                raise DataError(f"results: another process has just written these rows ({part})") from None
+        finally:
+            os.unlink(name)
+        self._parts.add(part.name)
+        for cell, span in cells:
+            self._cells.setdefault(cell, []).append(span)
+
+    def read(self, columns: Sequence[str] | None = None) -> pd.DataFrame:
+        """All rows; text columns are categorical. An empty frame with the right columns where there are none."""
+        self._refresh()
+        parts = [self.path / name for name in sorted(self._parts)]
+        tables = [pq.read_table(part, columns=list(columns) if columns else None) for part in parts]
+        if not tables:
+            tables = [SCHEMA.empty_table().select(list(columns) if columns else SCHEMA.names)]
+        return pa.concat_tables(tables).unify_dictionaries().to_pandas()
+
+
+def complete(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows with every column of the schema, in its order; `ValueError` for a missing key column or an unknown one."""
+    missing = [c for c in (*KEY, "value") if c not in rows]
+    unknown = [c for c in rows if c not in SCHEMA.names]
+    if missing or unknown:
+        raise ValueError(f"rows lack {missing} and have unknown columns {unknown}")
+    defaults = {"low": np.nan, "high": np.nan, "n_queries": 0, "converged": True, "episodes_hash": ""}
+    return rows.assign(**{c: v for c, v in defaults.items() if c not in rows})[SCHEMA.names]
+
+
+def _footer(part: Path) -> list[tuple[Cell, tuple[int, int]]]:
+    try:
+        metadata = pq.read_schema(part).metadata or {}
+        footer = json.loads(metadata[b"fastxfer"])
+        version = footer["format"]
+        if version > FORMAT:
+            raise DataError(
+                f"results: '{part}' was made by a newer fastxfer (format {version}, this one reads {FORMAT}): upgrade"
+            )
+        return [(tuple(cell), (first, last)) for cell, first, last in footer["cells"]]
+    except (pa.ArrowInvalid, KeyError, ValueError, TypeError) as error:
+        raise DataError(
+            f"results: '{part}' is damaged or no part of fastxfer's ({error}). Move it away and run the command "
+            "that made it again: only its rows will be recomputed."
+        ) from error
+
+
+def _describe(row: pd.Series) -> str:
+    return ", ".join(f"{name}={row[name]}" for name in KEY)

@@ -1,0 +1,79 @@
+"""From rows to means with intervals; each interval names the population it speaks of."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from fastxfer.metrics import METRICS, Array
+from fastxfer.results import CELL, NO_EPISODE
+
+EPISODES = "episodes"
+TEST_IMAGES = "test images"
+
+
+def summarise(rows: pd.DataFrame, level: float = 0.95) -> pd.DataFrame:
+    """One line a cell: `mean`, `sd`, `low`, `high`, `n`, `n_queries`, `converged` (share), `interval` (its population), `episodes_hash`.
+
+    Cells with episodes get the t interval of the mean **over episodes**: what other draws of support and queries from
+    these same images would give. It says nothing about new test images, since episodes share theirs. Cells without
+    episodes (full probes, fine-tunings) keep the interval **over test images** that their row carries. Cells of one
+    episode, and rows without an interval, have NaN bounds.
+    """
+    keys = [*CELL, "episodes_hash"]
+    groups = rows.groupby(keys, observed=True, sort=True)
+    summary = groups.agg(
+        mean=("value", "mean"),
+        sd=("value", "std"),
+        n=("value", "size"),
+        n_queries=("n_queries", "first"),
+        converged=("converged", "mean"),
+        low=("low", "first"),
+        high=("high", "first"),
+        episode=("episode", "min"),
+    ).reset_index()
+    of_episodes = (summary["episode"] != NO_EPISODE).to_numpy()
+    n = summary["n"].to_numpy()
+    with np.errstate(invalid="ignore", divide="ignore"):
+        half = stats.t.ppf(0.5 + level / 2, np.maximum(n - 1, 1)) * summary["sd"].to_numpy() / np.sqrt(n)
+    mean = summary["mean"].to_numpy()
+    summary["low"] = np.where(of_episodes, mean - half, summary["low"])
+    summary["high"] = np.where(of_episodes, mean + half, summary["high"])
+    summary["interval"] = np.where(of_episodes, EPISODES, TEST_IMAGES)
+    return summary.drop(columns="episode")
+
+
+def bootstrap_interval(
+    metric: str,
+    scores: Array,
+    labels: Array,
+    *,
+    groups: Array | None = None,
+    level: float = 0.95,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of a metric over test images (Efron 1979), groups (patients) resampled whole.
+
+    scores (n_queries, n_classes), labels (n_queries,) or (n_queries, n_classes) with NaN, groups (n_queries,) or None.
+    Resamples in which the metric is undefined are left out; NaN bounds where it is undefined in more than half.
+    """
+    rng = np.random.default_rng(seed)
+    n = len(scores)
+    if groups is None:
+        draws = list(rng.integers(0, n, (resamples, n)))
+    else:
+        _, group = np.unique(groups, return_inverse=True)
+        members = np.split(np.argsort(group, kind="stable"), np.cumsum(np.bincount(group))[:-1])
+        draws = [
+            np.concatenate([members[g] for g in rng.integers(0, len(members), len(members))])
+            for _ in range(resamples)
+        ]
+    function = METRICS[metric]
+    values = np.array([float(function(scores[rows], labels[rows])) for rows in draws])
+    values = values[np.isfinite(values)]
+    if len(values) < resamples / 2:
+        return float("nan"), float("nan")
+    low, high = np.quantile(values, [0.5 - level / 2, 0.5 + level / 2])
+    return float(low), float(high)
