@@ -118,9 +118,7 @@ class ResultStore:
         self._write(rows, cells)
 
     def _write(self, rows: pd.DataFrame, cells: list[tuple[Cell, tuple[int, int]]]) -> None:
-        footer = json.dumps(
-            {"format": FORMAT, "cells": [[list(cell), *span] for cell, span in cells]}, default=int
-        )
+        footer = json.dumps({"format": FORMAT, "cells": [[list(cell), *span] for cell, span in cells]}, default=int)
         # Named by what it holds: of two writers of the same cells, the second finds the name taken.
         part = self.path / f"rows-{hashlib.sha256(footer.encode()).hexdigest()[:20]}.parquet"
         table = pa.Table.from_pandas(rows, schema=SCHEMA, preserve_index=False)

@@ -67,8 +67,7 @@ def bootstrap_interval(
         _, group = np.unique(groups, return_inverse=True)
         members = np.split(np.argsort(group, kind="stable"), np.cumsum(np.bincount(group))[:-1])
         draws = [
-            np.concatenate([members[g] for g in rng.integers(0, len(members), len(members))])
-            for _ in range(resamples)
+            np.concatenate([members[g] for g in rng.integers(0, len(members), len(members))]) for _ in range(resamples)
         ]
     function = METRICS[metric]
     values = np.array([float(function(scores[rows], labels[rows])) for rows in draws])

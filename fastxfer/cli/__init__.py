@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import errno
 import importlib
-import sys
-import traceback
 from typing import Any
 
 import click
@@ -29,6 +27,9 @@ COMMANDS = {
 }
 
 
+DEBUG = "fastxfer.debug"
+
+
 class _Commands(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -44,46 +45,52 @@ class _Commands(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
 
-    def main(self, args: Any = None, prog_name: str | None = "fastxfer", **extra: Any) -> Any:
-        argv = list(sys.argv[1:] if args is None else args)
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         # --debug is understood anywhere on the line, since one remembers it only after the failure.
-        debug = "--debug" in argv
-        argv = [a for a in argv if a != "--debug"]
+        ctx.meta[DEBUG] = "--debug" in args
+        return super().parse_args(ctx, [a for a in args if a != "--debug"])
+
+    def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().main(argv, prog_name, **{**extra, "standalone_mode": True})
-        except (KeyboardInterrupt, SystemExit):
+            return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit):
             raise
-        except FastxferError as error:
-            if debug:
-                traceback.print_exc()
-            _fail(str(error), error.exit_code)
-        except OSError as error:
-            if debug:
-                traceback.print_exc()
-            where = f" ({error.filename})" if error.filename else ""
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                _fail(
-                    f"no space left on the disk{where}; what was finished before is kept: free some and run it again",
-                    1,
-                )
-            _fail(f"{error.strerror or error}{where}", 1)
-        except Exception as error:
-            if debug:
+        except BaseException as error:
+            failure = _failure(error)
+            if failure is None or ctx.meta[DEBUG]:
                 raise
-            _fail(
-                f"this should not happen: {type(error).__name__}: {error}. Run again with --debug for the traceback.",
-                1,
+            raise failure from error
+
+
+class _Failure(click.ClickException):
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def _failure(error: BaseException) -> _Failure | None:
+    """What a person is told about an error, or None where click knows better."""
+    if isinstance(error, FastxferError):
+        return _Failure(str(error), error.exit_code)
+    if isinstance(error, KeyboardInterrupt):
+        return _Failure("interrupted. What was finished is kept: run the same command again to go on.", 130)
+    if isinstance(error, OSError):
+        where = f" ({error.filename})" if error.filename else ""
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return _Failure(
+                f"no space left on the disk{where}. What was finished is kept: free some space and run it again.", 1
             )
+        if error.errno == errno.EPIPE:
+            return None
+        return _Failure(f"{error.strerror or error}{where}", 1)
+    if isinstance(error, Exception):
+        return _Failure(
+            f"this should not happen: {type(error).__name__}: {error}. Run again with --debug for the traceback.", 1
+        )
+    return None
 
 
-def _fail(message: str, code: int) -> None:
-    click.echo(f"Error: {message}", err=True)
-    sys.exit(code)
-
-
-@click.group(
-    cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
-)
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="fastxfer")
 def main() -> None:
     """Find out which pre-trained backbone transfers best to which target.

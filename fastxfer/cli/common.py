@@ -81,15 +81,11 @@ def backend_option(f: F) -> F:
 
 
 def seed_option(f: F) -> F:
-    return click.option(
-        "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed."
-    )(f)
+    return click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed.")(f)
 
 
 def json_option(f: F) -> F:
-    return click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout, nothing else.")(
-        f
-    )
+    return click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout, nothing else.")(f)
 
 
 def emit_json(document: Any) -> None:
@@ -123,7 +119,5 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: st
         numeric = bool(rows) and all(isinstance(r[i], int | float | np.number) for r in rows)
         table.add_column(name, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
-        table.add_row(
-            *(Text(f"{v:,}" if isinstance(v, int) and not isinstance(v, bool) else str(v)) for v in row)
-        )
+        table.add_row(*(Text(f"{v:,}" if isinstance(v, int) and not isinstance(v, bool) else str(v)) for v in row))
     Console().print(table)
