@@ -1,8 +1,8 @@
 """Metrics of scores against labels, vectorised over any leading axes (episodes, l2 values, resamples).
 
-Shapes: `scores` (..., n_queries, n_classes), `labels` (..., n_queries) class indices, or (..., n_queries, n_classes) with
-1 / 0 / NaN for a multi-label target. Whatever is undefined (a class without queries, no negatives) is NaN and left out of
-means; a mean over nothing is NaN.
+Shapes: `scores` (..., n_queries, n_classes); `labels` (..., n_queries) class indices, or (..., n_queries, n_classes)
+with 1 / 0 / NaN for a multi-label target. Whatever is undefined (a class without queries, no negatives) is NaN and
+left out of means; a mean over nothing is NaN.
 """
 
 from __future__ import annotations

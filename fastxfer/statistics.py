@@ -14,7 +14,7 @@ TEST_IMAGES = "test images"
 
 
 def summarise(rows: pd.DataFrame, level: float = 0.95) -> pd.DataFrame:
-    """One line a cell: `mean`, `sd`, `low`, `high`, `n`, `n_queries`, `converged` (share), `interval` (its population), `episodes_hash`.
+    """One line a cell: mean, sd, low, high, n, n_queries, converged (share), interval (its population), episodes_hash.
 
     Cells with episodes get the t interval of the mean **over episodes**: what other draws of support and queries from
     these same images would give. It says nothing about new test images, since episodes share theirs. Cells without

@@ -65,7 +65,7 @@ class _Commands(click.Group):
 class _Failure(click.ClickException):
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
-        self.exit_code = exit_code
+        self.exit_code = exit_code  # type: ignore[misc]
 
 
 def _failure(error: BaseException) -> _Failure | None:
