@@ -1,0 +1,211 @@
+"""Probes: classifiers on frozen embeddings. A probe is a name, an op, and the hyper-parameters it is run at.
+
+`Probe.solve` answers a window of few-shot episodes in one batched call an op; `Probe.solve_full` answers the full train
+split. Both give one `Solution` a hyper-parameter setting.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastxfer import ops
+from fastxfer.errors import UsageError, nearest
+from fastxfer.metrics import softmax
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """What a probe says at one setting.
+
+    params     the setting as it stands in the rows, "l2=0.04"
+    scores     (n_episodes, n_queries, ways), or (n_queries, n_classes) on the full split; larger is likelier
+    converged  (n_episodes,) or scalar: whether the solver reached its tolerance (closed forms always do)
+    l2         the penalty, NaN where there is none
+    objective  (n_episodes,) or scalar: (1/m) Σ loss + (l2/2)‖W‖² at the solution, NaN for probes without one
+    """
+
+    params: str
+    scores: Array
+    converged: Array
+    l2: float = float("nan")
+    objective: Array | None = None
+
+
+@dataclass(frozen=True)
+class Probe(ABC):
+    """A probe with its settings; subclasses are immutable, so a probe can be shared and hashed."""
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+
+    @abstractmethod
+    def settings(self, n_support: int) -> list[str]:
+        """The `params` of the solutions, in order, before anything is solved."""
+
+    @abstractmethod
+    def solve(
+        self, pool: ops.Pool, support: Array, support_labels: Array, query: Array, ways: int
+    ) -> Iterator[Solution]:
+        """Solve a window of episodes: support (E, m) and query (E or 1, q) rows of the pool, labels (m,)."""
+
+    @abstractmethod
+    def solve_full(self, x: Array, y: Array, query: Array, n_classes: int) -> Iterator[Solution]:
+        """Fit all of `x` (m, dim), `y` (m,) or (m, n_classes) with NaN; score `query` (q, dim)."""
+
+    def probabilities(self, scores: Array, multi_label: bool) -> Array:
+        """Scores on a scale that compares across queries, as ranking metrics need it. Scores as they are, by default."""
+        return scores
+
+
+@dataclass(frozen=True)
+class _Penalised(Probe):
+    """A probe with an l2 penalty; without values, l2 = 1/m, which is scikit-learn's default C = 1."""
+
+    l2: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        for value in self.l2:
+            if not (np.isfinite(value) and value > 0):
+                raise UsageError(f"l2 must be positive, got {value:g}")
+
+    def l2_values(self, m: int) -> tuple[float, ...]:
+        return self.l2 or (1.0 / m,)
+
+    def settings(self, n_support: int) -> list[str]:
+        return [_l2_params(value) for value in self.l2_values(n_support)]
+
+
+def _l2_params(l2: float) -> str:
+    return f"l2={l2:.6g}"
+
+
+@dataclass(frozen=True)
+class LogisticProbe(_Penalised):
+    """Multinomial logistic regression; binary for two classes, one-vs-rest for several labels."""
+
+    name: ClassVar[str] = "logistic"
+    summary: ClassVar[str] = "logistic regression with an l2 penalty, solved to convergence"
+
+    def solve(
+        self, pool: ops.Pool, support: Array, support_labels: Array, query: Array, ways: int
+    ) -> Iterator[Solution]:
+        l2 = self.l2_values(support.shape[1])
+        got = ops.logistic(pool, support, support_labels, query, ways, l2)
+        for i, value in enumerate(l2):
+            yield Solution(_l2_params(value), got.scores[:, i], got.converged[:, i], value, got.objective[:, i])
+
+    def solve_full(self, x: Array, y: Array, query: Array, n_classes: int) -> Iterator[Solution]:
+        l2 = self.l2_values(len(x))
+        got = ops.logistic_full(x, y, query, n_classes, l2)
+        for i, value in enumerate(l2):
+            yield Solution(_l2_params(value), got.scores[i], got.converged[i], value, got.objective[i])
+
+    def probabilities(self, scores: Array, multi_label: bool) -> Array:
+        # One-vs-rest logits rank as they are; softmax makes multinomial ones comparable between queries.
+        return scores if multi_label else softmax(scores)
+
+
+@dataclass(frozen=True)
+class RidgeProbe(_Penalised):
+    """Least squares on ±1 one-hot labels, closed form."""
+
+    name: ClassVar[str] = "ridge"
+    summary: ClassVar[str] = "ridge regression on ±1 labels, closed form"
+
+    def solve(
+        self, pool: ops.Pool, support: Array, support_labels: Array, query: Array, ways: int
+    ) -> Iterator[Solution]:
+        l2 = self.l2_values(support.shape[1])
+        scores = ops.ridge(pool, support, support_labels, query, ways, l2)
+        for i, value in enumerate(l2):
+            yield Solution(_l2_params(value), scores[:, i], np.ones(len(support), bool), value)
+
+    def solve_full(self, x: Array, y: Array, query: Array, n_classes: int) -> Iterator[Solution]:
+        raise UsageError("the full train split is probed by 'logistic' (fastxfer probe) or 'knn' (fastxfer knn)")
+
+
+@dataclass(frozen=True)
+class PrototypeProbe(Probe):
+    """Nearest class mean (Snell et al. 2017)."""
+
+    name: ClassVar[str] = "prototype"
+    summary: ClassVar[str] = "nearest class mean"
+    metric: str = "euclidean"
+
+    def __post_init__(self) -> None:
+        if self.metric not in ("euclidean", "cosine"):
+            raise UsageError(f"prototype metric must be 'euclidean' or 'cosine', got '{self.metric}'")
+
+    def settings(self, n_support: int) -> list[str]:
+        return [f"metric={self.metric}"]
+
+    def solve(
+        self, pool: ops.Pool, support: Array, support_labels: Array, query: Array, ways: int
+    ) -> Iterator[Solution]:
+        scores = ops.prototype(pool, support, support_labels, query, ways, metric=self.metric)
+        yield Solution(self.settings(0)[0], scores, np.ones(len(support), bool))
+
+    def solve_full(self, x: Array, y: Array, query: Array, n_classes: int) -> Iterator[Solution]:
+        raise UsageError("the full train split is probed by 'logistic' (fastxfer probe) or 'knn' (fastxfer knn)")
+
+
+@dataclass(frozen=True)
+class KnnProbe(Probe):
+    """Cosine nearest neighbours, votes weighted by exp(similarity / temperature) (Wu et al. 2018; DINO's k = 20, 0.07).
+
+    k is cut to the number of support images. `temperature=None` is the plain vote.
+    """
+
+    name: ClassVar[str] = "knn"
+    summary: ClassVar[str] = "cosine nearest neighbours, temperature-weighted vote"
+    k: tuple[int, ...] = (20,)
+    temperature: float | None = 0.07
+
+    def __post_init__(self) -> None:
+        if not self.k or min(self.k) < 1:
+            raise UsageError(f"k must be at least 1, got {self.k}")
+        if self.temperature is not None and not self.temperature > 0:
+            raise UsageError(f"temperature must be positive, got {self.temperature}")
+
+    def k_values(self, m: int) -> list[int]:
+        return sorted({min(k, m) for k in self.k})
+
+    def settings(self, n_support: int) -> list[str]:
+        vote = "vote=plain" if self.temperature is None else f"temperature={self.temperature:g}"
+        return [f"k={k};{vote}" for k in self.k_values(n_support)]
+
+    def solve(
+        self, pool: ops.Pool, support: Array, support_labels: Array, query: Array, ways: int
+    ) -> Iterator[Solution]:
+        m = support.shape[1]
+        scores = ops.knn(pool, support, support_labels, query, ways, k=self.k_values(m), temperature=self.temperature)
+        for i, params in enumerate(self.settings(m)):
+            yield Solution(params, scores[:, i], np.ones(len(support), bool))
+
+    def solve_full(self, x: Array, y: Array, query: Array, n_classes: int) -> Iterator[Solution]:
+        for k, params in zip(self.k_values(len(x)), self.settings(len(x)), strict=True):
+            scores = ops.knn_full(x, y, query, n_classes, k=k, temperature=self.temperature)
+            yield Solution(params, scores, np.asarray(True))
+
+
+PROBES: dict[str, type[Probe]] = {p.name: p for p in (LogisticProbe, RidgeProbe, PrototypeProbe, KnnProbe)}
+
+
+def make_probe(name: str, *, l2: Sequence[float] = (), k: Sequence[int] = ()) -> Probe:
+    """A probe by name; options that it does not have are left aside. `UsageError` for an unknown name."""
+    if name not in PROBES:
+        raise UsageError(f"unknown probe '{name}': choose among {', '.join(PROBES)}.{nearest(name, PROBES)}")
+    kind = PROBES[name]
+    if issubclass(kind, _Penalised):
+        return kind(l2=tuple(l2))
+    if issubclass(kind, KnnProbe) and k:
+        return kind(k=tuple(k))
+    return kind()

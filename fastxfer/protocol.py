@@ -1,0 +1,69 @@
+"""A few-shot study as data: what is run on which backbones and targets. Validated when made, hashed, easily stored."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+from fastxfer.episodes import EpisodeSpec
+from fastxfer.errors import UsageError, nearest
+from fastxfer.metrics import METRICS
+from fastxfer.targets.table import Target
+
+DEFAULT_WAYS = 5
+DEFAULT_QUERIES = 15
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Few-shot study.
+
+    ways:        classes an episode, "all", or None: 5, or all of them where a target has fewer
+    shots:       support images a class; classes, queries and nested support are shared by all of them
+    queries:     query images a class; None: 15, or the whole query split for ways "all"
+    query_split: "test", or "val" for anything that serves a choice
+    drop_scarce: leave out classes with too few images for the largest of `shots` instead of failing
+    """
+
+    ways: int | Literal["all"] | None = None
+    shots: tuple[int, ...] = (1, 5)
+    queries: int | Literal["all"] | None = None
+    query_split: str = "test"
+    episodes: int = 1000
+    seed: int = 0
+    metrics: tuple[str, ...] = ("accuracy",)
+    drop_scarce: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.shots:
+            raise UsageError("no shots given")
+        if self.episodes < 1:
+            raise UsageError(f"episodes must be at least 1, got {self.episodes}")
+        for metric in self.metrics:
+            if metric not in METRICS:
+                raise UsageError(
+                    f"unknown metric '{metric}': choose among {', '.join(METRICS)}.{nearest(metric, METRICS)}"
+                )
+        for shots in self.shots:
+            self._spec(self.ways or DEFAULT_WAYS, shots)
+
+    def spec(self, target: Target, shots: int) -> EpisodeSpec:
+        """The episodes of one target at one number of shots."""
+        ways = self.ways
+        if ways is None:
+            ways = min(DEFAULT_WAYS, len(target.class_names))
+        return self._spec(ways, shots)
+
+    def _spec(self, ways: int | Literal["all"], shots: int) -> EpisodeSpec:
+        queries = self.queries
+        if queries is None:
+            queries = "all" if ways == "all" else DEFAULT_QUERIES
+        at_least = max(self.shots) if self.drop_scarce else 0
+        return EpisodeSpec(ways, shots, queries, self.query_split, at_least)
+
+    @property
+    def hash(self) -> str:
+        """Names the protocol: equal studies, equal hashes."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
