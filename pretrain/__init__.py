@@ -1,0 +1,1 @@
+"""Pre-training of backbones: sources, recipes, schedules, the loop, checkpoints. `python -m pretrain --help`."""

@@ -1,0 +1,5 @@
+import sys
+
+from fastxfer.cli import main
+
+main(["pretrain", *sys.argv[1:]])

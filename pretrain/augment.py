@@ -1,0 +1,59 @@
+"""Augmentation: PIL image in, (3, size, size) uint8 out; pixels are normalised later, a batch at a time.
+
+The transforms draw from the global generators; `fastxfer.training.Batches` seeds those for every image.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from timm.data import create_transform
+from torchvision import transforms as tv
+
+from fastxfer.training import Transform
+from pretrain.recipe import Recipe
+
+
+def _to_uint8(image: object) -> torch.Tensor:
+    return torch.from_numpy(np.array(image, dtype=np.uint8)).permute(2, 0, 1)
+
+
+def train_transform(recipe: Recipe, size: int, interpolation: str) -> Transform:
+    """The recipe's augmentation.
+
+    crop: random resized crop, flip, RandAugment (timm). xray: centre square, shift ≤ 0.25, rotation ≤ 45°, scale
+    0.9…1.1, flip, as Cherti & Jitsev (2021). none: as in validation.
+    """
+    if recipe.augment == "none":
+        return eval_transform(size, interpolation, 1.0)
+    if recipe.augment == "crop":
+        crop: Transform = create_transform(
+            size,
+            is_training=True,
+            use_prefetcher=True,  # = leave the pixels as uint8
+            scale=(recipe.crop_scale, 1.0),
+            hflip=recipe.hflip,
+            color_jitter=None,
+            auto_augment=recipe.randaugment or None,
+            interpolation=interpolation,
+        )
+        return crop
+    return tv.Compose(
+        [
+            tv.Lambda(lambda image: tv.functional.center_crop(image, min(image.size))),
+            tv.Resize((size, size), tv.InterpolationMode.BICUBIC),
+            tv.RandomAffine(
+                45, translate=(0.25, 0.25), scale=(0.9, 1.1), interpolation=tv.InterpolationMode.BILINEAR
+            ),
+            tv.RandomHorizontalFlip(recipe.hflip),
+            tv.Lambda(_to_uint8),
+        ]
+    )
+
+
+def eval_transform(size: int, interpolation: str, crop_pct: float) -> Transform:
+    """Shorter side to size/crop_pct, centre crop (timm's evaluation)."""
+    plain: Transform = create_transform(
+        size, use_prefetcher=True, interpolation=interpolation, crop_pct=crop_pct
+    )
+    return plain

@@ -1,0 +1,149 @@
+"""A recipe: everything that decides the weights, as a small TOML file and as options of the same names."""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from fastxfer.errors import DataError, UsageError, nearest
+
+# Short names for networks that timm can make but has no name for.
+# bit_tiny: BiT's own parts (pre-activation bottlenecks, GroupNorm(32), weight standardisation, zero-padded max-pool)
+# in two stages, 266,277 weights with 5 classes, dim 128; 32 pixels become 8x8 after the stem. timm goes through as many
+# stages as `channels` has entries.
+ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
+    "bit_tiny": ("resnetv2_50x1_bit", {"channels": [64, 128], "stem_chs": 32, "bottle_ratio": 0.5}),
+}
+SCHEDULES = ("cosine", "step", "constant")
+AUGMENTATIONS = ("crop", "xray", "none")
+
+
+def _field(default: Any, help_text: str) -> Any:
+    if isinstance(default, dict):
+        return field(default_factory=lambda: dict(default), metadata={"help": help_text})
+    return field(default=default, metadata={"help": help_text})
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is trained, on what, how. The fields are the keys of the TOML file and the options of the command line."""
+
+    source: str = _field("", "Target (data set) to train on, by name.")
+    classes: tuple[str, ...] = _field((), "Only these classes of the source.")
+    source_name: str = _field("", "What the results call the source (default: its name and classes).")
+    arch: str = _field("bit_tiny", "timm architecture, or bit_tiny.")
+    arch_args: dict[str, Any] = _field({}, "Keyword arguments of the architecture.")
+    image_size: int = _field(0, "Pixels a side; 0 = the architecture's own (bit_tiny: 32).")
+    mean: tuple[float, ...] = _field((), "Three channel means in 0…1; empty = the architecture's own.")
+    std: tuple[float, ...] = _field((), "Three channel deviations in 0…1; empty = the architecture's own.")
+    epochs: float = _field(30.0, "Passes over the train images.")
+    batch_size: int = _field(64, "Images a step.")
+    micro_batch: int = _field(0, "Images a forward pass; 0 = the whole batch.")
+    lr: float = _field(0.4, "Peak learning rate for 256 images a step; scaled with the batch size.")
+    warmup_epochs: float = _field(2.0, "Epochs of linear warm-up.")
+    warmup_start: float = _field(
+        0.0, "Share of the peak that the warm-up starts from (the paper: 1/workers)."
+    )
+    schedule: str = _field("cosine", "cosine, step or constant.")
+    milestones: tuple[float, ...] = _field(
+        (), "Epochs of the step schedule's decays; empty = at 1/3, 2/3 and 8/9."
+    )
+    decay: float = _field(0.1, "Factor of the step schedule.")
+    min_lr: float = _field(0.0, "Where the cosine ends.")
+    momentum: float = _field(0.9, "SGD momentum.")
+    nesterov: bool = _field(True, "Nesterov's momentum.")
+    weight_decay: float = _field(1e-4, "Weight decay.")
+    agc: float = _field(
+        0.0, "Adaptive gradient clipping factor, without the head; 0 = off (the paper: 0.01)."
+    )
+    label_smoothing: float = _field(0.0, "Label smoothing.")
+    augment: str = _field("crop", "crop (random resized crop), xray (shift, rotate, scale) or none.")
+    crop_scale: float = _field(0.5, "Smallest share of the area in a crop (ImageNet's usual: 0.08).")
+    hflip: float = _field(0.5, "Probability of a horizontal flip; 0 for digits and text.")
+    randaugment: str = _field("", "timm's words, such as rand-m9-n2; empty = off.")
+    val_fraction: float = _field(0.1, "Share of train held out where the source has no val split.")
+    seed: int = _field(0, "Random seed of weights, order and augmentation.")
+
+    def __post_init__(self) -> None:
+        _choice("schedule", self.schedule, SCHEDULES)
+        _choice("augment", self.augment, AUGMENTATIONS)
+        positive = {"epochs": self.epochs, "batch_size": self.batch_size, "lr": self.lr}
+        for name, value in positive.items():
+            if not (value > 0 and math.isfinite(value)):
+                raise UsageError(f"{name} must be above 0, not {value}")
+        for name, length in (("mean", len(self.mean)), ("std", len(self.std))):
+            if length not in (0, 3):
+                raise UsageError(f"{name} needs three values, one a channel, not {length}")
+        if not 0 < self.val_fraction < 1:
+            raise UsageError(f"val_fraction must lie between 0 and 1, not {self.val_fraction}")
+        if not 0 < self.crop_scale <= 1:
+            raise UsageError(f"crop_scale must lie in (0, 1], not {self.crop_scale}")
+
+    @property
+    def architecture(self) -> tuple[str, dict[str, Any]]:
+        """timm's name and the keyword arguments of its `create_model`."""
+        name, args = ARCHITECTURES.get(self.arch, (self.arch, {}))
+        return name, {**args, **self.arch_args}
+
+    def plain(self) -> dict[str, Any]:
+        """Plain values only, for a checkpoint."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    @classmethod
+    def from_plain(cls, values: dict[str, Any], where: str = "recipe") -> Recipe:
+        """A recipe of plain values; `DataError` for an unknown key (nearest named) or a value of the wrong kind."""
+        return cls().override(values, where)
+
+    def override(self, values: dict[str, Any], where: str) -> Recipe:
+        """The same recipe with these values instead."""
+        kinds = {f.name: f.default if f.name != "arch_args" else {} for f in fields(self)}
+        checked = {}
+        for key, value in values.items():
+            if key not in kinds:
+                raise DataError(
+                    f"{where}: unknown key '{key}'.{nearest(key, kinds)} Known: {', '.join(kinds)}"
+                )
+            checked[key] = _as(kinds[key], key, value, where)
+        return replace(self, **checked)
+
+
+def _choice(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise UsageError(f"{name} '{value}' is not one of {', '.join(known)}.{nearest(value, known)}")
+
+
+def _as(default: Any, key: str, value: Any, where: str) -> Any:
+    """`value` if it is of the kind of the field's default."""
+    kind = type(default)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if kind is tuple and isinstance(value, list | tuple):
+        if key == "classes":
+            return tuple(str(v) for v in value)
+        if all(isinstance(v, int | float) and not isinstance(v, bool) for v in value):
+            return tuple(float(v) for v in value)
+    elif isinstance(value, kind) and isinstance(value, bool) == (kind is bool):
+        return value
+    names = {
+        float: "a number",
+        int: "a whole number",
+        str: "a text",
+        bool: "true or false",
+        tuple: "a list",
+        dict: "a table",
+    }
+    raise DataError(f"{where}: {key} = {value!r} should be {names[kind]}")
+
+
+def read_recipe(path: Path) -> Recipe:
+    """A recipe from a TOML file; `DataError` names the file and the key or line."""
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"recipe '{path}' does not exist") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"recipe '{path}' is no TOML: {error}") from error
+    return Recipe.from_plain(values, f"recipe '{path}'")

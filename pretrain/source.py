@@ -1,0 +1,123 @@
+"""A source: the train split of a target, perhaps of some of its classes only, with a part to validate on.
+
+Test images are never touched.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastxfer.errors import DataError, UsageError, nearest
+from fastxfer.targets.table import Target
+
+
+@dataclass(frozen=True)
+class Part:
+    """Images and labels: (n,) int64 classes, or (n, n_classes) float32 with NaN = unknown."""
+
+    paths: list[Path]
+    labels: NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a backbone is trained on; `held_out`: the validation part was cut from train."""
+
+    name: str
+    class_names: tuple[str, ...]
+    train: Part
+    val: Part
+    held_out: bool
+
+
+def open_source(
+    target: Target, classes: tuple[str, ...] = (), *, name: str = "", val_fraction: float = 0.1, seed: int = 0
+) -> Source:
+    """The target's train and val splits, restricted to `classes` (their order is kept).
+
+    Without a val split, `val_fraction` of train is held out: seeded, stratified, by patients where they are known.
+    `UsageError` for an unknown class, `DataError` for a source without train images or with one class only.
+    """
+    if target.root is None:
+        raise DataError(
+            f"source '{target.name}': its images are not known, only its table; use `--source` with --data-root"
+        )
+    names, labels = _restrict(target, classes)
+    rows = np.flatnonzero((~np.isnan(labels)).any(axis=1) if labels.ndim == 2 else labels >= 0)
+    train = rows[target.split[rows] == "train"]
+    val = rows[target.split[rows] == "val"]
+    of = f" of the classes {', '.join(names)}" if classes else ""
+    if len(train) == 0:
+        raise DataError(f"source '{target.name}' has no train images{of}")
+    if labels.ndim == 1 and len(np.unique(labels[train])) < 2:
+        raise DataError(
+            f"source '{target.name}': all {len(train)} train images{of} are of one class: nothing to learn"
+        )
+    held_out = len(val) == 0
+    if held_out:
+        groups = None if target.patient is None else target.patient[train]
+        taken = _hold_out(labels[train], groups, val_fraction, seed)
+        train, val = train[~taken], train[taken]
+
+    def part(of_rows: NDArray[np.int64]) -> Part:
+        assert target.root is not None
+        return Part([target.root / str(i) for i in target.image_id[of_rows]], labels[of_rows])
+
+    return Source(name or _name(target, names), names, part(train), part(val), held_out)
+
+
+def _restrict(target: Target, classes: tuple[str, ...]) -> tuple[tuple[str, ...], NDArray[Any]]:
+    """Class names and labels, −1 for the images of other classes."""
+    if not classes:
+        return target.class_names, target.labels
+    known = {n: i for i, n in enumerate(target.class_names)}
+    for c in classes:
+        if c not in known:
+            shown = ", ".join(target.class_names[:20]) + (", …" if len(known) > 20 else "")
+            raise UsageError(
+                f"--classes: source '{target.name}' has no class '{c}'.{nearest(c, known)} It has: {shown}"
+            )
+    if len(set(classes)) != len(classes):
+        raise UsageError("--classes: the same class twice")
+    columns = [known[c] for c in classes]
+    if target.multi_label:
+        return classes, target.labels[:, columns]
+    new = np.full(len(known), -1, np.int64)
+    new[columns] = np.arange(len(columns))
+    return classes, new[target.labels.astype(np.int64)]
+
+
+def _name(target: Target, names: tuple[str, ...]) -> str:
+    if names == target.class_names:
+        return target.name
+    return f"{target.name}[{','.join(names)}]" if len(names) <= 8 else f"{target.name}[{len(names)} classes]"
+
+
+def _hold_out(
+    labels: NDArray[Any], groups: NDArray[Any] | None, fraction: float, seed: int
+) -> NDArray[np.bool_]:
+    """(n,) bool: about `fraction` of each class, whole patients only, at least one image left for training."""
+    rng = np.random.default_rng([seed, 1])
+    n = len(labels)
+    taken = np.zeros(n, bool)
+    if groups is not None and len(np.unique(groups)) < n:
+        persons, of_person = np.unique(groups, return_inverse=True)
+        for person in rng.permutation(len(persons)):
+            mine = of_person == person
+            if taken.sum() + mine.sum() <= round(fraction * n):
+                taken |= mine
+    elif labels.ndim == 2:
+        taken[rng.permutation(n)[: round(fraction * n)]] = True
+    else:
+        for c in np.unique(labels):
+            rows = np.flatnonzero(labels == c)
+            taken[rng.permutation(rows)[: round(fraction * len(rows))]] = True
+    if not taken.any():
+        # A handful of images: one is held out all the same, so that validation exists.
+        taken[rng.integers(n)] = n > 1
+    return taken
