@@ -101,5 +101,5 @@ class Target:
         """
         if not self.multi_label:
             return self.labels.astype(np.int64)
-        positive = np.nan_to_num(self.labels) > 0.5
+        positive = np.asarray(self.labels > 0.5)  # NaN is not
         return np.where(positive.sum(axis=1) == 1, positive.argmax(axis=1), -1).astype(np.int64)

@@ -1,0 +1,117 @@
+"""Tables that people write: UTF-8 CSV with a header, read strictly, with the row named in every complaint."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastxfer.errors import DataError, nearest
+
+_DELIMITERS = (",", ";", "\t")
+_BOMS = ((b"\xff\xfe", "UTF-16"), (b"\xfe\xff", "UTF-16"))
+
+
+@dataclass(frozen=True)
+class Table:
+    """A CSV file in memory: cells are stripped strings.
+
+    rows: the cells, one list a row; row_numbers: where each stands in the file, counted as a spreadsheet does
+    (the header is row 1, blank lines count).
+    """
+
+    file: Path
+    columns: tuple[str, ...]
+    rows: list[list[str]]
+    row_numbers: list[int]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def column(self, name: str) -> list[str]:
+        """The cells of a column, top to bottom. `DataError` lists the columns there are."""
+        if name not in self.columns:
+            raise DataError(
+                f"{self.file}: no column '{name}'; the columns are: {', '.join(self.columns)}."
+                f"{nearest(name, self.columns)}"
+            )
+        i = self.columns.index(name)
+        return [row[i] for row in self.rows]
+
+    def where(self, i: int) -> str:
+        """``"labels.csv, row 7"`` for the i-th row, for messages."""
+        return f"{self.file}, row {self.row_numbers[i]}"
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content of a file, unpacked if its name ends in ``.gz``."""
+    try:
+        if path.suffix == ".gz":
+            with gzip.open(path) as stream:
+                return stream.read()
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise DataError(f"{path}: there is no such file") from None
+    except (OSError, EOFError) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from error
+
+
+def read_csv(path: Path) -> Table:
+    """Read a CSV file: UTF-8 with or without BOM, any line ends, quoted cells; ``,``, ``;`` or tab between cells.
+
+    Raises `DataError` naming file and row: other encodings, broken quoting, rows longer or shorter than the
+    header, a column named twice, no rows at all.
+    """
+    text = _decode(path, read_bytes(path))
+    first = text.split("\n", 1)[0]
+    delimiter = max(_DELIMITERS, key=first.count)
+    records = _records(path, text, delimiter)
+    header = next((cells for _, cells in records if cells), None)
+    if header is None:
+        raise DataError(f"{path}: the table is empty; expected a header such as path,label,split,patient")
+    columns = tuple(cell.strip() for cell in header)
+    twice = sorted({c for c in columns if c and columns.count(c) > 1})
+    if twice:
+        raise DataError(f"{path}: column '{twice[0]}' occurs more than once in the header")
+    rows: list[list[str]] = []
+    numbers: list[int] = []
+    for number, cells in records:
+        if not cells:
+            continue  # a blank line
+        if len(cells) != len(columns) and any(cells[len(columns) :] or ["short"]):
+            raise DataError(
+                f"{path}, row {number}: {len(cells)} cells where the header has {len(columns)} "
+                "(a comma inside a cell needs quotes around the cell)"
+            )
+        rows.append([cell.strip() for cell in cells[: len(columns)]])
+        numbers.append(number)
+    if not rows:
+        raise DataError(f"{path}: the table has a header but no rows")
+    return Table(path, columns, rows, numbers)
+
+
+def _decode(path: Path, raw: bytes) -> str:
+    for bom, encoding in _BOMS:
+        if raw.startswith(bom):
+            raise DataError(f"{path}: written as {encoding}, expected UTF-8; save it as 'CSV UTF-8'")
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        row = raw.count(b"\n", 0, error.start) + 1
+        raise DataError(
+            f"{path}, row {row}: byte 0x{raw[error.start]:02x} is not UTF-8; save the table as 'CSV UTF-8'"
+        ) from None
+
+
+def _records(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    number = 0
+    try:
+        for number, cells in enumerate(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True), 1):
+            if any("\0" in cell for cell in cells):
+                raise DataError(f"{path}, row {number}: contains a NUL character; is this a text file?")
+            yield number, cells if any(cell.strip() for cell in cells) else []
+    except csv.Error as error:
+        raise DataError(f"{path}, row {number + 1}: broken quoting ({error})") from None

@@ -1,0 +1,121 @@
+"""Image files below a root folder: listing them, and making sure that none leaves it."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fastxfer.errors import DataError
+from fastxfer.images import EXTENSIONS
+
+
+@dataclass
+class Found:
+    """What a walk over a folder came upon; all paths relative to it, "/" between folders, sorted."""
+
+    images: list[str] = field(default_factory=list)
+    folders: list[str] = field(default_factory=list)
+    others: Counter[str] = field(default_factory=Counter)  # ending of files that are no images by name -> count
+
+
+def walk_images(root: Path) -> Found:
+    """List the image files below `root` (by their ending), in all depths.
+
+    Symbolic links are followed as long as they stay inside `root`; one that leaves it is a `DataError`, since what
+    it points to is not part of the data set that is being described. Names starting with a dot and `__MACOSX` are
+    left alone: they are the leavings of operating systems.
+    """
+    found = Found()
+    real_root = os.path.realpath(root)
+    # (path, relative, real paths of the folders above): a link to a folder above would turn the walk into a circle.
+    stack: list[tuple[str, str, tuple[str, ...]]] = [(str(root), "", (real_root,))]
+    while stack:
+        folder, relative, above = stack.pop()
+        for entry in os.scandir(folder):
+            if entry.name.startswith(".") or entry.name == "__MACOSX":
+                continue
+            path = f"{relative}/{entry.name}" if relative else entry.name
+            real = None
+            if entry.is_symlink():
+                real = os.path.realpath(entry.path)
+                if not _inside(real, real_root):
+                    raise DataError(
+                        f"{entry.path}: this link leads out of {root}, to {real}; links are followed only inside the "
+                        "folder (add the folder that holds both, with a CSV, or copy the files)"
+                    )
+                if not os.path.exists(real):
+                    raise DataError(f"{entry.path}: this link leads to {real}, which isn't there")
+            if entry.is_dir():
+                # Below a followed link the real path is no longer the path as walked, so resolve it there.
+                real = real or os.path.join(above[-1], entry.name)
+                if real not in above:
+                    found.folders.append(path)
+                    stack.append((entry.path, path, (*above, real)))
+            elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS:
+                found.images.append(path)
+            else:
+                found.others[os.path.splitext(entry.name)[1].lower() or "no ending"] += 1
+    found.images.sort()
+    found.folders.sort()
+    return found
+
+
+def locate_images(root: Path, paths: Sequence[str], where: Iterable[str]) -> list[str]:
+    """Turn listed paths into image ids: relative to `root`, normalised, "/" between folders.
+
+    paths: as listed; absolute ones are fine if they lead into `root`. where: what messages call each
+    ("labels.csv, row 7"). Every file must exist, and be inside `root` after links were followed.
+    Raises `DataError` for the first path that leaves, and for missing files together (first few named, all counted).
+    """
+    base, real_root = os.path.abspath(root), os.path.realpath(root)
+    listings: dict[str, dict[str, bool] | None] = {}
+    ids: list[str] = []
+    missing: list[str] = []
+    for path, place in zip(paths, where, strict=True):
+        image_id = _relative(path, base, real_root)
+        if image_id is None:
+            raise DataError(f"{place}: '{path}' leaves the data root {root}; list paths relative to it, without '..'")
+        folder, name = os.path.split(image_id)
+        if folder not in listings:
+            listings[folder] = _list(os.path.join(base, folder), real_root)
+        names = listings[folder]
+        is_link = None if names is None else names.get(name)
+        full = os.path.join(base, image_id)
+        if names is None or (is_link and not _inside(os.path.realpath(full), real_root)):
+            raise DataError(f"{place}: '{path}' leads out of the data root {root} through a symbolic link")
+        if is_link is None or (is_link and not os.path.isfile(full)):
+            missing.append(f"{place}: '{path}'")
+        ids.append(image_id)
+    if missing:
+        more = f" and {len(missing) - 5:,} more" if len(missing) > 5 else ""
+        raise DataError(
+            f"{len(missing):,} of {len(paths):,} listed images are not below {root}: {'; '.join(missing[:5])}{more}"
+        )
+    return ids
+
+
+def _relative(path: str, base: str, real_root: str) -> str | None:
+    if os.path.isabs(path):
+        for start in (base, real_root):
+            if _inside(os.path.normpath(path), start):
+                return os.path.relpath(os.path.normpath(path), start).replace(os.sep, "/")
+        return None
+    normal = os.path.normpath(path).replace(os.sep, "/")
+    return None if normal == ".." or normal.startswith("../") else normal
+
+
+def _list(folder: str, real_root: str) -> dict[str, bool] | None:
+    """Names of the files of a folder -> is it a link; {} if there is no such folder, None if it is outside."""
+    if not _inside(os.path.realpath(folder), real_root):
+        return None
+    try:
+        return {e.name: e.is_symlink() for e in os.scandir(folder) if e.is_symlink() or e.is_file()}
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+
+
+def _inside(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(folder.rstrip(os.sep) + os.sep)

@@ -1,0 +1,263 @@
+"""The register of targets that people added: ``<data root>/targets/NAME.csv`` with ``NAME.json`` beside it."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import hashlib
+import io
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from fastxfer.errors import DataError, UsageError, nearest
+from fastxfer.progress import say
+from fastxfer.targets.csvfile import read_bytes, read_csv
+from fastxfer.targets.families import FAMILIES, Family
+from fastxfer.targets.listing import NO_FINDING, SEPARATOR, build_target, read_folder, read_table
+from fastxfer.targets.table import Target
+
+FORMAT = 1
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+def add_target(
+    source: Path | str,
+    name: str,
+    data_root: Path | str,
+    *,
+    label_column: str = "label",
+    split_seed: int = 0,
+    test_fraction: float = 0.2,
+    root: Path | str | None = None,
+    multi_label: bool | None = None,
+    replace: bool = False,
+) -> Target:
+    """Put a data set of one's own under a name.
+
+    source: a folder with a ``labels.csv`` (which then decides alone), an ImageFolder with or without train/ and
+    test/, or a CSV with ``path,label[,split][,patient]`` whose paths start at `root` (default: the CSV's folder).
+    Labels "A|B" make it multi-label; "No Finding" then stands for none of them. No pixel is read or copied.
+
+    Writes the register entry under `data_root` and returns the table. Adding the same again changes nothing;
+    other content under a name in use is a `DataError` unless `replace`.
+    """
+    check_name(name)
+    source, data_root = Path(source), Path(data_root)
+    if name in FAMILIES:
+        raise UsageError(
+            f"'{name}' is the name of a built-in target (its files belong to {data_root / name}); choose another"
+        )
+    if source.is_dir():
+        table_file = source / "labels.csv"
+        base = source
+    elif source.exists():
+        table_file = source
+        base = Path(root) if root is not None else source.parent
+    else:
+        raise DataError(f"{source}: there is no such folder or CSV file")
+    if root is not None and source.is_dir():
+        raise UsageError(f"a root is given with a CSV only; {source} is a folder, and its own root")
+    if table_file.is_file():
+        listing = read_table(read_csv(table_file), base, label_column=label_column)
+        kind = "table"
+    elif label_column != "label":
+        raise DataError(f"{source}: column '{label_column}' asked for, but there is no labels.csv in this folder")
+    else:
+        listing = read_folder(base)
+        kind = "folder"
+    target = build_target(listing, name, multi_label=multi_label, split_seed=split_seed, test_fraction=test_fraction)
+    meta = {
+        "format": FORMAT,
+        "name": name,
+        "kind": kind,
+        "source": str(source.absolute()),
+        "root": str(target.root),
+        "label_column": label_column,
+        "split_seed": split_seed,
+        "multi_label": target.multi_label,
+        "class_names": list(target.class_names),
+        "n_images": target.n_images,
+        "fingerprint": target.fingerprint,
+        "notes": list(target.notes),
+    }
+    _write_entry(register_folder(data_root), name, target, meta, replace)
+    for note in target.notes:
+        say(f"{name}: {note}")
+    return target
+
+
+def load_target(name: str, data_root: Path | str, **options: Any) -> Target:
+    """The target of that name: one that was added, or a built-in family whose files lie under ``data_root/name``.
+
+    options: for built-in families only, see their readers (`policy`, `views`, `labels_only` …).
+    Raises `UsageError` for an unknown name (nearest names offered) or option, `DataError` for missing files.
+    """
+    check_name(name)
+    data_root = Path(data_root)
+    if name in FAMILIES:
+        return FAMILIES[name].read(data_root / name, options)
+    if not (register_folder(data_root) / f"{name}.json").is_file():
+        lying = data_root / name
+        hint = f" The folder {lying} is there: fastxfer targets add {lying} --name {name}" if lying.is_dir() else ""
+        known = [*registered_names(data_root), *FAMILIES]
+        hint = hint or " `fastxfer targets ls` lists all."
+        raise UsageError(f"unknown target '{name}' in {data_root}.{nearest(name, known)}{hint}")
+    if options:
+        raise UsageError(f"target '{name}' was added by hand and takes no option '{next(iter(options))}'")
+    return _read_entry(register_folder(data_root), name)
+
+
+def list_targets(data_root: Path | str) -> list[dict[str, Any]]:
+    """What there is: added targets, then built-in families whether or not their files are there.
+
+    Keys: name, kind ("folder", "table", "built-in"), available, n_images and n_classes (None where only reading the
+    files would tell), where (the root folder, or where to put and get the files).
+    """
+    data_root = Path(data_root)
+    rows = []
+    for name in registered_names(data_root):
+        meta = _read_meta(register_folder(data_root), name)
+        rows.append(
+            {
+                "name": name,
+                "kind": meta["kind"],
+                "available": Path(meta["root"]).is_dir(),
+                "n_images": meta["n_images"],
+                "n_classes": len(meta["class_names"]),
+                "where": meta["root"],
+            }
+        )
+    for name, family in FAMILIES.items():
+        folder = data_root / name
+        there = folder.is_dir()
+        rows.append(
+            {
+                "name": name,
+                "kind": "built-in",
+                "available": there,
+                "n_images": None,
+                "n_classes": None,
+                "where": str(folder) if there else f"{folder} (missing; {family.source})",
+            }
+        )
+    return rows
+
+
+def register_folder(data_root: Path | str) -> Path:
+    return Path(data_root) / "targets"
+
+
+def registered_names(data_root: Path | str) -> list[str]:
+    """Names of the added targets, sorted."""
+    folder = register_folder(data_root)
+    return sorted(p.stem for p in folder.glob("*.json") if _NAME.fullmatch(p.stem)) if folder.is_dir() else []
+
+
+def check_name(name: str) -> None:
+    if not _NAME.fullmatch(name):
+        raise UsageError(
+            f"'{name}' cannot name a target; use letters, digits, '.', '_' and '-', at most 100, "
+            "starting with a letter or digit"
+        )
+
+
+def _write_entry(folder: Path, name: str, target: Target, meta: dict[str, Any], replace: bool) -> None:
+    """Both files are written in full beside their places before either is renamed: a full disk changes nothing."""
+    if (folder / f"{name}.json").is_file() and not replace:
+        old = _read_meta(folder, name)
+        if old["fingerprint"] == meta["fingerprint"] and old["root"] == meta["root"]:
+            say(f"{name}: already added, with the same content")
+            return
+        raise DataError(
+            f"target '{name}' exists with other content ({old['n_images']:,} images in {old['root']}); "
+            "choose another name, or replace it with --replace"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    table = _table_bytes(target)
+    meta = {**meta, "table_sha256": hashlib.sha256(table).hexdigest()}
+    contents = {
+        f"{name}.csv": table,
+        f"{name}.json": (json.dumps(meta, indent=2, ensure_ascii=False) + "\n").encode(),
+    }
+    temporary = {final: folder / f".{final}.{os.getpid()}.tmp" for final in contents}
+    try:
+        for final, content in contents.items():
+            with open(temporary[final], "wb") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+        for final, path in temporary.items():
+            os.replace(path, folder / final)
+    finally:
+        for path in temporary.values():
+            path.unlink(missing_ok=True)
+
+
+def _table_bytes(target: Target) -> bytes:
+    """The table in the format that `targets add` reads, so that it can be edited and added again."""
+    text = io.StringIO()
+    write = csv.writer(text, lineterminator="\n").writerow
+    write(["path", "label", "split", *(["patient"] if target.patient is not None else [])])
+    names = target.class_names
+    for i in range(target.n_images):
+        if target.multi_label:
+            label = SEPARATOR.join(n for n, v in zip(names, target.labels[i], strict=True) if v > 0.5) or NO_FINDING
+        else:
+            label = names[target.labels[i]]
+        row = [target.image_id[i], label, target.split[i]]
+        write(row if target.patient is None else [*row, target.patient[i]])
+    return text.getvalue().encode()
+
+
+def _read_meta(folder: Path, name: str) -> dict[str, Any]:
+    path = folder / f"{name}.json"
+    try:
+        meta: dict[str, Any] = json.loads(read_bytes(path))
+        newer = meta["format"] > FORMAT
+        complete = {
+            "kind",
+            "root",
+            "multi_label",
+            "class_names",
+            "n_images",
+            "fingerprint",
+            "table_sha256",
+        } <= meta.keys()
+    except (ValueError, KeyError, TypeError, AttributeError):
+        newer = complete = False
+    if newer:
+        raise DataError(f"{path}: written by a newer fastxfer (format {meta['format']}, this one knows {FORMAT})")
+    if not complete:
+        raise DataError(f"{path}: not a register entry of fastxfer, or damaged; add the target again with --replace")
+    return meta
+
+
+def _read_entry(folder: Path, name: str) -> Target:
+    meta = _read_meta(folder, name)
+    path, root = folder / f"{name}.csv", Path(meta["root"])
+    if hashlib.sha256(read_bytes(path)).hexdigest() != meta["table_sha256"]:
+        raise DataError(
+            f"{path}: changed since it was added; to use it as it is: fastxfer targets add {path} --root {root} "
+            f"--name {name} --replace"
+        )
+    if not root.is_dir():
+        raise DataError(
+            f"target '{name}': its images were in {root}, which isn't there any more; add it again with --replace"
+        )
+    listing = read_table(read_csv(path), root, check_files=False)
+    target = build_target(listing, name, multi_label=meta["multi_label"], class_names=meta["class_names"])
+    return dataclasses.replace(target, root=root, notes=tuple(meta["notes"]))
+
+
+__all__ = [
+    "FAMILIES",
+    "Family",
+    "add_target",
+    "check_name",
+    "list_targets",
+    "load_target",
+    "registered_names",
+]

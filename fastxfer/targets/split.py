@@ -1,0 +1,122 @@
+"""Seeded splits: stratified by label, disjoint in patients, the same whatever the order of the rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def make_split(
+    image_id: NDArray[np.str_],
+    labels: NDArray[np.int64] | NDArray[np.float32],
+    patient: NDArray[np.str_] | None,
+    *,
+    fractions: Mapping[str, float],
+    seed: int,
+) -> NDArray[np.str_]:
+    """Assign every image to one split.
+
+    image_id:  (n,) str, unique
+    labels:    (n,) int64 class index, or (n, c) float32 with NaN = unknown (counts as not positive here)
+    patient:   (n,) str; all images of one patient go to one split. None: every image for itself.
+    fractions: split name -> share of the images, summing to 1
+    Returns (n,) str. Depends on contents and `seed` only, not on the order of rows.
+
+    Without patients and with one label an image, every class is cut by itself: its counts are the exact shares,
+    rounded, and a class of at least as many images as splits is in all of them. Else groups are dealt one by one,
+    rarest label first, to the split that lacks this label most: iterative stratification (Sechidis, Tsoumakas &
+    Vlahavas, ECML 2011), with groups of images in place of images; then classes that one split misses altogether
+    are repaired where a group can be spared.
+    """
+    names = [name for name, share in fractions.items() if share > 0]
+    shares = np.array([fractions[name] for name in names])
+    if not np.isclose(shares.sum(), 1.0) or (shares > 1).any():
+        raise ValueError(f"shares of the splits must sum to 1, not {shares.sum():g}")
+    rng = np.random.default_rng(seed)
+    n = len(image_id)
+    if patient is None:
+        # Row numbers in the order of the names, so that shuffled rows give the same split.
+        order = np.argsort(image_id, kind="stable")
+        if labels.ndim == 1:
+            chosen = np.empty(n, dtype=np.int64)
+            chosen[order] = _cut_classes(labels[order].astype(np.int64), shares, rng)
+            return np.array(names)[chosen]
+        group = np.empty(n, dtype=np.int64)
+        group[order] = np.arange(n)
+    else:
+        group = np.unique(patient, return_inverse=True)[1]
+    chosen = _deal_groups(_label_counts(labels, group), shares, rng)[group]
+    return np.array(names)[chosen]
+
+
+def _cut_classes(labels: NDArray[np.int64], shares: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.int64]:
+    chosen = np.empty(len(labels), dtype=np.int64)
+    for label in np.unique(labels):
+        rows = rng.permutation(np.flatnonzero(labels == label))
+        counts = _round_shares(len(rows), shares)
+        chosen[rows] = np.repeat(np.arange(len(shares)), counts)
+    return chosen
+
+
+def _round_shares(total: int, shares: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Whole numbers that sum to `total`, nearest to its shares (largest remainder), none 0 while `total` allows it."""
+    exact = shares * total
+    counts = np.floor(exact + 1e-9).astype(np.int64)
+    for i in np.argsort(counts - exact, kind="stable")[: total - counts.sum()]:
+        counts[i] += 1
+    while total >= len(shares) and (counts == 0).any():
+        counts[np.argmax(counts)] -= 1
+        counts[np.argmin(counts)] += 1
+    return counts
+
+
+def _label_counts(labels: NDArray[np.int64] | NDArray[np.float32], group: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(groups, strata): how many images of each group carry each label; images without any are a stratum of theirs."""
+    if labels.ndim == 1:
+        counts = np.zeros((group.max() + 1, int(labels.max()) + 1), dtype=np.int64)
+        np.add.at(counts, (group, labels.astype(np.int64)), 1)
+        return counts
+    positive = labels > 0.5  # NaN is not
+    columns = np.column_stack([positive, ~positive.any(axis=1)]).astype(np.int64)
+    counts = np.zeros((group.max() + 1, columns.shape[1]), dtype=np.int64)
+    np.add.at(counts, group, columns)
+    return counts
+
+
+def _deal_groups(counts: NDArray[np.int64], shares: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.int64]:
+    n_groups, n_strata = counts.shape
+    wanted = shares[:, None] * counts.sum(axis=0)  # (splits, strata), what each split still lacks
+    wanted_all = wanted.sum(axis=1)
+    chosen = np.full(n_groups, -1, dtype=np.int64)
+    holders = (counts > 0).sum(axis=0)
+    order = rng.permutation(n_groups)
+    # Large groups first: the small ones that follow can still even out what a large one upset.
+    order = order[np.argsort(-counts[order].sum(axis=1), kind="stable")]
+    for stratum in sorted(range(n_strata), key=lambda s: (holders[s], s)):
+        for g in order[(counts[order, stratum] > 0) & (chosen[order] < 0)]:
+            lack = wanted[:, stratum]
+            best = np.flatnonzero(lack >= lack.max() - 1e-9)
+            split = int(best[np.argmax(wanted_all[best])])
+            chosen[g] = split
+            wanted[split] -= counts[g]
+            wanted_all[split] -= counts[g].sum()
+    _repair(chosen, counts, len(shares), rng)
+    return chosen
+
+
+def _repair(chosen: NDArray[np.int64], counts: NDArray[np.int64], n_splits: int, rng: np.random.Generator) -> None:
+    """Give a split that misses a label altogether a group with it, where no other split loses a label by that."""
+    holders = np.stack([(counts[chosen == s] > 0).sum(axis=0) for s in range(n_splits)])  # (splits, strata)
+    for split, stratum in np.argwhere(holders == 0):
+        if holders[split, stratum]:
+            continue  # mended on the way, by a group moved for another label
+        candidates = rng.permutation(np.flatnonzero((counts[:, stratum] > 0) & (chosen != split)))
+        for g in candidates[np.argsort(counts[candidates].sum(axis=1), kind="stable")]:
+            carries = counts[g] > 0
+            if (holders[chosen[g], carries] > 1).all():
+                holders[chosen[g]] -= carries
+                holders[split] += carries
+                chosen[g] = split
+                break
