@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -60,8 +60,12 @@ class Probe(ABC):
     def solve_full(self, x: Array, y: Array, query: Array, n_classes: int) -> Iterator[Solution]:
         """Fit all of `x` (m, dim), `y` (m,) or (m, n_classes) with NaN; score `query` (q, dim)."""
 
+    @abstractmethod
+    def at(self, position: int, n_support: int) -> Probe:
+        """This probe at setting number `position` alone."""
+
     def probabilities(self, scores: Array, multi_label: bool) -> Array:
-        """Scores on a scale that compares across queries, as ranking metrics need it. Scores as they are, by default."""
+        """Scores on a scale that compares across queries, as ranking metrics need it; as they are by default."""
         return scores
 
 
@@ -81,6 +85,9 @@ class _Penalised(Probe):
 
     def settings(self, n_support: int) -> list[str]:
         return [_l2_params(value) for value in self.l2_values(n_support)]
+
+    def at(self, position: int, n_support: int) -> Probe:
+        return replace(self, l2=(self.l2_values(n_support)[position],))
 
 
 def _l2_params(l2: float) -> str:
@@ -147,6 +154,9 @@ class PrototypeProbe(Probe):
     def settings(self, n_support: int) -> list[str]:
         return [f"metric={self.metric}"]
 
+    def at(self, position: int, n_support: int) -> Probe:
+        return self
+
     def solve(
         self, pool: ops.Pool, support: Array, support_labels: Array, query: Array, ways: int
     ) -> Iterator[Solution]:
@@ -181,6 +191,9 @@ class KnnProbe(Probe):
     def settings(self, n_support: int) -> list[str]:
         vote = "vote=plain" if self.temperature is None else f"temperature={self.temperature:g}"
         return [f"k={k};{vote}" for k in self.k_values(n_support)]
+
+    def at(self, position: int, n_support: int) -> Probe:
+        return replace(self, k=(self.k_values(n_support)[position],))
 
     def solve(
         self, pool: ops.Pool, support: Array, support_labels: Array, query: Array, ways: int

@@ -23,6 +23,8 @@ class Protocol:
     ways:        classes an episode, "all", or None: 5, or all of them where a target has fewer
     shots:       support images a class; classes, queries and nested support are shared by all of them
     queries:     query images a class; None: 15, or the whole query split for ways "all"
+    metrics:     none given: accuracy where each class has as many queries; with the whole query split, whose classes
+                 may be of any size, balanced accuracy and AUC too
     query_split: "test", or "val" for anything that serves a choice
     drop_scarce: leave out classes with too few images for the largest of `shots` instead of failing
     """
@@ -33,7 +35,7 @@ class Protocol:
     query_split: str = "test"
     episodes: int = 1000
     seed: int = 0
-    metrics: tuple[str, ...] = ("accuracy",)
+    metrics: tuple[str, ...] = ()
     drop_scarce: bool = False
 
     def __post_init__(self) -> None:
@@ -55,6 +57,12 @@ class Protocol:
         if ways is None:
             ways = min(DEFAULT_WAYS, len(target.class_names))
         return self._spec(ways, shots)
+
+    def metrics_of(self, spec: EpisodeSpec) -> tuple[str, ...]:
+        """The metrics to compute on the episodes of a spec."""
+        if self.metrics:
+            return self.metrics
+        return ("accuracy", "balanced_accuracy", "auc") if spec.queries == "all" else ("accuracy",)
 
     def _spec(self, ways: int | Literal["all"], shots: int) -> EpisodeSpec:
         queries = self.queries

@@ -1,4 +1,4 @@
-"""Results on disk: tidy rows, one a measured value, in append-only Parquet parts.
+"""Results on disk: tidy rows, one a measured value, in append-only Parquet parts; and a log of the runs that made them.
 
 A part holds whole cells (a cell is a row's key without its episode), each with a contiguous range of episodes that the
 part's footer lists. So duplicates are found, and finished work is known, by reading footers only.
@@ -11,7 +11,9 @@ import json
 import os
 import tempfile
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -52,6 +54,7 @@ SCHEMA = pa.schema(
 )
 
 Cell = tuple[str | int, ...]
+_Span = tuple[int, int, str]  # first episode, last episode, hash of their list
 
 
 def results_path(store_path: str | Path) -> Path:
@@ -67,7 +70,7 @@ class ResultStore:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._cells: dict[Cell, list[tuple[int, int]]] = {}
+        self._cells: dict[Cell, list[_Span]] = {}
         self._parts: set[str] = set()
 
     @classmethod
@@ -84,10 +87,19 @@ class ResultStore:
                     self._cells.setdefault(cell, []).append(span)
                 self._parts.add(part.name)
 
-    def episodes_done(self, cell: Cell) -> int:
-        """How many episodes of a cell are there, counted from episode 0 without a gap."""
+    def episodes_done(self, cell: Cell, episodes_hash: str) -> int:
+        """How many episodes of a cell are there, counted from episode 0 without a gap.
+
+        `DataError` if the cell's rows are of another list of episodes, which happens when a target has changed.
+        """
         done = 0
-        for first, last in sorted(self._cells.get(cell, [])):
+        for first, last, of_list in sorted(self._cells.get(cell, [])):
+            if of_list != episodes_hash:
+                named = ", ".join(f"{name}={value}" for name, value in zip(CELL, cell, strict=True))
+                raise DataError(
+                    f"results '{self.path}' hold rows of other episodes under the same key ({named}): the target's "
+                    "images, labels or splits have changed since. Use another --results folder or move this one away."
+                )
             if first > done:
                 break
             done = max(done, last + 1)
@@ -111,13 +123,13 @@ class ResultStore:
             first, last = int(episodes[0]), int(episodes[-1])
             if last - first + 1 != len(episodes):
                 raise ValueError(f"episodes of a cell are not contiguous: {cell}")
-            for old_first, old_last in self._cells.get(tuple(cell), []):
+            for old_first, old_last, _ in self._cells.get(tuple(cell), []):
                 if first <= old_last and old_first <= last:
                     raise DataError(f"results: already there: {_describe(group.iloc[0])} ({self.path})")
-            cells.append((tuple(cell), (first, last)))
+            cells.append((tuple(cell), (first, last, str(group["episodes_hash"].iloc[0]))))
         self._write(rows, cells)
 
-    def _write(self, rows: pd.DataFrame, cells: list[tuple[Cell, tuple[int, int]]]) -> None:
+    def _write(self, rows: pd.DataFrame, cells: list[tuple[Cell, _Span]]) -> None:
         footer = json.dumps({"format": FORMAT, "cells": [[list(cell), *span] for cell, span in cells]}, default=int)
         # Named by what it holds: of two writers of the same cells, the second finds the name taken.
         part = self.path / f"rows-{hashlib.sha256(footer.encode()).hexdigest()[:20]}.parquet"
@@ -141,6 +153,21 @@ class ResultStore:
         for cell, span in cells:
             self._cells.setdefault(cell, []).append(span)
 
+    def log_run(self, run: dict[str, Any]) -> None:
+        """Note what a command did (its line, versions, seconds): one JSON line in ``runs.jsonl``."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        line = json.dumps({"date": datetime.now(UTC).isoformat(timespec="seconds"), **run}, ensure_ascii=False)
+        # One write of one line to a file opened for appending: lines of two processes don't mix.
+        with open(self.path / "runs.jsonl", "a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+    def runs(self) -> list[dict[str, Any]]:
+        """The runs noted by `log_run`, oldest first."""
+        log = self.path / "runs.jsonl"
+        if not log.is_file():
+            return []
+        return [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines() if line.strip()]
+
     def read(self, columns: Sequence[str] | None = None) -> pd.DataFrame:
         """All rows; text columns are categorical. An empty frame with the right columns where there are none."""
         self._refresh()
@@ -161,7 +188,7 @@ def complete(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(**{c: v for c, v in defaults.items() if c not in rows})[SCHEMA.names]
 
 
-def _footer(part: Path) -> list[tuple[Cell, tuple[int, int]]]:
+def _footer(part: Path) -> list[tuple[Cell, _Span]]:
     try:
         metadata = pq.read_schema(part).metadata or {}
         footer = json.loads(metadata[b"fastxfer"])
@@ -170,7 +197,7 @@ def _footer(part: Path) -> list[tuple[Cell, tuple[int, int]]]:
             raise DataError(
                 f"results: '{part}' was made by a newer fastxfer (format {version}, this one reads {FORMAT}): upgrade"
             )
-        return [(tuple(cell), (first, last)) for cell, first, last in footer["cells"]]
+        return [(tuple(cell), (first, last, of_list)) for cell, first, last, of_list in footer["cells"]]
     except (pa.ArrowInvalid, KeyError, ValueError, TypeError) as error:
         raise DataError(
             f"results: '{part}' is damaged or no part of fastxfer's ({error}). Move it away and run the command "

@@ -1,0 +1,349 @@
+"""Probes on stored embeddings, as rows: few-shot episodes, and the full train split."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from fastxfer import ops
+from fastxfer.episodes import Episodes, sample_episodes
+from fastxfer.errors import DataError, UsageError, nearest
+from fastxfer.metrics import METRICS
+from fastxfer.probes import Probe, Solution
+from fastxfer.progress import progress, say
+from fastxfer.protocol import DEFAULT_QUERIES, Protocol
+from fastxfer.results import CELL, NO_EPISODE, Cell, ResultStore, complete
+from fastxfer.statistics import bootstrap_interval
+from fastxfer.store import EmbeddingStore
+from fastxfer.targets import Target, make_split
+
+Array = NDArray[Any]
+
+# Scores of a window of episodes are held in memory at once; this bounds them (float32: 64 MiB).
+WINDOW_SCORES = 16 * 2**20
+
+
+def evaluate(
+    store: EmbeddingStore,
+    episodes: Episodes,
+    probes: Sequence[Probe],
+    *,
+    backbones: Sequence[str] | None = None,
+    metrics: Sequence[str] = ("accuracy",),
+    backend: str = "auto",
+) -> pd.DataFrame:
+    """Run probes on episodes with the embeddings of each backbone that the store holds for the episodes' target.
+
+    One row a (backbone, probe, setting, metric, episode), in the columns of `fastxfer.results.SCHEMA`. Every backbone
+    sees the same episodes, so rows can be compared pairwise.
+    """
+    target = store.target(episodes.target)
+    frames = []
+    for backbone in _backbones(store, [target.name], backbones)[target.name]:
+        pool = ops.Pool(store.embeddings(backbone, target.name), backend=backend)
+        source = source_of(store, backbone, target.name)
+        for probe in probes:
+            frames += list(_episode_rows(pool, source, backbone, probe, episodes, metrics))
+    return pd.concat(frames, ignore_index=True)
+
+
+@dataclass
+class RunSummary:
+    """What a run did: new rows, episodes solved, seconds of solving, and the targets left out, with reasons."""
+
+    rows: int = 0
+    episodes: int = 0
+    seconds: float = 0.0
+    skipped: list[dict[str, str]] = field(default_factory=list)
+    unconverged: int = 0
+
+
+def run_protocol(
+    store: EmbeddingStore,
+    results: ResultStore,
+    protocol: Protocol,
+    probes: Sequence[Probe],
+    *,
+    backbones: Sequence[str] | None = None,
+    targets: Sequence[str] | None = None,
+    backend: str = "auto",
+) -> RunSummary:
+    """Run a few-shot study on all the store holds (or the named backbones and targets) and append its rows.
+
+    Episodes that the results have already are not solved again; each finished (backbone, target, shots, probe) is on
+    disk before the next begins. A target that cannot meet the protocol is an error if it was named, else it is left out
+    and listed in the summary.
+    """
+    summary = RunSummary()
+    plan = _backbones(store, targets, backbones)
+    chosen: list[tuple[Target, Episodes]] = []
+    for name in plan:
+        target = store.target(name)
+        try:
+            chosen += [
+                (target, sample_episodes(target, protocol.spec(target, shots), protocol.seed, protocol.episodes))
+                for shots in protocol.shots
+            ]
+        except (DataError, UsageError) as error:
+            if targets:
+                raise
+            say(f"left out: {error}")
+            summary.skipped.append({"target": name, "reason": str(error)})
+    if not chosen:
+        raise DataError(
+            "none of the store's targets can serve: " + "; ".join(s["reason"] for s in summary.skipped)
+            if summary.skipped
+            else f"the store '{store.path}' holds no embeddings yet: run `fastxfer embed` first"
+        )
+
+    work: list[tuple[str, str, Probe, Episodes, tuple[str, ...]]] = []
+    for target, episodes in chosen:
+        metrics = protocol.metrics_of(episodes.spec)
+        for backbone in plan[target.name]:
+            source = source_of(store, backbone, target.name)
+            for probe in probes:
+                cells = _cells(source, backbone, probe, episodes, metrics)
+                done = min(results.episodes_done(cell, episodes.hash) for cell in cells)
+                if done < episodes.n_episodes:
+                    work.append((backbone, target.name, probe, episodes.window(done, episodes.n_episodes), metrics))
+
+    # Backbone by backbone and target by target, so that one pool serves all its shots and probes.
+    work.sort(key=lambda item: item[:2])
+    pool_of, pool = None, None
+    with progress("solving episodes", sum(item[3].n_episodes for item in work), "episodes") as advance:
+        for backbone, name, probe, episodes, metrics in work:
+            started = time.perf_counter()
+            if pool is None or pool_of != (backbone, name):
+                pool = None  # the old one goes before the new one comes
+                pool_of, pool = (backbone, name), ops.Pool(store.embeddings(backbone, name), backend=backend)
+            source = source_of(store, backbone, name)
+            rows = pd.concat(
+                list(_episode_rows(pool, source, backbone, probe, episodes, metrics, advance)), ignore_index=True
+            )
+            summary.seconds += time.perf_counter() - started
+            results.append(rows)
+            summary.rows += len(rows)
+            summary.episodes += episodes.n_episodes
+            summary.unconverged += int((~rows["converged"]).sum())
+    return summary
+
+
+def audit(
+    store: EmbeddingStore,
+    backbone: str,
+    episodes: Episodes,
+    probe: Probe,
+    which: Sequence[int],
+    *,
+    backend: str = "auto",
+) -> dict[str, Array]:
+    """Everything that another program needs to redo some episodes of a probe that has an objective (the logistic one).
+
+    `which` are positions in `episodes`. One entry an (episode, l2): `support` (N, m) and `query` (N, q) rows of the
+    exported embeddings, `support_labels` (N, m), `query_labels` (N, q) in 0 … ways − 1, `l2` (N,), `objective` (N,) at
+    the returned solution, `scores` (N, q, ways), `converged` (N,), `episode` (N,), `classes` (N, ways).
+    """
+    pool = ops.Pool(store.embeddings(backbone, episodes.target), backend=backend)
+    entries: list[dict[str, Any]] = []
+    for position in which:
+        one = episodes.window(position, position + 1)
+        for solution in probe.solve(pool, one.support, one.support_labels, one.query, one.ways):
+            if solution.objective is None:
+                raise UsageError(f"only the logistic probe has an objective to audit, not '{probe.name}'")
+            entries.append(
+                {
+                    "episode": one.first,
+                    "classes": one.classes[0],
+                    "support": one.support[0],
+                    "support_labels": one.support_labels,
+                    "query": one.query[0],
+                    "query_labels": one.query_labels,
+                    "l2": solution.l2,
+                    "objective": solution.objective[0],
+                    "converged": solution.converged[0],
+                    "scores": solution.scores[0],
+                }
+            )
+    return {name: np.stack([entry[name] for entry in entries]) for name in entries[0]}
+
+
+def evaluate_full(store: EmbeddingStore, backbone: str, target: Target, probe: Probe, *, seed: int = 0) -> pd.DataFrame:
+    """Probe the full train split: settings compete on validation, the best is refitted and scored on test.
+
+    Validation is the target's own `val` split, or a fifth of train, stratified, patients kept whole, drawn with `seed`.
+    The best is the setting with the largest balanced accuracy (multi-label: AUC) there; among equals, the first. It is
+    refitted on train and validation together. Test takes no part in any choice. Rows carry a bootstrap interval over
+    the split's images (patients whole). The validation row is the best of several, hence somewhat flattering: it serves
+    to choose what to fine-tune, the test row to report.
+    """
+    x = store.embeddings(backbone, target.name)
+    train, val, test, chosen_on = _full_splits(target, seed)
+    n_classes = len(target.class_names)
+    criterion, metrics = (
+        ("auc", ("auc", "average_precision"))
+        if target.multi_label
+        else ("balanced_accuracy", ("accuracy", "balanced_accuracy", "auc"))
+    )
+    best: tuple[float, int, Solution] | None = None
+    for i, solution in enumerate(probe.solve_full(x[train], target.labels[train], x[val], n_classes)):
+        value = float(METRICS[criterion](solution.scores, target.labels[val]))
+        if best is None or value > best[0]:
+            best = (value, i, solution)
+    assert best is not None
+    _, position, on_val = best
+    both = np.sort(np.concatenate([train, val]))
+    refit_probe = probe.at(position, len(train))
+    (on_test,) = refit_probe.solve_full(x[both], target.labels[both], x[test], n_classes)
+    common = {
+        "source": source_of(store, backbone, target.name),
+        "backbone": backbone,
+        "target": target.name,
+        "ways": "all",
+        "shots": "full",
+        "seed": seed,
+        "episode": NO_EPISODE,
+        "probe": probe.name,
+        "params": f"{on_val.params};chosen={chosen_on}",
+        "episodes_hash": "",
+    }
+    rows = []
+    for split, rows_of, solution in (("val", val, on_val), ("test", test, on_test)):
+        labels = target.labels[rows_of]
+        groups = None if target.patient is None else target.patient[rows_of]
+        ranked = probe.probabilities(solution.scores, target.multi_label)
+        for metric in metrics:
+            low, high = bootstrap_interval(metric, ranked, labels, groups=groups)
+            rows.append(
+                {
+                    **common,
+                    "split": split,
+                    "metric": metric,
+                    "value": float(METRICS[metric](ranked, labels)),
+                    "low": low,
+                    "high": high,
+                    "n_queries": len(labels),
+                    "converged": bool(np.all(solution.converged)),
+                }
+            )
+    return complete(pd.DataFrame(rows))
+
+
+def source_of(store: EmbeddingStore, backbone: str, target: str) -> str:
+    """What a backbone was trained on, as its embeddings say; "unknown" where nobody said."""
+    return str(store.attributes(backbone, target).get("source") or "unknown")
+
+
+def _full_splits(target: Target, seed: int) -> tuple[Array, Array, Array, str]:
+    train, val, test = (target.rows(split) for split in ("train", "val", "test"))
+    if not len(train) or not len(test):
+        raise DataError(f"target '{target.name}' has {len(train)} train and {len(test)} test images: both are needed")
+    if len(val):
+        return train, val, test, "val"
+    pool = target.take(train)
+    fractions = {"train": 0.8, "val": 0.2}
+    is_val = make_split(pool.image_id, pool.labels, pool.patient, fractions=fractions, seed=seed) == "val"
+    return train[~is_val], train[is_val], test, "holdout"
+
+
+def _backbones(
+    store: EmbeddingStore, targets: Sequence[str] | None, backbones: Sequence[str] | None
+) -> dict[str, list[str]]:
+    """target -> backbones to run. What was named must be there; of the rest, whatever is complete."""
+    entries = store.entries()
+    known_targets, known_backbones = ({getattr(e, what) for e in entries} for what in ("target", "backbone"))
+    for kind, named, known in (("target", targets, known_targets), ("backbone", backbones, known_backbones)):
+        for name in named or ():
+            if name not in known:
+                raise DataError(
+                    f"the store '{store.path}' holds no embeddings of {kind} '{name}'.{nearest(name, known)} "
+                    "`fastxfer store ls` lists what is there."
+                )
+    plan: dict[str, list[str]] = {}
+    for entry in sorted(entries, key=lambda e: (e.target, e.backbone)):
+        if (targets and entry.target not in targets) or (backbones and entry.backbone not in backbones):
+            continue
+        if not entry.complete:
+            message = (
+                f"embeddings of '{entry.target}' by '{entry.backbone}' are incomplete ({entry.n_present} of "
+                f"{entry.n_images} images): run the same `fastxfer embed` again to finish them"
+            )
+            if backbones and targets:
+                raise DataError(message)
+            say(f"left out: {message}")
+            continue
+        plan.setdefault(entry.target, []).append(entry.backbone)
+    for name in targets or ():
+        if name not in plan:
+            raise DataError(f"the store holds no complete embeddings of target '{name}' by the backbones asked for")
+    return plan
+
+
+def _params(params: str, episodes: Episodes) -> str:
+    """The setting, and whatever else sets these episodes apart from the usual ones of the same ways and shots."""
+    spec = episodes.spec
+    usual = "all" if spec.ways == "all" else DEFAULT_QUERIES
+    unusual = [f"queries={spec.queries}"] if spec.queries != usual else []
+    unusual += [f"at_least={spec.at_least}"] if spec.at_least else []
+    return ";".join([params, *unusual])
+
+
+def _key(source: str, backbone: str, probe: Probe, params: str, episodes: Episodes, metric: str) -> dict[str, Any]:
+    spec = episodes.spec
+    return {
+        "source": source,
+        "backbone": backbone,
+        "target": episodes.target,
+        "ways": str(spec.ways),
+        "shots": str(spec.shots),
+        "seed": episodes.seed,
+        "probe": probe.name,
+        "params": _params(params, episodes),
+        "split": spec.query_split,
+        "metric": metric,
+    }
+
+
+def _cells(source: str, backbone: str, probe: Probe, episodes: Episodes, metrics: Sequence[str]) -> list[Cell]:
+    return [
+        tuple(_key(source, backbone, probe, params, episodes, metric)[name] for name in CELL)
+        for params in probe.settings(len(episodes.support_labels))
+        for metric in metrics
+    ]
+
+
+def _episode_rows(
+    pool: ops.Pool,
+    source: str,
+    backbone: str,
+    probe: Probe,
+    episodes: Episodes,
+    metrics: Sequence[str],
+    advance: Callable[[int], None] = lambda n: None,
+) -> Iterator[pd.DataFrame]:
+    n_settings = len(probe.settings(len(episodes.support_labels)))
+    step = max(1, WINDOW_SCORES // (n_settings * len(episodes.query_labels) * episodes.ways))
+    for start in range(0, episodes.n_episodes, step):
+        window = episodes.window(start, min(start + step, episodes.n_episodes))
+        numbers = np.arange(window.first, window.first + window.n_episodes, dtype=np.int32)
+        for solution in probe.solve(pool, window.support, window.support_labels, window.query, window.ways):
+            ranked = probe.probabilities(solution.scores, multi_label=False)
+            for metric in metrics:
+                yield complete(
+                    pd.DataFrame(
+                        {
+                            **_key(source, backbone, probe, solution.params, episodes, metric),
+                            "episode": numbers,
+                            "value": METRICS[metric](ranked, window.query_labels),
+                            "n_queries": np.int32(len(window.query_labels)),
+                            "converged": solution.converged,
+                            "episodes_hash": episodes.hash,
+                        }
+                    )
+                )
+        advance(window.n_episodes)
