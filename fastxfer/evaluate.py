@@ -347,3 +347,33 @@ def _episode_rows(
                     )
                 )
         advance(window.n_episodes)
+
+
+def run_full(
+    store: EmbeddingStore,
+    results: ResultStore,
+    probe: Probe,
+    *,
+    backbones: Sequence[str] | None = None,
+    targets: Sequence[str] | None = None,
+    seed: int = 0,
+) -> int:
+    """`evaluate_full` on all the store holds (or what is named), appended row set by row set; returns rows added.
+
+    What the results have already is not redone: a probe whose test rows of this seed are there is done.
+    """
+    plan = _backbones(store, targets, backbones)
+    if not plan:
+        raise DataError(f"the store '{store.path}' holds no embeddings yet: run `fastxfer embed` first")
+    have = results.read(["backbone", "target", "probe", "seed", "shots", "split"])
+    have = have[(have["shots"] == "full") & (have["split"] == "test") & (have["seed"] == seed)]
+    done = set(zip(have["backbone"], have["target"], have["probe"], strict=True))
+    work = [(b, t) for t, some in plan.items() for b in some if (b, t, probe.name) not in done]
+    added = 0
+    with progress(f"full {probe.name} probes", len(work), "probes") as advance:
+        for backbone, name in work:
+            rows = evaluate_full(store, backbone, store.target(name), probe, seed=seed)
+            results.append(rows)
+            added += len(rows)
+            advance(1)
+    return added

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import platform
+import shlex
+import sys
 from collections.abc import Callable, Iterable, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -121,3 +125,29 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: st
     for row in rows:
         table.add_row(*(Text(f"{v:,}" if isinstance(v, int) and not isinstance(v, bool) else str(v)) for v in row))
     Console().print(table)
+
+
+def results_option(f: F) -> F:
+    return click.option(
+        "--results",
+        envvar="FASTXFER_RESULTS",
+        show_envvar=True,
+        help="Folder of the result rows [default: beside the store, <store>-results].",
+    )(f)
+
+
+def command_line() -> str:
+    """The command as it was typed, with program path reduced to its name."""
+    return shlex.join(["fastxfer", *sys.argv[1:]])
+
+
+def versions() -> dict[str, str]:
+    """Versions of what made a result."""
+    names = ("fastxfer", "numpy", "torch", "timm", "zarr", "scikit-learn", "faiss-cpu")
+    found = {"python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

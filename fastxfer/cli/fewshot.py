@@ -1,0 +1,192 @@
+"""`fastxfer fewshot`: episodes on cached embeddings."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import click
+import numpy as np
+
+from fastxfer.cli.common import (
+    ManyValues,
+    backend_option,
+    command_line,
+    data_root_option,
+    emit_json,
+    json_option,
+    print_table,
+    results_option,
+    seed_option,
+    store_option,
+    versions,
+)
+
+
+class _NumberOrAll(click.ParamType):
+    name = "N|all"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | Literal["all"] | None:
+        if value is None or value == "all":
+            return value  # type: ignore[no-any-return]
+        try:
+            return int(value)
+        except ValueError:
+            self.fail(f"'{value}' is neither a number nor 'all'", param, ctx)
+
+
+@click.command(cls=ManyValues)
+@click.option("--backbone", "backbones", multiple=True, metavar="B…", help="Backbones of the store [default: all].")
+@click.option("--target", "targets", multiple=True, metavar="T…", help="Targets of the store [default: all].")
+@click.option("--ways", type=_NumberOrAll(), help="Classes an episode [default: 5, or all where there are fewer].")
+@click.option("--shots", type=int, multiple=True, default=(1, 5), show_default=True, metavar="K…",
+              help="Support images a class.")  # fmt: skip
+@click.option("--queries", type=_NumberOrAll(),
+              help="Query images a class [default: 15; with `--ways all`, the whole query split].")  # fmt: skip
+@click.option("--episodes", type=int, default=1000, show_default=True, help="Episodes a cell.")
+@click.option("--probe", "probes", multiple=True, default=("logistic", "ridge", "prototype", "knn"), show_default=True,
+              metavar="P…", help="Probes.")  # fmt: skip
+@click.option("--l2", type=float, multiple=True, metavar="V…",
+              help="Penalties of logistic and ridge [default: 1/m, m = support images: scikit-learn's C = 1].")  # fmt: skip
+@click.option("--k", type=int, multiple=True, metavar="K…", help="Neighbours of knn [default: 20].")
+@click.option("--metric", "metrics", multiple=True, metavar="M…",
+              help="Metrics [default: accuracy; with the whole query split also balanced_accuracy and auc].")  # fmt: skip
+@click.option("--split", type=click.Choice(["test", "val"]), default="test", show_default=True,
+              help="Where queries come from.")  # fmt: skip
+@click.option("--drop-scarce", is_flag=True, help="Leave out classes with too few images instead of failing.")
+@click.option("--audit", type=click.IntRange(min=1), metavar="N",
+              help="Write N of the episodes, spread over the run, with all that another program needs to redo them.")  # fmt: skip
+@click.option("--audit-out", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE.npz")
+@store_option
+@results_option
+@data_root_option
+@backend_option
+@seed_option
+@json_option
+def fewshot(
+    backbones: tuple[str, ...], targets: tuple[str, ...], ways: int | Literal["all"] | None, shots: tuple[int, ...],
+    queries: int | Literal["all"] | None, episodes: int, probes: tuple[str, ...], l2: tuple[float, ...],
+    k: tuple[int, ...], metrics: tuple[str, ...], split: str, drop_scarce: bool, audit: int | None,
+    audit_out: Path | None, store_path: str, results: str | None, data_root: Path, backend: str, seed: int, as_json: bool,
+) -> None:  # fmt: skip
+    """Few-shot episodes on the embeddings of a store: thousands a cell, the same ones for every backbone.
+
+    With no option but --episodes, everything that the store holds is run. Rows that are there already are not redone.
+
+    \b
+    Examples:
+      fastxfer fewshot --episodes 5000
+      fastxfer fewshot --backbone r50x1 --target pets --ways all --shots 1 5 10 --probe logistic
+    """
+    from fastxfer.errors import UsageError
+    from fastxfer.evaluate import run_protocol
+    from fastxfer.ops import resolve_backend
+    from fastxfer.probes import make_probe
+    from fastxfer.progress import say
+    from fastxfer.protocol import Protocol
+    from fastxfer.results import ResultStore, results_path
+    from fastxfer.statistics import summarise
+    from fastxfer.store import EmbeddingStore
+
+    if (audit is None) != (audit_out is None):
+        raise UsageError("--audit N and --audit-out FILE.npz go together")
+    protocol = Protocol(
+        ways=ways, shots=tuple(dict.fromkeys(shots)), queries=queries, query_split=split, episodes=episodes, seed=seed,
+        metrics=metrics, drop_scarce=drop_scarce,
+    )  # fmt: skip
+    chosen = [make_probe(name, l2=l2, k=k) for name in dict.fromkeys(probes)]
+    store = EmbeddingStore.open(store_path)
+    resolved = resolve_backend(backend)
+    if backend == "auto":
+        say(f"backend: {resolved}")
+    rows = ResultStore.open(results or results_path(store_path))
+    audited: dict[str, Any] | None = None
+    if audit is not None and audit_out is not None:
+        audited = _audit(store, protocol, chosen, backbones, targets, audit, audit_out, resolved)
+    started = time.perf_counter()
+    summary = run_protocol(
+        store, rows, protocol, chosen, backbones=backbones or None, targets=targets or None, backend=resolved
+    )
+    rows.log_run(
+        {
+            "command": command_line(),
+            "stage": "fewshot",
+            "seconds": time.perf_counter() - started,
+            "episodes": summary.episodes,
+            "backend": resolved,
+            "protocol": protocol.hash,
+            "versions": versions(),
+        }
+    )
+    table = summarise(rows.read())
+    shown = table[
+        (table["seed"] == seed)
+        & (table["split"] == split)
+        & table["shots"].isin([str(s) for s in protocol.shots])
+        & table["probe"].isin([p.name for p in chosen])
+        & (table["target"].isin(targets) if targets else True)
+        & (table["backbone"].isin(backbones) if backbones else True)
+    ]
+    if summary.unconverged:
+        say(f"{summary.unconverged:,} values come from solutions that did not reach the tolerance (column `converged`)")
+    if as_json:
+        emit_json(
+            {
+                "results": str(rows.path),
+                "rows_added": summary.rows,
+                "episodes_solved": summary.episodes,
+                "seconds": summary.seconds,
+                "skipped": summary.skipped,
+                "audit": audited,
+                "cells": shown.to_dict("records"),
+            }
+        )
+        return
+    print_table(
+        ["target", "ways", "shots", "backbone", "probe", "params", "metric", "mean", "95 % over episodes", "episodes"],
+        [
+            [r.target, r.ways, r.shots, r.backbone, r.probe, r.params, r.metric, f"{r.mean:.4f}",
+             f"{r.low:.4f} … {r.high:.4f}", int(r.n)]
+            for r in shown.sort_values(["target", "ways", "metric", "shots", "probe", "mean"]).itertuples()
+        ],
+    )  # fmt: skip
+    say(
+        f"{summary.rows:,} rows added in {summary.seconds:.1f} s of solving; results lie in {rows.path}. "
+        "`fastxfer report` draws them."
+    )
+
+
+def _audit(
+    store: Any, protocol: Any, probes: list[Any], backbones: tuple[str, ...], targets: tuple[str, ...], count: int,
+    out: Path, backend: str,
+) -> dict[str, Any]:  # fmt: skip
+    from fastxfer.episodes import sample_episodes
+    from fastxfer.errors import UsageError
+    from fastxfer.evaluate import audit
+    from fastxfer.files import write_npz
+
+    pairs = [
+        (e.backbone, e.target)
+        for e in store.entries()
+        if (not backbones or e.backbone in backbones) and (not targets or e.target in targets)
+    ]
+    logistic = [p for p in probes if p.name == "logistic"]
+    if len(pairs) != 1 or len(protocol.shots) != 1 or not logistic:
+        raise UsageError(
+            "--audit is about one backbone, one target and one number of shots with the logistic probe: "
+            f"this run has {len(pairs)} (backbone, target) pairs, {len(protocol.shots)} numbers of shots and "
+            f"probes {', '.join(p.name for p in probes)}. Name one each with --backbone, --target, --shots, --probe."
+        )
+    (backbone, name) = pairs[0]
+    target = store.target(name)
+    episodes = sample_episodes(target, protocol.spec(target, protocol.shots[0]), protocol.seed, protocol.episodes)
+    count = min(count, episodes.n_episodes)
+    which = np.unique(np.linspace(0, episodes.n_episodes - 1, count).round().astype(int)).tolist()
+    found = audit(store, backbone, episodes, logistic[0], which, backend=backend)
+    write_npz(out, {**found, "backbone": np.array(backbone), "target": np.array(name), "hash": np.array(episodes.hash)})
+    print(f"{len(found['episode'])} audited episodes written to {out}", file=sys.stderr)
+    return {"file": str(out), "entries": len(found["episode"])}

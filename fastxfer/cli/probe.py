@@ -1,0 +1,122 @@
+"""`fastxfer probe` and `fastxfer knn`: the full train split."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from fastxfer.cli.common import (
+    ManyValues,
+    command_line,
+    data_root_option,
+    emit_json,
+    json_option,
+    print_table,
+    results_option,
+    seed_option,
+    store_option,
+    versions,
+)
+
+if TYPE_CHECKING:
+    from fastxfer.probes import Probe
+
+backbone_option = click.option("--backbone", "backbones", multiple=True, metavar="B…", help="Backbones [default: all].")
+target_option = click.option("--target", "targets", multiple=True, metavar="T…", help="Targets [default: all].")
+
+
+@click.command(cls=ManyValues)
+@backbone_option
+@target_option
+@click.option("--l2", type=float, multiple=True, metavar="V…",
+              help="Penalties to choose from on validation [default: 10^-6 … 10^2, 17 of them].")  # fmt: skip
+@store_option
+@results_option
+@data_root_option
+@seed_option
+@json_option
+def probe(
+    backbones: tuple[str, ...], targets: tuple[str, ...], l2: tuple[float, ...], store_path: str, results: str | None,
+    data_root: Path, seed: int, as_json: bool,
+) -> None:  # fmt: skip
+    """Linear probe on the full train split: l2 chosen on validation, refitted, scored on test.
+
+    \b
+    Example:
+      fastxfer probe --target pets
+    """
+    from fastxfer.probes import LogisticProbe
+
+    grid = l2 or tuple(10 ** (-6 + i / 2) for i in range(17))
+    _run("probe", LogisticProbe(l2=grid), backbones, targets, store_path, results, seed, as_json)
+
+
+@click.command(cls=ManyValues)
+@backbone_option
+@target_option
+@click.option("--k", type=int, multiple=True, default=(1, 5, 20, 100), show_default=True, metavar="K…",
+              help="Neighbours to choose from on validation.")  # fmt: skip
+@click.option("--temperature", type=float, default=0.07, show_default=True,
+              help="Votes weigh exp(similarity / temperature); 0: plain vote.")  # fmt: skip
+@store_option
+@results_option
+@data_root_option
+@seed_option
+@json_option
+def knn(
+    backbones: tuple[str, ...], targets: tuple[str, ...], k: tuple[int, ...], temperature: float, store_path: str,
+    results: str | None, data_root: Path, seed: int, as_json: bool,
+) -> None:  # fmt: skip
+    """Nearest neighbours from the full train split: k chosen on validation, scored on test.
+
+    \b
+    Example:
+      fastxfer knn --target pets --k 1 20
+    """
+    from fastxfer.probes import KnnProbe
+
+    chosen = KnnProbe(k=k, temperature=temperature or None)
+    _run("knn", chosen, backbones, targets, store_path, results, seed, as_json)
+
+
+def _run(
+    stage: str, chosen: Probe, backbones: tuple[str, ...], targets: tuple[str, ...], store_path: str,
+    results: str | None, seed: int, as_json: bool,
+) -> None:  # fmt: skip
+    import pandas as pd
+
+    from fastxfer.evaluate import run_full
+    from fastxfer.progress import say
+    from fastxfer.results import ResultStore, results_path
+    from fastxfer.store import EmbeddingStore
+
+    store = EmbeddingStore.open(store_path)
+    done = ResultStore.open(results or results_path(store_path))
+    started = time.perf_counter()
+    added = run_full(store, done, chosen, backbones=backbones or None, targets=targets or None, seed=seed)
+    seconds = time.perf_counter() - started
+    done.log_run({"command": command_line(), "stage": stage, "seconds": seconds, "versions": versions()})
+    rows = done.read()
+    shown: pd.DataFrame = rows[
+        (rows["shots"] == "full")
+        & (rows["probe"] == chosen.name)
+        & (rows["seed"] == seed)
+        & (rows["target"].isin(targets) if targets else True)
+        & (rows["backbone"].isin(backbones) if backbones else True)
+    ]
+    if as_json:
+        emit_json(
+            {"results": str(done.path), "rows_added": added, "seconds": seconds, "rows": shown.to_dict("records")}
+        )
+        return
+    print_table(
+        ["target", "backbone", "split", "metric", "value", "95 % over test images", "params"],
+        [
+            [r.target, r.backbone, r.split, r.metric, f"{r.value:.4f}", f"{r.low:.4f} … {r.high:.4f}", r.params]
+            for r in shown.sort_values(["target", "split", "metric", "value"]).itertuples()
+        ],
+    )
+    say(f"{added} rows added in {seconds:.1f} s; results lie in {done.path}")

@@ -1,0 +1,155 @@
+"""What deserves a fine-tuning: chosen from validation rows only, within a budget, each choice with its reason."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from fastxfer.errors import DataError, UsageError
+from fastxfer.files import write_whole
+from fastxfer.results import NO_EPISODE
+
+PLAN_VERSION = 1
+# The metric that decides, by preference: the first that a target's validation rows have.
+CRITERIA = ("balanced_accuracy", "auc", "accuracy")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One configuration of a plan: `backbone` on `target`, fine-tuned on the full train split, and why."""
+
+    backbone: str
+    target: str
+    source: str
+    reason: str
+    expected: dict[str, Any]  # metric, value, low, high of the validation row
+    checkpoint: str = ""
+    architecture: str = ""
+    arch_args: dict[str, Any] = field(default_factory=dict)
+    shots: str = "full"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to fine-tune, best first, and what not, with reasons."""
+
+    store: str
+    policy: str
+    budget: int
+    entries: list[Choice]
+    rejected: list[Choice]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The plan as its JSON file holds it."""
+        return {
+            "version": PLAN_VERSION,
+            "store": self.store,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "policy": self.policy,
+            "budget": {"runs": self.budget},
+            "entries": [asdict(choice) for choice in self.entries],
+            "rejected": [asdict(choice) for choice in self.rejected],
+        }
+
+    def write(self, path: Path) -> None:
+        """Write the plan, whole or not at all."""
+        content = json.dumps(self.as_dict(), indent=2, ensure_ascii=False, default=str) + "\n"
+        write_whole(path, content.encode())
+
+
+def select(
+    rows: pd.DataFrame,
+    *,
+    store: str,
+    budget: int,
+    top: int = 1,
+    checkpoints: Mapping[tuple[str, str], Mapping[str, Any]] | None = None,
+) -> Plan:
+    """Per target, the `top` backbones by the full probe's validation score, and whatever the interval cannot tell apart.
+
+    rows         results; only `split == "val"` rows of full probes are looked at, so that test stays unseen
+    budget       number of fine-tunings at most. The best of every target comes first, then the closest rivals.
+    checkpoints  (backbone, target) -> attributes of its embeddings, for the plan to say what to load
+
+    A rival is worth a run where its interval reaches above the chosen one's value: the probe could not tell them apart.
+    """
+    if budget < 1:
+        raise UsageError(f"the budget must be at least 1 fine-tuning, got {budget}")
+    if top < 1:
+        raise UsageError(f"top must be at least 1, got {top}")
+    val = rows[(rows["split"] == "val") & (rows["episode"] == NO_EPISODE) & (rows["shots"] == "full")]
+    val = val[val["probe"] != "finetune"]
+    if val.empty:
+        raise DataError("the results hold no validation rows of full probes to choose from: run `fastxfer probe` first")
+
+    wanted: list[tuple[int, float, Choice]] = []
+    rejected: list[Choice] = []
+    for target, group in val.groupby("target", observed=True):
+        metric = next((m for m in CRITERIA if (group["metric"] == m).any()), None)
+        if metric is None:
+            continue
+        ranked = (
+            group[group["metric"] == metric]
+            .sort_values(["value", "backbone"], ascending=[False, True])
+            .drop_duplicates("backbone")
+        )
+        best = ranked.iloc[0]
+        for rank, (_, row) in enumerate(ranked.iterrows()):
+            behind = float(best["value"] - row["value"])
+            if rank == 0:
+                reason = f"best of {len(ranked)} backbones on validation"
+            elif rank < top:
+                reason = f"number {rank + 1} of {len(ranked)} on validation, {100 * behind:.1f} points behind"
+            elif row["high"] >= best["value"]:
+                reason = (
+                    f"not told apart from the best by validation ({100 * behind:.1f} points behind, intervals overlap)"
+                )
+            else:
+                reason = f"{100 * behind:.1f} points behind the best on validation, more than its interval allows"
+            choice = _choice(row, str(target), metric, reason, checkpoints or {})
+            if rank < top or row["high"] >= best["value"]:
+                wanted.append((rank, behind, choice))
+            else:
+                rejected.append(choice)
+    wanted.sort(key=lambda item: (item[0] >= top, item[1], item[0], item[2].target, item[2].backbone))
+    over = [
+        Choice(**{**asdict(c), "reason": f"{c.reason}; left out: the budget of {budget} is spent"})
+        for _, _, c in wanted[budget:]
+    ]
+    return Plan(
+        store=store,
+        policy=f"top-{top} per target by the full probe on validation, then near-ties",
+        budget=budget,
+        entries=[choice for _, _, choice in wanted[:budget]],
+        rejected=over + rejected,
+    )
+
+
+def _choice(
+    row: pd.Series, target: str, metric: str, reason: str, checkpoints: Mapping[tuple[str, str], Mapping[str, Any]]
+) -> Choice:
+    backbone = str(row["backbone"])
+    attributes = checkpoints.get((backbone, target), {})
+    return Choice(
+        backbone=backbone,
+        target=target,
+        source=str(row["source"]),
+        reason=reason,
+        expected={
+            "metric": metric,
+            "value": float(row["value"]),
+            "low": float(row["low"]),
+            "high": float(row["high"]),
+            "probe": str(row["probe"]),
+            "params": str(row["params"]),
+        },
+        checkpoint=str(attributes.get("checkpoint", "")),
+        architecture=str(attributes.get("architecture", "")),
+        arch_args=dict(attributes.get("arch_args", {})),
+    )
