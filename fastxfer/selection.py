@@ -71,7 +71,7 @@ def select(
     top: int = 1,
     checkpoints: Mapping[tuple[str, str], Mapping[str, Any]] | None = None,
 ) -> Plan:
-    """Per target, the `top` backbones by the full probe's validation score, and whatever the interval cannot tell apart.
+    """Per target, the `top` backbones by the full probe on validation, and those that its interval cannot tell apart.
 
     rows         results; only `split == "val"` rows of full probes are looked at, so that test stays unseen
     budget       number of fine-tunings at most. The best of every target comes first, then the closest rivals.

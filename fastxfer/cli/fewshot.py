@@ -32,7 +32,7 @@ class _NumberOrAll(click.ParamType):
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> int | Literal["all"] | None:
         if value is None or value == "all":
-            return value  # type: ignore[no-any-return]
+            return value
         try:
             return int(value)
         except ValueError:
@@ -43,23 +43,49 @@ class _NumberOrAll(click.ParamType):
 @click.option("--backbone", "backbones", multiple=True, metavar="B…", help="Backbones of the store [default: all].")
 @click.option("--target", "targets", multiple=True, metavar="T…", help="Targets of the store [default: all].")
 @click.option("--ways", type=_NumberOrAll(), help="Classes an episode [default: 5, or all where there are fewer].")
-@click.option("--shots", type=int, multiple=True, default=(1, 5), show_default=True, metavar="K…",
-              help="Support images a class.")  # fmt: skip
-@click.option("--queries", type=_NumberOrAll(),
-              help="Query images a class [default: 15; with `--ways all`, the whole query split].")  # fmt: skip
+@click.option(
+    "--shots", type=int, multiple=True, default=(1, 5), show_default=True, metavar="K…", help="Support images a class."
+)
+@click.option(
+    "--queries",
+    type=_NumberOrAll(),
+    help="Query images a class [default: 15; with `--ways all`, the whole query split].",
+)
 @click.option("--episodes", type=int, default=1000, show_default=True, help="Episodes a cell.")
-@click.option("--probe", "probes", multiple=True, default=("logistic", "ridge", "prototype", "knn"), show_default=True,
-              metavar="P…", help="Probes.")  # fmt: skip
-@click.option("--l2", type=float, multiple=True, metavar="V…",
-              help="Penalties of logistic and ridge [default: 1/m, m = support images: scikit-learn's C = 1].")  # fmt: skip
+@click.option(
+    "--probe",
+    "probes",
+    multiple=True,
+    default=("logistic", "ridge", "prototype", "knn"),
+    show_default=True,
+    metavar="P…",
+    help="Probes.",
+)
+@click.option(
+    "--l2",
+    type=float,
+    multiple=True,
+    metavar="V…",
+    help="Penalties of logistic and ridge [default: 1/m, m = support images: scikit-learn's C = 1].",
+)
 @click.option("--k", type=int, multiple=True, metavar="K…", help="Neighbours of knn [default: 20].")
-@click.option("--metric", "metrics", multiple=True, metavar="M…",
-              help="Metrics [default: accuracy; with the whole query split also balanced_accuracy and auc].")  # fmt: skip
-@click.option("--split", type=click.Choice(["test", "val"]), default="test", show_default=True,
-              help="Where queries come from.")  # fmt: skip
+@click.option(
+    "--metric",
+    "metrics",
+    multiple=True,
+    metavar="M…",
+    help="Metrics [default: accuracy; with the whole query split also balanced_accuracy and auc].",
+)
+@click.option(
+    "--split", type=click.Choice(["test", "val"]), default="test", show_default=True, help="Where queries come from."
+)
 @click.option("--drop-scarce", is_flag=True, help="Leave out classes with too few images instead of failing.")
-@click.option("--audit", type=click.IntRange(min=1), metavar="N",
-              help="Write N of the episodes, spread over the run, with all that another program needs to redo them.")  # fmt: skip
+@click.option(
+    "--audit",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Write N of the episodes, spread over the run, with all that another program needs to redo them.",
+)
 @click.option("--audit-out", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE.npz")
 @store_option
 @results_option
@@ -95,9 +121,15 @@ def fewshot(
     if (audit is None) != (audit_out is None):
         raise UsageError("--audit N and --audit-out FILE.npz go together")
     protocol = Protocol(
-        ways=ways, shots=tuple(dict.fromkeys(shots)), queries=queries, query_split=split, episodes=episodes, seed=seed,
-        metrics=metrics, drop_scarce=drop_scarce,
-    )  # fmt: skip
+        ways=ways,
+        shots=tuple(dict.fromkeys(shots)),
+        queries=queries,
+        query_split=split,
+        episodes=episodes,
+        seed=seed,
+        metrics=metrics,
+        drop_scarce=drop_scarce,
+    )
     chosen = [make_probe(name, l2=l2, k=k) for name in dict.fromkeys(probes)]
     store = EmbeddingStore.open(store_path)
     resolved = resolve_backend(backend)
@@ -149,11 +181,21 @@ def fewshot(
     print_table(
         ["target", "ways", "shots", "backbone", "probe", "params", "metric", "mean", "95 % over episodes", "episodes"],
         [
-            [r.target, r.ways, r.shots, r.backbone, r.probe, r.params, r.metric, f"{r.mean:.4f}",
-             f"{r.low:.4f} … {r.high:.4f}", int(r.n)]
+            [
+                r.target,
+                r.ways,
+                r.shots,
+                r.backbone,
+                r.probe,
+                r.params,
+                r.metric,
+                f"{r.mean:.4f}",
+                f"{r.low:.4f} … {r.high:.4f}",
+                int(r.n),
+            ]
             for r in shown.sort_values(["target", "ways", "metric", "shots", "probe", "mean"]).itertuples()
         ],
-    )  # fmt: skip
+    )
     say(
         f"{summary.rows:,} rows added in {summary.seconds:.1f} s of solving; results lie in {rows.path}. "
         "`fastxfer report` draws them."

@@ -31,8 +31,13 @@ target_option = click.option("--target", "targets", multiple=True, metavar="T…
 @click.command(cls=ManyValues)
 @backbone_option
 @target_option
-@click.option("--l2", type=float, multiple=True, metavar="V…",
-              help="Penalties to choose from on validation [default: 10^-6 … 10^2, 17 of them].")  # fmt: skip
+@click.option(
+    "--l2",
+    type=float,
+    multiple=True,
+    metavar="V…",
+    help="Penalties to choose from on validation [default: 10^-6 … 10^2, 17 of them].",
+)
 @store_option
 @results_option
 @data_root_option
@@ -57,10 +62,22 @@ def probe(
 @click.command(cls=ManyValues)
 @backbone_option
 @target_option
-@click.option("--k", type=int, multiple=True, default=(1, 5, 20, 100), show_default=True, metavar="K…",
-              help="Neighbours to choose from on validation.")  # fmt: skip
-@click.option("--temperature", type=float, default=0.07, show_default=True,
-              help="Votes weigh exp(similarity / temperature); 0: plain vote.")  # fmt: skip
+@click.option(
+    "--k",
+    type=int,
+    multiple=True,
+    default=(1, 5, 20, 100),
+    show_default=True,
+    metavar="K…",
+    help="Neighbours to choose from on validation.",
+)
+@click.option(
+    "--temperature",
+    type=float,
+    default=0.07,
+    show_default=True,
+    help="Votes weigh exp(similarity / temperature); 0: plain vote.",
+)
 @store_option
 @results_option
 @data_root_option

@@ -1,0 +1,45 @@
+# Two commands serve a fresh machine: `make demo` and `make test`. Both set up what they need in .venv first.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint format sanitize clean
+
+demo: $(VENV)/.installed
+	$(BIN)/fastxfer demo --out demo
+
+test: $(VENV)/.installed-dev
+	scripts/install-debian-packages.sh
+	$(MAKE) --no-print-directory lint
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	git ls-files -z 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'tests/*.cpp' 'tests/*.h' | xargs -0 -r $(BIN)/clang-format --dry-run --Werror
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	git ls-files -z 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'tests/*.cpp' 'tests/*.h' | xargs -0 -r $(BIN)/clang-format -i
+
+# Sources of the compiled module: when one changes, the install is redone (an editable install rebuilds it in place).
+SOURCES := pyproject.toml setup.py $(wildcard csrc/*.* csrc/*/*.*)
+
+$(BIN)/python:
+	scripts/install-debian-packages.sh --build-only
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+
+$(VENV)/.installed: $(SOURCES) | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[demo]'
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build demo report fastxfer/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
