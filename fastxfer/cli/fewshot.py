@@ -97,7 +97,8 @@ def fewshot(
     backbones: tuple[str, ...], targets: tuple[str, ...], ways: int | Literal["all"] | None, shots: tuple[int, ...],
     queries: int | Literal["all"] | None, episodes: int, probes: tuple[str, ...], l2: tuple[float, ...],
     k: tuple[int, ...], metrics: tuple[str, ...], split: str, drop_scarce: bool, audit: int | None,
-    audit_out: Path | None, store_path: str, results: str | None, data_root: Path, backend: str, seed: int, as_json: bool,
+    audit_out: Path | None, store_path: str, results: str | None, data_root: Path, backend: str, seed: int,
+    as_json: bool,
 ) -> None:  # fmt: skip
     """Few-shot episodes on the embeddings of a store: thousands a cell, the same ones for every backbone.
 
