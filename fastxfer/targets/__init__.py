@@ -1,7 +1,19 @@
 """Targets: a data set by name -> a table of image path, labels, split and patient."""
 
+from fastxfer.targets.check import check_target, check_targets
+from fastxfer.targets.describe import describe_target
 from fastxfer.targets.register import add_target, list_targets, load_target
 from fastxfer.targets.split import make_split
 from fastxfer.targets.table import SPLITS, Target
 
-__all__ = ["SPLITS", "Target", "add_target", "list_targets", "load_target", "make_split"]
+__all__ = [
+    "SPLITS",
+    "Target",
+    "add_target",
+    "check_target",
+    "check_targets",
+    "describe_target",
+    "list_targets",
+    "load_target",
+    "make_split",
+]

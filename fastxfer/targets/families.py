@@ -34,10 +34,8 @@ class Family:
         known = [p for p in inspect.signature(reader).parameters if p not in ("folder", "name")]
         for option in options:
             if option not in known:
-                raise UsageError(
-                    f"target '{self.name}' has no option '{option}'; its options: {', '.join(known)}."
-                    f"{nearest(option, known)}"
-                )
+                has = f"its options: {', '.join(known)}" if known else "it has none"
+                raise UsageError(f"target '{self.name}' has no option '{option}'; {has}.{nearest(option, known)}")
         if not folder.is_dir():
             raise DataError(
                 f"target '{self.name}': there is no folder {folder}; expected there: {self.expects}. "
@@ -47,4 +45,29 @@ class Family:
         return target
 
 
-FAMILIES: dict[str, Family] = {}
+FAMILIES: dict[str, Family] = {
+    family.name: family
+    for family in (
+        Family(
+            "chexpert",
+            "chexpert",
+            "train.csv and valid.csv of the release with the folders train/ and valid/ beside them (directly, or in "
+            "CheXpert-v1.0/ or CheXpert-v1.0-small/)",
+            "register with the Stanford AIMI Center and accept its research use agreement: "
+            "https://stanfordmlgroup.github.io/competitions/chexpert/",
+        ),
+        Family(
+            "nih14",
+            "nih14",
+            "Data_Entry_2017_v2020.csv (or Data_Entry_2017.csv), images in images/ or images_001/ … images_012/, and, "
+            "if at hand, train_val_list.txt and test_list.txt",
+            "free, with attribution to the NIH Clinical Center: https://nihcc.app.box.com/v/ChestXray-NIHCC",
+        ),
+        Family(
+            "imagenet1k",
+            "imagenet1k",
+            "train/ and val/, each with 1,000 class folders n01440764 … n15075141",
+            "register and accept the terms of access: https://image-net.org/download.php",
+        ),
+    )
+}

@@ -114,7 +114,7 @@ def list_targets(data_root: Path | str) -> list[dict[str, Any]]:
     """What there is: added targets, then built-in families whether or not their files are there.
 
     Keys: name, kind ("folder", "table", "built-in"), available, n_images and n_classes (None where only reading the
-    files would tell), where (the root folder, or where to put and get the files).
+    files would tell), where (the root folder, or where the files belong), source (where a built-in one is got from).
     """
     data_root = Path(data_root)
     rows = []
@@ -128,19 +128,20 @@ def list_targets(data_root: Path | str) -> list[dict[str, Any]]:
                 "n_images": meta["n_images"],
                 "n_classes": len(meta["class_names"]),
                 "where": meta["root"],
+                "source": None,
             }
         )
     for name, family in FAMILIES.items():
         folder = data_root / name
-        there = folder.is_dir()
         rows.append(
             {
                 "name": name,
                 "kind": "built-in",
-                "available": there,
+                "available": folder.is_dir(),
                 "n_images": None,
                 "n_classes": None,
-                "where": str(folder) if there else f"{folder} (missing; {family.source})",
+                "where": str(folder),
+                "source": family.source,
             }
         )
     return rows

@@ -36,6 +36,8 @@ def make_split(
         raise ValueError(f"shares of the splits must sum to 1, not {shares.sum():g}")
     rng = np.random.default_rng(seed)
     n = len(image_id)
+    if n == 0:
+        return np.empty(0, dtype=np.str_)
     if patient is None:
         # Row numbers in the order of the names, so that shuffled rows give the same split.
         order = np.argsort(image_id, kind="stable")
