@@ -128,7 +128,7 @@ def _recognise(head: bytes, name: str) -> tuple[str, _Opener]:
         return "WebP", WebPImagePlugin.WebPImageFile
     if not head:
         raise DataError(f"{name}: empty file (0 bytes); expected an image ({FORMATS})")
-    if head.startswith(b"version https://g"):
+    if head.startswith(b"version https://"):
         raise DataError(f"{name}: a Git LFS pointer, not the image itself; fetch it with `git lfs pull`")
     raise DataError(f"{name}: not an image (starts with {head[:8]!r}); expected {FORMATS}")
 
