@@ -33,7 +33,7 @@ def train_transform(recipe: Recipe, size: int, interpolation: str) -> Transform:
             use_prefetcher=True,  # = leave the pixels as uint8
             scale=(recipe.crop_scale, 1.0),
             hflip=recipe.hflip,
-            color_jitter=None,
+            color_jitter=None,  # type: ignore[arg-type]  # timm takes None: no jitter at all
             auto_augment=recipe.randaugment or None,
             interpolation=interpolation,
         )

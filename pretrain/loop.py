@@ -32,7 +32,7 @@ UNTRAINED = "untrained"
 TINY_SIZE = 32
 
 
-class Diverged(DataError):
+class DivergedError(DataError):
     """The loss is no number any more."""
 
 
@@ -59,8 +59,8 @@ def pretrain(
     on_step:          called with the number of finished steps, after each
 
     `UsageError` where `out` exists and nobody said what to do, or on `resume` with another recipe; `DataError` for a
-    source without train images; `Diverged` if the loss becomes NaN. SIGTERM and Ctrl-C write a checkpoint, then raise
-    KeyboardInterrupt.
+    source without train images; `DivergedError` if the loss becomes NaN. SIGTERM and Ctrl-C write a checkpoint, then
+    raise KeyboardInterrupt.
     """
     if out.exists() and not (resume or overwrite):
         raise UsageError(f"'{out}' exists: --resume goes on from it, --overwrite replaces it")
@@ -198,7 +198,8 @@ class _Run:
         n = len(source.train.paths)
         say(
             f"pre-training {recipe.arch} ({self.parameters:,} weights) on {source.name}: {n:,} images, "
-            f"{len(source.class_names)} classes, {self.size} pixels, {self.steps:,} steps of {self.batch_size} on {self.device}"
+            f"{len(source.class_names)} classes, {self.size} pixels, "
+            f"{self.steps:,} steps of {self.batch_size} on {self.device}"
         )
         if source.held_out:
             say(
@@ -242,7 +243,7 @@ class _Run:
                 lr = self.schedule.lr(self.step)
                 loss = trainer.step(pixels, labels[rows], lr)
                 if not math.isfinite(loss):
-                    raise Diverged(self._divergence(loss, lr, rows.numpy()))
+                    raise DivergedError(self._divergence(loss, lr, rows.numpy()))
                 self.window.append(loss)
                 self.step += 1
                 advance(self.batch_size)
@@ -261,7 +262,8 @@ class _Run:
                     self.save()
                 if stopped() and self.step < self.steps:
                     say(
-                        f"stopped at step {self.step:,} of {self.steps:,}; '{self.out}' is written, --resume goes on from it"
+                        f"stopped at step {self.step:,} of {self.steps:,}; '{self.out}' is written, "
+                        "--resume goes on from it"
                     )
                     raise KeyboardInterrupt
 
@@ -285,8 +287,8 @@ class _Run:
             f"{k.replace('_', ' ')} {v:.3f}" for k, v in line.items() if k in ("val_auc", "val_accuracy")
         )
         say(
-            f"epoch {line['epoch']:.1f}/{self.recipe.epochs:g}: loss {line['loss']:.4f}, val loss {line['val_loss']:.4f}, "
-            f"{quality}, lr {lr:.3g}, {rate:,.0f} images/s"
+            f"epoch {line['epoch']:.1f}/{self.recipe.epochs:g}: loss {line['loss']:.4f}, "
+            f"val loss {line['val_loss']:.4f}, {quality}, lr {lr:.3g}, {rate:,.0f} images/s"
         )
 
     def _divergence(self, loss: float, lr: float, rows: NDArray[np.int64]) -> str:

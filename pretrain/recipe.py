@@ -22,8 +22,6 @@ AUGMENTATIONS = ("crop", "xray", "none")
 
 
 def _field(default: Any, help_text: str) -> Any:
-    if isinstance(default, dict):
-        return field(default_factory=lambda: dict(default), metadata={"help": help_text})
     return field(default=default, metadata={"help": help_text})
 
 
@@ -35,7 +33,9 @@ class Recipe:
     classes: tuple[str, ...] = _field((), "Only these classes of the source.")
     source_name: str = _field("", "What the results call the source (default: its name and classes).")
     arch: str = _field("bit_tiny", "timm architecture, or bit_tiny.")
-    arch_args: dict[str, Any] = _field({}, "Keyword arguments of the architecture.")
+    arch_args: dict[str, Any] = field(
+        default_factory=dict, metadata={"help": "Keyword arguments of the architecture: KEY=VALUE."}
+    )
     image_size: int = _field(0, "Pixels a side; 0 = the architecture's own (bit_tiny: 32).")
     mean: tuple[float, ...] = _field((), "Three channel means in 0…1; empty = the architecture's own.")
     std: tuple[float, ...] = _field((), "Three channel deviations in 0…1; empty = the architecture's own.")
@@ -99,7 +99,7 @@ class Recipe:
 
     def override(self, values: dict[str, Any], where: str) -> Recipe:
         """The same recipe with these values instead."""
-        kinds = {f.name: f.default if f.name != "arch_args" else {} for f in fields(self)}
+        kinds: dict[str, Any] = {f.name: f.default if f.name != "arch_args" else {} for f in fields(self)}
         checked = {}
         for key, value in values.items():
             if key not in kinds:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastxfer.errors import DataError, UsageError, nearest
-from fastxfer.targets.table import Target
+from fastxfer.targets import Target, make_split
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def open_source(
     """
     if target.root is None:
         raise DataError(
-            f"source '{target.name}': its images are not known, only its table; use `--source` with --data-root"
+            f"source '{target.name}': its images are not known, only its table: load it from --data-root"
         )
     names, labels = _restrict(target, classes)
     rows = np.flatnonzero((~np.isnan(labels)).any(axis=1) if labels.ndim == 2 else labels >= 0)
@@ -60,8 +60,7 @@ def open_source(
         )
     held_out = len(val) == 0
     if held_out:
-        groups = None if target.patient is None else target.patient[train]
-        taken = _hold_out(labels[train], groups, val_fraction, seed)
+        taken = _hold_out(target, train, labels[train], val_fraction, seed)
         train, val = train[~taken], train[taken]
 
     def part(of_rows: NDArray[np.int64]) -> Part:
@@ -99,25 +98,15 @@ def _name(target: Target, names: tuple[str, ...]) -> str:
 
 
 def _hold_out(
-    labels: NDArray[Any], groups: NDArray[Any] | None, fraction: float, seed: int
+    target: Target, rows: NDArray[np.int64], labels: NDArray[Any], fraction: float, seed: int
 ) -> NDArray[np.bool_]:
-    """(n,) bool: about `fraction` of each class, whole patients only, at least one image left for training."""
-    rng = np.random.default_rng([seed, 1])
-    n = len(labels)
-    taken = np.zeros(n, bool)
-    if groups is not None and len(np.unique(groups)) < n:
-        persons, of_person = np.unique(groups, return_inverse=True)
-        for person in rng.permutation(len(persons)):
-            mine = of_person == person
-            if taken.sum() + mine.sum() <= round(fraction * n):
-                taken |= mine
-    elif labels.ndim == 2:
-        taken[rng.permutation(n)[: round(fraction * n)]] = True
-    else:
-        for c in np.unique(labels):
-            rows = np.flatnonzero(labels == c)
-            taken[rng.permutation(rows)[: round(fraction * len(rows))]] = True
-    if not taken.any():
-        # A handful of images: one is held out all the same, so that validation exists.
-        taken[rng.integers(n)] = n > 1
-    return taken
+    """(n_rows,) bool: about `fraction` of each class, whole patients only."""
+    patient = None if target.patient is None else target.patient[rows]
+    fractions = {"train": 1 - fraction, "val": fraction}
+    taken = make_split(target.image_id[rows], labels, patient, fractions=fractions, seed=seed) == "val"
+    if taken.all() or not taken.any():
+        raise DataError(
+            f"source '{target.name}': {len(rows)} train images cannot be divided into train and validation "
+            f"(val_fraction {fraction:g}): add images, or give it a val split"
+        )
+    return np.asarray(taken)
