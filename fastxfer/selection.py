@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,26 +13,11 @@ import pandas as pd
 
 from fastxfer.errors import DataError, UsageError
 from fastxfer.files import write_whole
+from fastxfer.plans import PLAN_VERSION, PlanEntry
 from fastxfer.results import NO_EPISODE
 
-PLAN_VERSION = 1
 # The metric that decides, by preference: the first that a target's validation rows have.
 CRITERIA = ("balanced_accuracy", "auc", "accuracy")
-
-
-@dataclass(frozen=True)
-class Choice:
-    """One configuration of a plan: `backbone` on `target`, fine-tuned on the full train split, and why."""
-
-    backbone: str
-    target: str
-    source: str
-    reason: str
-    expected: dict[str, Any]  # metric, value, low, high of the validation row
-    checkpoint: str = ""
-    architecture: str = ""
-    arch_args: dict[str, Any] = field(default_factory=dict)
-    shots: str = "full"
 
 
 @dataclass(frozen=True)
@@ -42,8 +27,8 @@ class Plan:
     store: str
     policy: str
     budget: int
-    entries: list[Choice]
-    rejected: list[Choice]
+    entries: list[PlanEntry]
+    rejected: list[PlanEntry]
 
     def as_dict(self) -> dict[str, Any]:
         """The plan as its JSON file holds it."""
@@ -53,14 +38,18 @@ class Plan:
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "policy": self.policy,
             "budget": {"runs": self.budget},
-            "entries": [asdict(choice) for choice in self.entries],
-            "rejected": [asdict(choice) for choice in self.rejected],
+            "entries": [_fields(entry) for entry in self.entries],
+            "rejected": [_fields(entry) for entry in self.rejected],
         }
 
     def write(self, path: Path) -> None:
         """Write the plan, whole or not at all."""
         content = json.dumps(self.as_dict(), indent=2, ensure_ascii=False, default=str) + "\n"
         write_whole(path, content.encode())
+
+
+def _fields(entry: PlanEntry) -> dict[str, Any]:
+    return {name: value for name, value in asdict(entry).items() if name != "number"}
 
 
 def select(
@@ -88,8 +77,8 @@ def select(
     if val.empty:
         raise DataError("the results hold no validation rows of full probes to choose from: run `fastxfer probe` first")
 
-    wanted: list[tuple[int, float, Choice]] = []
-    rejected: list[Choice] = []
+    wanted: list[tuple[int, float, PlanEntry]] = []
+    rejected: list[PlanEntry] = []
     for target, group in val.groupby("target", observed=True):
         metric = next((m for m in CRITERIA if (group["metric"] == m).any()), None)
         if metric is None:
@@ -118,10 +107,7 @@ def select(
             else:
                 rejected.append(choice)
     wanted.sort(key=lambda item: (item[0] >= top, item[1], item[0], item[2].target, item[2].backbone))
-    over = [
-        Choice(**{**asdict(c), "reason": f"{c.reason}; left out: the budget of {budget} is spent"})
-        for _, _, c in wanted[budget:]
-    ]
+    over = [replace(c, reason=f"{c.reason}; left out: the budget of {budget} is spent") for _, _, c in wanted[budget:]]
     return Plan(
         store=store,
         policy=f"top-{top} per target by the full probe on validation, then near-ties",
@@ -133,10 +119,10 @@ def select(
 
 def _choice(
     row: pd.Series, target: str, metric: str, reason: str, checkpoints: Mapping[tuple[str, str], Mapping[str, Any]]
-) -> Choice:
+) -> PlanEntry:
     backbone = str(row["backbone"])
     attributes = checkpoints.get((backbone, target), {})
-    return Choice(
+    return PlanEntry(
         backbone=backbone,
         target=target,
         source=str(row["source"]),

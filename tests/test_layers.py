@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 
 FLOORS = [
     {"errors", "files", "progress", "images"},
-    {"metrics", "targets", "store", "episodes", "results", "reference"},
+    {"metrics", "targets", "store", "episodes", "results", "reference", "plans", "hyperrule"},
     {"ops", "ops_full", "backbones", "protocol", "statistics"},
     {"training", "probes", "embed"},
     {"evaluate", "finetune"},

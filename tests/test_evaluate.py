@@ -1,0 +1,204 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from helpers import blobs_embeddings, blobs_store, blobs_target
+from sklearn.linear_model import LogisticRegression
+
+from fastxfer.episodes import EpisodeSpec, sample_episodes
+from fastxfer.errors import DataError, UsageError
+from fastxfer.evaluate import audit, evaluate, evaluate_full, run_full, run_protocol
+from fastxfer.metrics import METRICS
+from fastxfer.probes import PROBES, KnnProbe, LogisticProbe, make_probe
+from fastxfer.protocol import Protocol
+from fastxfer.results import KEY, ResultStore
+
+ALL_PROBES = [make_probe(name) for name in PROBES]
+
+
+def test_rows_are_what_scikit_learn_finds(tmp_path):
+    store = blobs_store(tmp_path / "store")
+    target = store.target("blobs")
+    episodes = sample_episodes(target, EpisodeSpec(4, 3, 5), 0, 8)
+    rows = evaluate(store, episodes, [LogisticProbe()], backbones=["good"])
+    assert rows["value"].tolist() == pytest.approx(
+        [
+            LogisticRegression(C=1.0, tol=1e-10, max_iter=5000)
+            .fit(store.embeddings("good", "blobs")[s].astype(float), episodes.support_labels)
+            .score(store.embeddings("good", "blobs")[q].astype(float), episodes.query_labels)
+            for s, q in zip(episodes.support, episodes.query, strict=True)
+        ]
+    )
+    assert set(rows["params"]) == {f"l2={1 / 12:.6g}"}
+    assert set(rows["episodes_hash"]) == {episodes.hash}
+    assert set(rows["source"]) == {"source of good"}
+
+
+def test_every_probe_tells_good_from_bad(tmp_path):
+    store = blobs_store(tmp_path / "store")
+    episodes = sample_episodes(store.target("blobs"), EpisodeSpec(5, 5), 0, 200)
+    rows = evaluate(store, episodes, ALL_PROBES)
+    means = rows.groupby(["probe", "backbone"], observed=True)["value"].mean().unstack()
+    assert set(means.index) == set(PROBES)
+    assert (means["good"] > means["bad"] + 0.1).all()
+    assert not rows.duplicated(list(KEY)).any()
+    assert rows["converged"].all()
+
+
+def test_a_run_appends_once_and_extends(tmp_path):
+    store, results = blobs_store(tmp_path / "store"), ResultStore.open(tmp_path / "results")
+    first = run_protocol(store, results, Protocol(episodes=40, shots=(1, 3)), ALL_PROBES)
+    assert (first.episodes, first.rows) == (40 * 2 * 2 * 4, 40 * 2 * 2 * 4)
+    assert run_protocol(store, results, Protocol(episodes=40, shots=(1, 3)), ALL_PROBES).rows == 0
+    more = run_protocol(store, results, Protocol(episodes=50, shots=(1, 3)), ALL_PROBES)
+    assert more.rows == 10 * 2 * 2 * 4
+    at_once = ResultStore.open(tmp_path / "at-once")
+    run_protocol(store, at_once, Protocol(episodes=50, shots=(1, 3)), ALL_PROBES)
+    by_key = [r.read().sort_values(list(KEY)).reset_index(drop=True) for r in (results, at_once)]
+    for column in ("value", "episode", "episodes_hash", "params", "converged"):
+        assert by_key[0][column].tolist() == by_key[1][column].tolist()
+
+
+def test_windows_do_not_change_values(tmp_path, monkeypatch):
+    store = blobs_store(tmp_path / "store")
+    episodes = sample_episodes(store.target("blobs"), EpisodeSpec("all", 2, "all"), 0, 30)
+    metrics = ["accuracy", "balanced_accuracy", "auc"]
+    whole = evaluate(store, episodes, ALL_PROBES, metrics=metrics)
+    monkeypatch.setattr("fastxfer.evaluate.WINDOW_SCORES", 7 * 120 * 6)
+    parts = evaluate(store, episodes, ALL_PROBES, metrics=metrics)
+    keys = [*KEY]
+    assert np.array_equal(whole.sort_values(keys)["value"].to_numpy(), parts.sort_values(keys)["value"].to_numpy())
+
+
+def test_fewer_classes_than_five_are_all_taken_and_unusual_queries_have_their_own_rows(tmp_path):
+    store = blobs_store(tmp_path / "store", blobs_target("three", n_classes=3))
+    results = ResultStore.open(tmp_path / "results")
+    run_protocol(store, results, Protocol(episodes=5, shots=(1,)), [LogisticProbe()])
+    run_protocol(store, results, Protocol(episodes=5, shots=(1,), queries=4), [LogisticProbe()])
+    rows = results.read()
+    assert set(rows["ways"]) == {"3"}
+    assert set(rows["params"]) == {"l2=0.333333", "l2=0.333333;queries=4"}
+
+
+def test_what_cannot_serve_is_left_out_and_said_unless_named(tmp_path, capsys):
+    store = blobs_store(tmp_path / "store", blobs_target(), blobs_target("tiny", n_train=3))
+    results = ResultStore.open(tmp_path / "results")
+    summary = run_protocol(store, results, Protocol(episodes=5, shots=(5,)), [LogisticProbe()])
+    assert [s["target"] for s in summary.skipped] == ["tiny"]
+    assert "left out: target 'tiny': class 'class a' has 3 train" in capsys.readouterr().err
+    assert set(results.read()["target"]) == {"blobs"}
+    with pytest.raises(DataError, match="class 'class a' has 3 train and 20 test images to draw from, but 5 shots"):
+        run_protocol(store, results, Protocol(episodes=5, shots=(5,)), [LogisticProbe()], targets=["tiny"])
+    with pytest.raises(DataError, match=r"no embeddings of target 'tinny'\. Did you mean: tiny\?"):
+        run_protocol(store, results, Protocol(), [LogisticProbe()], targets=["tinny"])
+    with pytest.raises(DataError, match="no embeddings of backbone 'god'"):
+        run_protocol(store, results, Protocol(), [LogisticProbe()], backbones=["god"])
+
+
+def test_a_changed_target_is_not_mixed_with_old_rows(tmp_path):
+    results = ResultStore.open(tmp_path / "results")
+    run_protocol(blobs_store(tmp_path / "a"), results, Protocol(episodes=5), [LogisticProbe()])
+    changed = blobs_store(tmp_path / "b", blobs_target(n_train=31))
+    with pytest.raises(DataError, match="rows of other episodes under the same key"):
+        run_protocol(changed, results, Protocol(episodes=9), [LogisticProbe()])
+
+
+def test_audit_holds_all_that_another_program_needs(tmp_path):
+    store = blobs_store(tmp_path / "store")
+    episodes = sample_episodes(store.target("blobs"), EpisodeSpec(3, 4, 5), 2, 100)
+    got = audit(store, "good", episodes, LogisticProbe(l2=(0.1, 0.001)), [0, 50, 99])
+    assert got["episode"].tolist() == [0, 0, 50, 50, 99, 99]
+    assert got["l2"].tolist() == [0.1, 0.001] * 3
+    x = store.embeddings("good", "blobs").astype(float)
+    for i in range(6):
+        m = len(got["support"][i])
+        model = LogisticRegression(C=1 / (m * got["l2"][i]), tol=1e-12, max_iter=100_000)
+        model.fit(x[got["support"][i]], got["support_labels"][i])
+        log_loss = -np.log(model.predict_proba(x[got["support"][i]])[np.arange(m), got["support_labels"][i]]).mean()
+        objective = log_loss + got["l2"][i] / 2 * (model.coef_**2).sum()
+        assert got["objective"][i] == pytest.approx(objective, rel=1e-6)
+        expected = model.decision_function(x[got["query"][i]])
+        assert np.abs(got["scores"][i] - expected).max() < 2e-3 * np.abs(expected).max()
+    with pytest.raises(UsageError, match="only the logistic probe has an objective"):
+        audit(store, "good", episodes, KnnProbe(), [0])
+
+
+@pytest.mark.parametrize(("n_val", "chosen"), [(0, "holdout"), (10, "val")])
+def test_full_probe_chooses_on_validation_and_never_sees_test(tmp_path, n_val, chosen):
+    target = blobs_target(n_val=n_val, patients=True)
+    store = blobs_store(tmp_path / "store", target)
+    rows = evaluate_full(store, "bad", store.target("blobs"), LogisticProbe(l2=(1.0, 0.01, 1e-4)))
+    assert set(rows["split"]) == {"val", "test"}
+    assert rows["params"].nunique() == 1
+    assert rows["params"].iloc[0].endswith(f"chosen={chosen}")
+    assert (rows["low"] <= rows["value"]).all()
+    assert (rows["value"] <= rows["high"]).all()
+
+    # Scramble the test labels: test rows change, choice and validation don't.
+    labels = target.labels.copy()
+    test = target.rows("test")
+    labels[test] = np.roll(labels[test], 17)
+    scrambled = type(target)(**{**vars(target), "labels": labels})
+    again = evaluate_full(store, "bad", scrambled, LogisticProbe(l2=(1.0, 0.01, 1e-4)))
+    assert again["params"].tolist() == rows["params"].tolist()
+    val = rows["split"] == "val"
+    assert again[val]["value"].tolist() == rows[val]["value"].tolist()
+    assert again[~val]["value"].tolist() != rows[~val]["value"].tolist()
+
+
+def test_full_probe_test_rows_are_scikit_learns(tmp_path):
+    store = blobs_store(tmp_path / "store", blobs_target(n_val=5))
+    target = store.target("blobs")
+    rows = evaluate_full(store, "bad", target, LogisticProbe(l2=(0.01,)))
+    fit, test = np.flatnonzero(target.split != "test"), target.rows("test")
+    x = store.embeddings("bad", "blobs").astype(float)
+    model = LogisticRegression(C=1 / (len(fit) * 0.01), tol=1e-12, max_iter=100_000).fit(x[fit], target.labels[fit])
+    probabilities = model.predict_proba(x[test])
+    got = rows[rows["split"] == "test"].set_index("metric")["value"]
+    for metric in ("accuracy", "balanced_accuracy", "auc"):
+        assert got[metric] == pytest.approx(float(METRICS[metric](probabilities, target.labels[test])), abs=1e-6)
+
+
+def test_multi_label_full_probes_mask_what_is_unknown(tmp_path):
+    store = blobs_store(tmp_path / "store", blobs_target(multi_label=True))
+    target = store.target("blobs")
+    for probe in (LogisticProbe(l2=(0.1, 0.001)), KnnProbe(k=(5, 20))):
+        rows = evaluate_full(store, "good", target, probe)
+        assert set(rows["metric"]) == {"auc", "average_precision"}
+        assert rows["value"].between(0.6, 1.0).all()
+
+
+def test_full_runs_are_not_redone(tmp_path):
+    store, results = blobs_store(tmp_path / "store"), ResultStore.open(tmp_path / "results")
+    assert run_full(store, results, KnnProbe(k=(1, 5))) == 2 * 6
+    assert run_full(store, results, KnnProbe(k=(1, 5))) == 0
+    assert run_full(store, results, LogisticProbe(l2=(0.1,)), backbones=["good"]) == 6
+
+
+def test_an_incomplete_array_is_left_out_and_said(tmp_path, capsys):
+    store = blobs_store(tmp_path / "store")
+    target = blobs_target()
+    values = blobs_embeddings(target)
+    with store.writer("half", "blobs", dim=24, dtype="float32", attributes={"identity": "x"}, block_rows=64) as writer:
+        block = writer.missing[0]
+        writer.write(block, values[block.start : block.stop])
+    results = ResultStore.open(tmp_path / "results")
+    run_protocol(store, results, Protocol(episodes=3), [LogisticProbe()])
+    assert set(results.read()["backbone"]) == {"good", "bad"}
+    assert "'blobs' by 'half' are incomplete (64 of 300 images)" in capsys.readouterr().err
+    with pytest.raises(DataError, match="run the same `fastxfer embed` again"):
+        run_protocol(store, results, Protocol(), [LogisticProbe()], backbones=["half"], targets=["blobs"])
+
+
+def test_options_that_make_no_sense_are_refused():
+    with pytest.raises(UsageError, match=r"unknown probe 'logistc'.*Did you mean: logistic\?"):
+        make_probe("logistc")
+    with pytest.raises(UsageError, match="l2 must be positive, got 0"):
+        make_probe("ridge", l2=[0.0])
+    with pytest.raises(UsageError, match="k must be at least 1"):
+        make_probe("knn", k=[0])
+    with pytest.raises(UsageError, match=r"unknown metric 'acc'"):
+        Protocol(metrics=("acc",))
+    with pytest.raises(UsageError, match="shots must be at least 1, got 0"):
+        Protocol(shots=(1, 0))
+    assert Protocol().hash != Protocol(seed=1).hash
