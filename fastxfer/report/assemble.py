@@ -1,0 +1,318 @@
+"""`write_report`: aggregates, facts and sections put together into one page that needs nothing else."""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import hashlib
+import math
+import re
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from plotly.offline import get_plotlyjs
+
+from fastxfer.files import write_whole
+from fastxfer.report import cells as c
+from fastxfer.report import sections
+from fastxfer.report.answer import answer, plural
+from fastxfer.report.facts import Facts, flags, gather
+from fastxfer.report.html import Markup, embed_json, join, tag
+
+COLUMNS = (
+    "target",
+    "label",
+    "source",
+    "ways",
+    "shots",
+    "seed",
+    "probe",
+    "params",
+    "split",
+    "metric",
+    "interval",
+)
+COLOURS = 7  # --b0 … of report.css; beyond them they repeat, with other markers and dashes
+
+
+def write_report(
+    store_path: str | Path,
+    results: pd.DataFrame,
+    out: Path,
+    *,
+    plan: dict[str, Any] | None,
+    command: str,
+    title: str = "Which backbone transfers best?",
+    runs: Sequence[Mapping[str, Any]] = (),
+) -> Path:
+    """Write `out`/index.html, one file that opens without a network, and return its path.
+
+    store_path: the embedding store the results come from; its attributes give costs and provenance (a missing store
+                becomes a flag of the report)
+    results:    rows with the columns of `fastxfer.results.SCHEMA`
+    plan:       the content of plan.json, or None
+    command:    the command line that made it; paths in it are shortened to their last part
+    runs:       what `ResultStore.runs` remembers of the commands that made the rows: date, command, stage, seconds
+
+    Raises `DataError` where there are no rows. An existing index.html is replaced whole or not at all.
+    """
+    cells = c.aggregate(results)
+    facts = gather(store_path)
+    page = _page(results, cells, facts, plan, runs, command, title)
+    write_whole(Path(out) / "index.html", page.encode())
+    return Path(out) / "index.html"
+
+
+def _page(
+    results: pd.DataFrame,
+    cells: pd.DataFrame,
+    facts: Facts,
+    plan: dict[str, Any] | None,
+    runs: Sequence[Mapping[str, Any]],
+    command: str,
+    title: str,
+) -> str:
+    labels = sorted(cells["label"].unique(), key=c.natural_key)
+    # Best first on the whole, so that the first colours go to whom most is said about.
+    rank = cells[cells["main"]].groupby("label")["mean"].mean().sort_values(ascending=False, kind="stable")
+    labels.sort(key=lambda label: list(rank.index).index(label) if label in rank.index else len(rank))
+    colour = {label: i for i, label in enumerate(labels)}
+
+    def name(label: str) -> Markup:
+        index = colour.get(label)
+        style = f"--c:var(--b{index % COLOURS})" if index is not None else None
+        return tag("span", label, class_="name", style=style)
+
+    shown = dict(zip(cells["backbone"], cells["label"], strict=True))
+    rows = sections.outcomes(plan, cells) if plan else []
+    spent = sections.costs(results, cells, plan, runs, facts)
+    made = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
+    document = {
+        "labels": labels,
+        "cells": _columns(cells),
+        "defaults": {
+            "waysOf": {t: w for t, g in cells.groupby("target") if (w := c.main_ways(g)) is not None},
+            "seed": c.main_seed(cells),
+            "split": c.main_split(cells),
+            "probe": next(iter(c.probes(cells, full=False)), None),
+        },
+        "classes": {t: len(f.class_names) for t, f in facts.targets.items() if not f.multi_label},
+        "outcomes": [_finite(r) for r in rows],
+        "costs": _finite({k: v for k, v in spent.items() if k != "by_pair"}),
+        "metricNames": {m: c.metric_name(m) for m in cells["metric"].unique()},
+    }
+    raised = flags(cells, facts)
+    few = cells[(cells["shots"] != c.FULL) & cells["main"]]
+    counts = [
+        plural(len(labels), "backbone"),
+        plural(cells["target"].nunique(), "target"),
+        *([f"{int(few['n'].sum()):,} few-shot fits"] if len(few) else []),
+        *([plural(spent["finetunings"], "fine-tuning")] if spent["finetunings"] else []),
+    ]
+    parts: list[tuple[str, str, Any]] = [
+        ("answer", "The answer", answer(cells, name)),
+        (
+            "curves",
+            "Accuracy against shots" if set(cells["metric"]) & {"accuracy"} else "Against shots",
+            _curves(),
+        ),
+        ("methods", "Probes, neighbours, fine-tuning", _methods(cells)),
+        ("table", "Every cell", _cell_table()),
+        (
+            "selection",
+            "What was selected, and why",
+            sections.selection(plan, rows, _figure("outcomes", SELECTION), name),
+        ),
+        ("costs", "What it cost", sections.costs_section(spent, _figure("costs", COSTS), facts, name, shown)),
+        ("flags", "Flags", _flags(raised)),
+        ("provenance", "Provenance", sections.provenance(cells, facts, runs, command, made, name, shown)),
+    ]
+    files = resources.files("fastxfer.report")
+    script = files.joinpath("report.js").read_text(encoding="utf-8")
+    # Every script of the page is listed by its hash: whatever else might get in could not run, nor ask the network.
+    policy = " ".join(f"'sha256-{_sha256(text)}'" for text in (get_plotlyjs(), script))
+    head = tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("meta", name="color-scheme", content="light dark"),
+        tag("meta", name="generator", content=f"fastxfer {facts.versions.get('fastxfer', '')}"),
+        tag(
+            "meta",
+            http_equiv="Content-Security-Policy",
+            content=f"default-src 'none'; script-src {policy}; style-src 'unsafe-inline'; img-src data: blob:",
+        ),
+        tag("link", rel="icon", href="data:,"),
+        tag("title", title),
+        tag("style", Markup(files.joinpath("report.css").read_text(encoding="utf-8"))),
+    )
+    body = tag(
+        "body",
+        tag("a", "Skip to the answer", href="#answer", class_="skip"),
+        tag(
+            "header",
+            tag("p", "fastxfer report", class_="kicker"),
+            tag("h1", title),
+            tag("p", " · ".join(counts), tag("br"), f"made {made}", class_="byline"),
+            tag(
+                "nav", [tag("a", heading, href=f"#{key}") for key, heading, _ in parts], aria_label="Sections"
+            ),
+        ),
+        tag("main", [_section(key, heading, content) for key, heading, content in parts]),
+        tag(
+            "footer",
+            tag(
+                "p", "Made by fastxfer. This file holds aggregates only; it makes no request to any network."
+            ),
+        ),
+        tag("script", embed_json(document), type="application/json", id="data"),
+        tag("script", Markup(get_plotlyjs())),
+        tag("script", Markup(script)),
+    )
+    return "<!doctype html>\n" + tag("html", head, body, lang="en") + "\n"
+
+
+SELECTION = (
+    "What the probe gave (hollow; on validation it is what the plan expected) and what fine-tuning gave (filled), "
+    "with 95 % intervals over images."
+)
+COSTS = "Measured seconds, and the estimate for fine-tuning every pair of backbone and target once."
+
+
+def _section(key: str, heading: str, content: Any) -> Markup:
+    return tag("section", tag("h2", heading, id=f"{key}-h"), content, id=key, aria_labelledby=f"{key}-h")
+
+
+def _figure(key: str, caption: str, *, legend: bool = False) -> Markup:
+    return tag(
+        "figure",
+        tag("div", class_="legend", id=f"{key}-legend", role="group", aria_label="Backbones shown")
+        if legend
+        else None,
+        tag("div", id=f"{key}-figure", class_="panels"),
+        tag("figcaption", caption, " ", tag("span", id=f"{key}-note")),
+        id=f"{key}-box",
+    )
+
+
+def _control(key: str, label: str) -> Markup:
+    return tag("label", tag("span", label), tag("select", id=f"f-{key}"), id=f"l-{key}")
+
+
+def _curves() -> Markup:
+    controls = [
+        ("probe", "Probe"),
+        ("ways", "Ways"),
+        ("params", "Parameters"),
+        ("metric", "Metric"),
+        ("split", "Split"),
+        ("seed", "Seed"),
+        ("target", "Target"),
+    ]
+    return join(
+        tag("noscript", tag("p", "The figures and the table need JavaScript; everything else is readable without.")),
+        tag(
+            "form",
+            [_control(*control) for control in controls],
+            class_="controls",
+            id="filters",
+            aria_label="Filter the figures",
+        ),
+        _figure(
+            "curves",
+"Mean in percent against the number of shots (log scale); bands are 95 % intervals, over many episodes often "
+            "narrower than the line. Each panel has its own vertical scale; a dotted line marks chance where it is near. "
+            "A name in the legend shows or hides its backbone in all figures.",
+            legend=True,
+        ),
+    )  # fmt: skip
+
+
+def _methods(cells: pd.DataFrame) -> Markup:
+    if not (cells["shots"] == c.FULL).any():
+        return tag(
+            "p",
+            "There are no results on the whole train split yet: ",
+            tag("code", "fastxfer probe"),
+            " and ",
+            tag("code", "fastxfer knn"),
+            " make them from the same embeddings in seconds.",
+        )
+    return _figure(
+        "methods",
+        "What the whole train split gives, by method: percent with 95 % intervals over images. Metric, split and target "
+        "as chosen above.",
+        legend=True,
+    )
+
+
+def _cell_table() -> Markup:
+    return join(
+        tag(
+            "div",
+            tag(
+                "label",
+                tag("span", "Filter"),
+                tag(
+                    "input",
+                    type="search",
+                    id="table-filter",
+                    placeholder="words that a row must have",
+                    autocomplete="off",
+                ),
+            ),
+            tag("button", "Download CSV", type="button", id="csv"),
+            class_="controls",
+        ),
+        tag("p", id="table-status", class_="note", role="status", aria_live="polite"),
+        tag(
+            "div",
+            tag("table", tag("thead"), tag("tbody"), id="cells"),
+            class_="scroll",
+            tabindex="0",
+            role="region",
+            aria_label="Every cell",
+        ),
+        tag("p", tag("button", "Show all rows", type="button", id="more", hidden=True)),
+    )
+
+
+def _flags(raised: list[str]) -> Markup:
+    if not raised:
+        return tag(
+            "p", "Nothing to warn of: all probes converged, no small test split, no source equals its target."
+        )
+
+    def item(text: str) -> Markup:
+        head, colon, rest = text.partition(": ")
+        return tag("li", tag("b", head + colon), rest) if colon else tag("li", text)
+
+    return tag("ul", [item(text) for text in raised], class_="flags")
+
+
+def _columns(cells: pd.DataFrame) -> dict[str, Any]:
+    """The cells column by column, text as numbers into its list of distinct values: small however many there are."""
+    document: dict[str, Any] = {}
+    for column in COLUMNS:
+        codes, levels = pd.factorize(cells[column])
+        document[column] = {"codes": codes.tolist(), "levels": levels.tolist()}
+    for column in ("mean", "low", "high"):
+        document[column] = [None if not math.isfinite(v) else round(float(v), 6) for v in cells[column]]
+    document["n"] = [int(v) for v in cells["n"]]
+    document["queries"] = [int(v) for v in cells["n_queries"]]
+    document["main"] = [int(v) for v in cells["main"]]
+    document["chosen"] = [int(v) for v in cells["chosen"]]
+    return document
+
+
+def _finite(row: dict[str, Any]) -> dict[str, Any]:
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+
+
+def _sha256(text: str) -> str:
+    # The parser turns line ends into "\n" before a browser hashes.
+    normal = re.sub(r"\r\n?", "\n", text)
+    return base64.b64encode(hashlib.sha256(normal.encode()).digest()).decode()

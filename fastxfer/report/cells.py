@@ -1,0 +1,199 @@
+"""Which of the aggregated cells the report speaks of first: the metric of a target, the params of a probe, who leads.
+
+Nothing here computes a metric: means and intervals come from `fastxfer.statistics`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from fastxfer.errors import DataError
+from fastxfer.results import CELL
+from fastxfer.statistics import summarise
+
+SECONDS = "seconds"
+FULL = "full"
+FINETUNE = "finetune"
+METRIC_ORDER = ("accuracy", "auc", "balanced_accuracy", "average_precision")
+PROBE_ORDER = ("logistic", "ridge", "prototype", "knn", FINETUNE)
+SPLIT_ORDER = ("test", "val", "train")
+METRIC_NAMES = {
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "auc": "AUC",
+    "average_precision": "average precision",
+}
+
+
+def metric_name(metric: str) -> str:
+    return METRIC_NAMES.get(metric, metric.replace("_", " "))
+
+
+def natural_key(text: str) -> list[tuple[int, float, str]]:
+    """Sorts "5" before "10" and both before "all"; for shots, ways and params ("l2=0.04")."""
+    parts = re.split(r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)", str(text))
+    return [(0, float(p), "") if re.fullmatch(r"\d.*", p) else (1, 0.0, p) for p in parts if p]
+
+
+def ordered(values: pd.Series, preference: tuple[str, ...]) -> list[str]:
+    """Distinct values: the preferred ones first, in that order, then the others naturally sorted."""
+    present = {str(v) for v in values.unique()}
+    return [p for p in preference if p in present] + sorted(present - set(preference), key=natural_key)
+
+
+def aggregate(results: pd.DataFrame) -> pd.DataFrame:
+    """`summarise(results)` with plain text columns and three more:
+
+    label:  (str) the backbone's name, with its source where the name alone is ambiguous
+    main:   (bool) whether `metric` is the one its target is discussed in
+    chosen: (bool) whether `params` are those shown for this probe unless another choice is asked for
+    """
+    rows = results[results["metric"] != SECONDS]
+    if rows.empty:
+        raise DataError(
+            "report: there are no results to report; `fastxfer fewshot` or `fastxfer probe` makes some"
+        )
+    cells = summarise(rows)
+    for column in CELL:
+        if column != "seed":
+            cells[column] = cells[column].astype(str)
+    # A list of episodes that has since been extended leaves a shorter cell behind: the longest one counts.
+    cells = cells.sort_values("n", ascending=False, kind="stable").drop_duplicates(list(CELL))
+    cells = cells[np.isfinite(cells["mean"])]
+    if cells.empty:
+        raise DataError(
+            "report: every result is NaN; `fastxfer targets check` shows what is wrong with the labels"
+        )
+    sources = cells.groupby("backbone")["source"].nunique()
+    ambiguous = cells["backbone"].map(sources) > 1
+    cells["label"] = np.where(ambiguous, cells["backbone"] + " (" + cells["source"] + ")", cells["backbone"])
+    main = {t: ordered(g["metric"], METRIC_ORDER)[0] for t, g in cells.groupby("target")}
+    cells["main"] = cells["metric"] == cells["target"].map(main)
+    cells["chosen"] = _chosen(cells)
+    order = pd.DataFrame(
+        {
+            "target": cells["target"],
+            "split": cells["split"].map({s: i for i, s in enumerate(SPLIT_ORDER)}).fillna(9),
+            "shots": cells["shots"].map(lambda s: math.inf if s == FULL else float(s)),
+            "mean": -cells["mean"],
+        }
+    )
+    return cells.loc[order.sort_values(["target", "split", "shots", "mean"]).index].reset_index(drop=True)
+
+
+def _chosen(cells: pd.DataFrame) -> np.ndarray:
+    """Of several params of a probe: the best on validation rows, else (none there) the middle one of the grid.
+
+    Never the best on test rows: that would make every number shown too high.
+    """
+    setting = ["source", "backbone", "target", "ways", "shots", "seed", "probe"]
+    chosen = np.ones(len(cells), dtype=bool)
+    for positions in cells.groupby(setting, sort=False).indices.values():
+        group = cells.iloc[positions]
+        params = sorted(group["params"].unique(), key=natural_key)
+        if len(params) < 2:
+            continue
+        validation = group[(group["split"] == "val") & group["main"]]
+        if len(validation):
+            best = validation.loc[validation["mean"].idxmax(), "params"]
+        else:
+            best = params[len(params) // 2]
+        chosen[positions] = (group["params"] == best).to_numpy()
+    return chosen
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Who leads one target in one setting: `table` holds one cell a backbone, best first."""
+
+    target: str
+    ways: str
+    shots: str
+    probe: str
+    table: pd.DataFrame
+
+    @property
+    def best(self) -> pd.Series:
+        return self.table.iloc[0]
+
+    @property
+    def metric(self) -> str:
+        return str(self.best["metric"])
+
+    @property
+    def gap(self) -> float:
+        """How far the second lies below the first, in points; NaN where there is no second."""
+        return (
+            100 * float(self.best["mean"] - self.table.iloc[1]["mean"]) if len(self.table) > 1 else math.nan
+        )
+
+    @property
+    def tied(self) -> list[str]:
+        """Backbones whose interval overlaps the leader's: not told apart from it by these rows."""
+        others = self.table.iloc[1:]
+        return [str(b) for b in others.loc[others["high"] >= self.best["low"], "label"]]
+
+    @property
+    def has_intervals(self) -> bool:
+        return bool(np.isfinite(self.table[["low", "high"]].to_numpy()).all())
+
+    @property
+    def decided(self) -> bool:
+        return len(self.table) > 1 and self.has_intervals and not self.tied
+
+
+def main_split(cells: pd.DataFrame) -> str:
+    """The split whose numbers are discussed: test where there is any."""
+    return ordered(cells["split"], SPLIT_ORDER)[0]
+
+
+def main_seed(cells: pd.DataFrame) -> int:
+    """The seed with the most cells, the smallest of equals."""
+    counts = cells["seed"].value_counts()
+    return int(min(counts[counts == counts.max()].index))
+
+
+def standing(cells: pd.DataFrame, target: str, ways: str, shots: str, probe: str) -> Standing | None:
+    """The backbones of one setting, best first; None where there is no such cell."""
+    here = cells[
+        cells["main"]
+        & cells["chosen"]
+        & (cells["target"] == target)
+        & (cells["ways"] == ways)
+        & (cells["shots"] == shots)
+        & (cells["probe"] == probe)
+        & (cells["split"] == main_split(cells[cells["target"] == target]))
+    ]
+    if here.empty:
+        return None
+    here = here[here["seed"] == main_seed(here)].drop_duplicates("label")
+    return Standing(target, ways, shots, probe, here.sort_values("mean", ascending=False, kind="stable"))
+
+
+def main_ways(cells: pd.DataFrame) -> str | None:
+    """The number of ways with the most few-shot cells, the smallest of equals; None without few-shot cells."""
+    few = cells[cells["shots"] != FULL]
+    if few.empty:
+        return None
+    counts = few["ways"].value_counts()
+    return str(min((str(w) for w in counts[counts == counts.max()].index), key=natural_key))
+
+
+def main_shots(cells: pd.DataFrame, ways: str) -> str | None:
+    """The number of shots that stands for "few": 5 where there is such a cell, else the middle one."""
+    few = cells[(cells["shots"] != FULL) & (cells["ways"] == ways)]
+    shots = sorted(few["shots"].unique(), key=natural_key)
+    if not shots:
+        return None
+    return "5" if "5" in shots else str(shots[len(shots) // 2])
+
+
+def probes(cells: pd.DataFrame, *, full: bool) -> list[str]:
+    """The probes on few-shot or on full rows, in the order in which they are preferred; fine-tunings left out."""
+    here = cells[((cells["shots"] == FULL) == full) & (cells["probe"] != FINETUNE)]
+    return ordered(here["probe"], PROBE_ORDER)
