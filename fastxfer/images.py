@@ -104,7 +104,7 @@ def decode_image(stream: IO[bytes], name: str, *, max_pixels: int = MAX_PIXELS) 
     try:
         image = opener(stream, name)
     except Exception as error:  # decoders raise whatever their format's parser trips over
-        raise DataError(f"{name}: damaged {kind} file, its header cannot be read ({error})") from error
+        raise DataError(f"{name}: truncated or damaged {kind} file, its header cannot be read ({error})") from error
     with image:
         width, height = image.size
         if width * height > max_pixels:

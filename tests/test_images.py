@@ -196,8 +196,8 @@ def test_truncated_and_empty_files_are_named(tmp_path: Path) -> None:
     [
         (b"<html>not found</html>", r"not an image \(starts with b'<html>no'\); expected JPEG, PNG"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n", r"not an image"),
-        (b"\x89PNG\r\n\x1a\n", r"damaged PNG file, its header cannot be read"),
-        (b"\xff\xd8\xff\xe0", r"damaged JPEG file"),
+        (b"\x89PNG\r\n\x1a\n", r"truncated or damaged PNG file, its header cannot be read"),
+        (b"\xff\xd8\xff\xe0", r"truncated or damaged JPEG file"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", r"a Git LFS pointer, not the image itself"),
     ],
 )

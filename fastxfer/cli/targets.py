@@ -123,7 +123,7 @@ def add(
     click.echo(f"{name}: {target.n_images:,} images ({splits}), {len(target.class_names):,} {kind}")
 
 
-@targets.command()
+@targets.command(cls=ManyValues)
 @click.argument("name")
 @click.option("--policy", help="How a built-in target reads uncertain labels, e.g. ignore, ones, zeros, blank-zeros.")
 @click.option("--view", "views", multiple=True, help="Views of a built-in X-ray target, e.g. AP PA.")
@@ -138,6 +138,7 @@ def show(
     \b
     Example:
       fastxfer targets show nih14 --labels-only --json
+      fastxfer targets show chexpert --policy ones --view AP PA L
     """
     from fastxfer.targets import describe_target, load_target
 
@@ -175,7 +176,7 @@ def show(
     )
 
 
-@targets.command(cls=ManyValues)
+@targets.command()
 @click.argument("names", nargs=-1, required=True, metavar="NAME...")
 @data_root_option
 @json_option
