@@ -17,7 +17,7 @@ _BOMS = ((b"\xff\xfe", "UTF-16"), (b"\xfe\xff", "UTF-16"))
 
 @dataclass(frozen=True)
 class Table:
-    """A CSV file in memory: cells are stripped strings.
+    """A CSV file in memory: cells are strings, stripped unless it was asked for otherwise.
 
     rows: the cells, one list a row; row_numbers: where each stands in the file, counted as a spreadsheet does
     (the header is row 1, blank lines count).
@@ -59,8 +59,10 @@ def read_bytes(path: Path) -> bytes:
         raise DataError(f"{path}: cannot be read: {error}") from error
 
 
-def read_csv(path: Path) -> Table:
+def read_csv(path: Path, *, strip: bool = True) -> Table:
     """Read a CSV file: UTF-8 with or without BOM, any line ends, quoted cells; ``,``, ``;`` or tab between cells.
+
+    strip: take blanks around a cell for typing, not for content.
 
     Raises `DataError` naming file and row: other encodings, broken quoting, rows longer or shorter than the
     header, a column named twice, no rows at all.
@@ -86,7 +88,7 @@ def read_csv(path: Path) -> Table:
                 f"{path}, row {number}: {len(cells)} cells where the header has {len(columns)} "
                 "(a comma inside a cell needs quotes around the cell)"
             )
-        rows.append([cell.strip() for cell in cells[: len(columns)]])
+        rows.append([cell.strip() if strip else cell for cell in cells[: len(columns)]])
         numbers.append(number)
     if not rows:
         raise DataError(f"{path}: the table has a header but no rows")

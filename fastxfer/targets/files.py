@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -38,6 +39,10 @@ def walk_images(root: Path) -> Found:
             if entry.name.startswith(".") or entry.name == "__MACOSX":
                 continue
             path = f"{relative}/{entry.name}" if relative else entry.name
+            if not _is_text(entry.name):
+                raise DataError(
+                    f"{os.fsencode(entry.path)!r}: this name is not UTF-8, so no table can hold it; rename the file"
+                )
             real = None
             if entry.is_symlink():
                 real = os.path.realpath(entry.path)
@@ -115,6 +120,19 @@ def _list(folder: str, real_root: str) -> dict[str, bool] | None:
         return {e.name: e.is_symlink() for e in os.scandir(folder) if e.is_symlink() or e.is_file()}
     except (FileNotFoundError, NotADirectoryError):
         return {}
+    except OSError as error:
+        if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):  # no such folder can be there
+            return {}
+        raise
+
+
+def _is_text(name: str) -> bool:
+    """Whether a name from the file system is UTF-8; Python carries other bytes as lone surrogates."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _inside(path: str, folder: str) -> bool:

@@ -106,8 +106,11 @@ def _count_others(found: Found) -> str:
     return ", ".join(f"{count:,} {ending}" for ending, count in found.others.most_common(5))
 
 
-def read_table(table: Table, root: Path, *, label_column: str = "label", check_files: bool = True) -> Listing:
+def read_table(table: Table, root: Path, *, label_column: str = "label", trusted: bool = False) -> Listing:
     """Read a table with ``path,label[,split][,patient]``; paths are relative to `root`, or absolute and inside it.
+
+    trusted: the table was written by fastxfer, after these checks: files aren't looked for, and a class folder may
+    well be called "none".
 
     Raises `DataError` naming file and row: missing columns, empty cells, a path listed twice or leaving `root`,
     missing files, unknown split words.
@@ -118,7 +121,7 @@ def read_table(table: Table, root: Path, *, label_column: str = "label", check_f
         if not path:
             raise DataError(f"{where[i]}: the path is empty")
     for i, label in enumerate(labels):
-        if label.lower() in _MISSING:
+        if label.lower() in _MISSING and not trusted:
             what = f"'{label}', a missing value" if label else "empty"
             raise DataError(
                 f"{where[i]}: the label in column '{label_column}' is {what}; give it a label "
@@ -131,9 +134,7 @@ def read_table(table: Table, root: Path, *, label_column: str = "label", check_f
             if word.lower() not in SPLIT_WORDS:
                 raise DataError(f"{where[i]}: split '{word}' is not one of train, val, test")
             split.append(SPLIT_WORDS[word.lower()])
-    ids = (
-        locate_images(root, paths, where) if check_files else [os.path.normpath(p).replace(os.sep, "/") for p in paths]
-    )
+    ids = paths if trusted else locate_images(root, paths, where)
     first: dict[str, int] = {}
     for i, image_id in enumerate(ids):
         if image_id in first:

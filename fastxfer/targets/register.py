@@ -200,7 +200,9 @@ def _write_entry(folder: Path, name: str, target: Target, meta: dict[str, Any], 
 def _table_bytes(target: Target) -> bytes:
     """The table in the format that `targets add` reads, so that it can be edited and added again."""
     text = io.StringIO()
-    write = csv.writer(text, lineterminator="\n").writerow
+    # Of the line ends, csv quotes those that it writes itself; QUOTE_MINIMAL with "\n" would leave a lone "\r" bare.
+    lone_return = any("\r" in image_id for image_id in target.image_id)
+    write = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL if lone_return else csv.QUOTE_MINIMAL).writerow
     write(["path", "label", "split", *(["patient"] if target.patient is not None else [])])
     names = target.class_names
     for i in range(target.n_images):
@@ -248,7 +250,7 @@ def _read_entry(folder: Path, name: str) -> Target:
         raise DataError(
             f"target '{name}': its images were in {root}, which isn't there any more; add it again with --replace"
         )
-    listing = read_table(read_csv(path), root, check_files=False)
+    listing = read_table(read_csv(path, strip=False), root, trusted=True)
     target = build_target(listing, name, multi_label=meta["multi_label"], class_names=meta["class_names"])
     return dataclasses.replace(target, root=root, notes=tuple(meta["notes"]))
 
