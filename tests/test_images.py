@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFile, ImageOps
 
 from fastxfer.errors import DataError
-from fastxfer.images import MAX_PIXELS, decode_image, load_image
+from fastxfer.images import MAX_PIXELS, check_header, decode_image, load_image
 
 
 def picture(height: int = 6, width: int = 9, seed: int = 0) -> Image.Image:
@@ -232,6 +232,35 @@ def test_the_limit_holds_for_every_format(kind: str) -> None:
     assert decode_image(io.BytesIO(content), "x", max_pixels=400).size == (20, 20)
     with pytest.raises(DataError, match="declares 20 x 20 pixels, over the limit of 399 pixels"):
         decode_image(io.BytesIO(content), "x", max_pixels=399)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM", "JPEG2000"])
+def test_check_header_tells_the_size_and_holds_the_limit(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.img"
+    path.write_bytes(encode(picture(20, 30), kind))
+    assert check_header(path) == (30, 20)
+    with pytest.raises(DataError, match=r"x\.img: declares 30 x 20 pixels, over the limit of 599 pixels; not decoded"):
+        check_header(path, max_pixels=599)
+
+
+def test_check_header_refuses_what_is_no_image_and_reads_no_pixels(tmp_path: Path) -> None:
+    path = tmp_path / "x.jpg"
+    content = encode(picture(200, 200), "JPEG")
+    for bad, message in (
+        (b"", r"x\.jpg: empty file \(0 bytes\)"),
+        (b"GIF", r"x\.jpg: not an image"),
+        (content[:20], r"x\.jpg: truncated or damaged JPEG file, its header cannot be read"),
+        (png_header(65_000, 65_000), r"x\.jpg: declares 65,000 x 65,000 pixels, over the limit of 100,000,000"),
+    ):
+        path.write_bytes(bad)
+        with pytest.raises(DataError, match=message):
+            check_header(path)
+    path.write_bytes(content[: len(content) // 2])  # cut after the header: its pixels are not looked at
+    assert check_header(path) == (200, 200)
+    with pytest.raises(DataError, match=r"gone\.png: there is no such file"):
+        check_header(tmp_path / "gone.png")
+    with pytest.raises(DataError, match="not a file; expected an image"):
+        check_header(tmp_path)
 
 
 def test_pillows_global_state_is_neither_used_nor_changed(monkeypatch: pytest.MonkeyPatch) -> None:
