@@ -23,6 +23,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from fastxfer.backbones import load_backbone, load_network
+from fastxfer.backbones.checkpoint import SUFFIXES
 from fastxfer.errors import DataError, FastxferError
 from fastxfer.hyperrule import PRESETS, Schedule, Settings, settle
 from fastxfer.metrics import METRICS, softmax
@@ -48,14 +49,11 @@ SINGLE_LABEL_METRICS = ("accuracy", "balanced_accuracy", "auc")
 MULTI_LABEL_METRICS = ("auc", "average_precision")
 # Pixels a forward pass: 64 images at 128 or 4 at 480, the paper's own micro-batches.
 MICRO_BATCH_PIXELS = 1 << 20
-HALF = (0.5, 0.5, 0.5)
 
 
 def _paths(target: Target, rows: NDArray[np.int64]) -> list[Path]:
     if target.root is None:
-        raise DataError(
-            f"target '{target.name}': its images are not known, only its table: load it from --data-root"
-        )
+        raise DataError(f"target '{target.name}': its images are not known, only its table: load it from --data-root")
     return [target.root / str(i) for i in target.image_id[rows]]
 
 
@@ -108,12 +106,10 @@ def finetune(
         network = load_network(ckpt, arch, arch_args, len(target.class_names))
         rule = PRESETS[chosen.preset]
         _start_head(network, rule.zero_head)
-        mean, std = (
-            (tuple(backbone.preprocessing.mean), tuple(backbone.preprocessing.std))
-            if rule.source_statistics
-            else (HALF, HALF)
-        )
-        normalise = Normaliser(mean, std, on)
+        wanted = backbone.preprocessing
+        half = (0.5,) * wanted.input_size[0]
+        statistics = (wanted.mean, wanted.std) if rule.source_statistics else (half, half)
+        normalise = Normaliser(*statistics, device=on)
         name = backbone_name or backbone.name
         say(f"fine-tuning {name} on {target.name}: {chosen.params}, seed {seed}, on {on}")
         micro = micro_batch or max(1, MICRO_BATCH_PIXELS // chosen.crop**2)
@@ -170,14 +166,11 @@ class Run:
 
     def is_done(self, results: ResultStore, seed: int) -> bool:
         return all(
-            cell in results
-            for cell in cells(self.entry.source, self.entry.backbone, self.target, self.settings, seed)
+            cell in results for cell in cells(self.entry.source, self.entry.backbone, self.target, self.settings, seed)
         )
 
 
-def prepare(
-    entries: Sequence[PlanEntry], store: EmbeddingStore, data_root: Path, **overrides: Any
-) -> list[Run]:
+def prepare(entries: Sequence[PlanEntry], store: EmbeddingStore, data_root: Path, **overrides: Any) -> list[Run]:
     """What a plan asks for, checked before any work is done: targets, checkpoints and settings (`settle`).
 
     Targets keep the rows that the store's embeddings have (images skipped there are skipped here), so that probe and
@@ -189,13 +182,11 @@ def prepare(
             target = _as_embedded(store.target(entry.target), load_target(entry.target, data_root), store)
             if not entry.checkpoint:
                 raise DataError("the plan names no checkpoint: run `fastxfer select` again, or use --ckpt")
-            if "/" in entry.checkpoint and not Path(entry.checkpoint).exists():
+            if entry.checkpoint.endswith(SUFFIXES) and not Path(entry.checkpoint).exists():
                 raise DataError(f"checkpoint '{entry.checkpoint}' is not there any more")
             runs.append(Run(entry, target, settle(target, **overrides)))
         except FastxferError as error:
-            raise type(error)(
-                f"plan entry {entry.number} ({entry.backbone} on {entry.target}): {error}"
-            ) from error
+            raise type(error)(f"plan entry {entry.number} ({entry.backbone} on {entry.target}): {error}") from error
     return runs
 
 
@@ -318,11 +309,15 @@ def _fit(
     if settings.oversample:
         weights = 1.0 / np.bincount(labels.numpy())[labels.numpy()]
         weights /= weights.sum()
-    optimizer = torch.optim.SGD(
-        network.parameters(), lr=schedule.base_lr, momentum=0.9, nesterov=rule.nesterov
-    )
+    optimizer = torch.optim.SGD(network.parameters(), lr=schedule.base_lr, momentum=0.9, nesterov=rule.nesterov)
     trainer = Trainer(network, optimizer, normalise, micro, agc=rule.agc)
-    batches = Batches(images, _random_crop(settings.crop, settings.hflip), settings.batch_size, seed, weights)
+    batches = Batches(
+        images,
+        _random_crop(settings.crop, settings.hflip, len(normalise.mean)),
+        settings.batch_size,
+        seed,
+        weights,
+    )
     losses: list[float] = []
     started = time.perf_counter()
     network.train()
@@ -356,7 +351,7 @@ def _score(
 ) -> list[dict[str, Any]]:
     rows = target.rows(split)
     images = Images(_paths(target, rows), _resize(settings.crop, square=True))
-    scores = predict(network, images, _to_tensor, normalise, batch_size, workers)
+    scores = predict(network, images, _to_pixels(len(normalise.mean)), normalise, batch_size, workers)
     labels = target.labels[rows]
     groups = None if target.patient is None else target.patient[rows]
     # One-vs-rest AUCs rank one image's score against another's: probabilities, as for the probes.
@@ -389,22 +384,29 @@ def _resize(size: int, square: bool) -> Callable[[Image.Image], Image.Image]:
     return resize
 
 
-def _random_crop(size: int, hflip: float) -> Transform:
+def _random_crop(size: int, hflip: float, channels: int) -> Transform:
     """A random square, mirrored with probability `hflip`; draws from `random`, which `Batches` seeds for each image."""
+
+    to_pixels = _to_pixels(channels)
 
     def crop(image: Image.Image) -> Tensor:
         left, top = (random.randint(0, side - size) for side in image.size)
         square = image.crop((left, top, left + size, top + size))
-        return _to_tensor(
-            square.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if random.random() < hflip else square
-        )
+        mirrored = random.random() < hflip
+        return to_pixels(square.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else square)
 
     return crop
 
 
-def _to_tensor(image: Image.Image) -> Tensor:
-    """(3, h, w) uint8."""
-    return torch.from_numpy(np.array(image, dtype=np.uint8)).permute(2, 0, 1)
+def _to_pixels(channels: int) -> Transform:
+    """RGB image -> (channels, h, w) uint8; one channel = grey, for networks that see nothing else."""
+
+    def convert(image: Image.Image) -> Tensor:
+        if channels == 1:
+            return torch.from_numpy(np.array(image.convert("L"), dtype=np.uint8))[None]
+        return torch.from_numpy(np.array(image, dtype=np.uint8)).permute(2, 0, 1)
+
+    return convert
 
 
 def _write_curve(path: Path, schedule: Schedule, losses: list[float]) -> None:
@@ -412,6 +414,4 @@ def _write_curve(path: Path, schedule: Schedule, losses: list[float]) -> None:
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["step", "lr", "loss"])
-        writer.writerows(
-            [step, f"{schedule.lr(step):.6g}", f"{loss:.6g}"] for step, loss in enumerate(losses)
-        )
+        writer.writerows([step, f"{schedule.lr(step):.6g}", f"{loss:.6g}"] for step, loss in enumerate(losses))

@@ -161,8 +161,6 @@ def settle(
 def _typical_area(target: Target, rows: NDArray[np.int64]) -> float:
     """Median width × height of up to nine train images, spread over the split."""
     if target.root is None:
-        raise DataError(
-            f"target '{target.name}': its images are not known, only its table: load it from --data-root"
-        )
+        raise DataError(f"target '{target.name}': its images are not known, only its table: load it from --data-root")
     few = rows[np.unique(np.linspace(0, len(rows) - 1, 9).astype(int))]
     return float(np.median([math.prod(load_image(target.root / str(i)).size) for i in target.image_id[few]]))

@@ -64,9 +64,7 @@ def _entry(raw: Any, number: int, path: Path) -> PlanEntry:
     where = f"plan '{path}', entry {number}"
     if not isinstance(raw, dict):
         raise DataError(f"{where} is no object with named fields")
-    kinds: dict[str, Any] = {
-        f.name: (dict if f.name in ("arch_args", "expected") else str) for f in fields(PlanEntry)
-    }
+    kinds: dict[str, Any] = {f.name: (dict if f.name in ("arch_args", "expected") else str) for f in fields(PlanEntry)}
     del kinds["number"]
     kinds["estimated_seconds"] = (int, float, type(None))
     _no_others(raw, kinds, where)
@@ -75,9 +73,7 @@ def _entry(raw: Any, number: int, path: Path) -> PlanEntry:
             raise DataError(f"{where} has no '{name}'")
     for name, value in raw.items():
         if not isinstance(value, kinds[name]):
-            raise DataError(
-                f"{where}: {name} = {value!r} should be {'a table' if kinds[name] is dict else 'a text'}"
-            )
+            raise DataError(f"{where}: {name} = {value!r} should be {'a table' if kinds[name] is dict else 'a text'}")
     if raw.get("shots", "full") != "full":
         raise DataError(f"{where}: shots = {raw['shots']!r}, but only 'full' can be fine-tuned")
     return PlanEntry(**raw, number=number)

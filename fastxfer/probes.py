@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -145,7 +145,7 @@ class PrototypeProbe(Probe):
 
     name: ClassVar[str] = "prototype"
     summary: ClassVar[str] = "nearest class mean"
-    metric: str = "euclidean"
+    metric: Literal["euclidean", "cosine"] = "euclidean"
 
     def __post_init__(self) -> None:
         if self.metric not in ("euclidean", "cosine"):

@@ -162,9 +162,7 @@ def _ignore_interrupts(_worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def loader(
-    dataset: Dataset[Any], items: Sequence[int], workers: int, device: torch.device
-) -> DataLoader[Any]:
+def loader(dataset: Dataset[Any], items: Sequence[int], workers: int, device: torch.device) -> DataLoader[Any]:
     """The items of a data set in this order, made by `workers` processes (0: in this one)."""
     return DataLoader(
         dataset,
@@ -243,9 +241,7 @@ class Trainer:
         head = {id(p) for p in head_of(self.network).parameters()}
         self._clipped = [p for p in self.network.parameters() if id(p) not in head]
 
-    def step(
-        self, pixels: Tensor, labels: Tensor, lr: float, mix: tuple[float, Tensor] | None = None
-    ) -> float:
+    def step(self, pixels: Tensor, labels: Tensor, lr: float, mix: tuple[float, Tensor] | None = None) -> float:
         """Update the weights; return the batch's mean loss before the update.
 
         mix: (λ, partner rows (b,)): images become λ·x + (1−λ)·x[partner], losses likewise

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from helpers import blobs_embeddings, blobs_store, blobs_target
@@ -13,6 +15,7 @@ from fastxfer.probes import PROBES, KnnProbe, LogisticProbe, make_probe
 from fastxfer.protocol import Protocol
 from fastxfer.results import KEY, ResultStore
 
+TEXT = [name for name in KEY if name not in ("seed", "episode")]
 ALL_PROBES = [make_probe(name) for name in PROBES]
 
 
@@ -29,7 +32,7 @@ def test_rows_are_what_scikit_learn_finds(tmp_path):
             for s, q in zip(episodes.support, episodes.query, strict=True)
         ]
     )
-    assert set(rows["params"]) == {f"l2={1 / 12:.6g}"}
+    assert set(rows["params"]) == {f"l2={1 / 12:.6g};queries=5"}
     assert set(rows["episodes_hash"]) == {episodes.hash}
     assert set(rows["source"]) == {"source of good"}
 
@@ -54,7 +57,7 @@ def test_a_run_appends_once_and_extends(tmp_path):
     assert more.rows == 10 * 2 * 2 * 4
     at_once = ResultStore.open(tmp_path / "at-once")
     run_protocol(store, at_once, Protocol(episodes=50, shots=(1, 3)), ALL_PROBES)
-    by_key = [r.read().sort_values(list(KEY)).reset_index(drop=True) for r in (results, at_once)]
+    by_key = [r.read().astype(dict.fromkeys(TEXT, str)).sort_values(list(KEY)) for r in (results, at_once)]
     for column in ("value", "episode", "episodes_hash", "params", "converged"):
         assert by_key[0][column].tolist() == by_key[1][column].tolist()
 
@@ -138,7 +141,7 @@ def test_full_probe_chooses_on_validation_and_never_sees_test(tmp_path, n_val, c
     labels = target.labels.copy()
     test = target.rows("test")
     labels[test] = np.roll(labels[test], 17)
-    scrambled = type(target)(**{**vars(target), "labels": labels})
+    scrambled = replace(target, labels=labels)
     again = evaluate_full(store, "bad", scrambled, LogisticProbe(l2=(1.0, 0.01, 1e-4)))
     assert again["params"].tolist() == rows["params"].tolist()
     val = rows["split"] == "val"

@@ -16,15 +16,11 @@ from fastxfer.cli.common import command_line, emit_json, json_option, results_op
               help="Folder for index.html.")  # fmt: skip
 @click.option("--plan", "plan_path", type=click.Path(path_type=Path, dir_okay=False),
               help="The plan of `fastxfer select` [default: plan.json beside the results, if there].")  # fmt: skip
-@click.option(
-    "--title", default="Which backbone transfers best?", show_default=True, help="The page's heading."
-)
+@click.option("--title", default="Which backbone transfers best?", show_default=True, help="The page's heading.")
 @store_option
 @results_option
 @json_option
-def report(
-    out: Path, plan_path: Path | None, title: str, store_path: str, results: str | None, as_json: bool
-) -> None:
+def report(out: Path, plan_path: Path | None, title: str, store_path: str, results: str | None, as_json: bool) -> None:
     """Write the results as one self-contained HTML page: the answer, curves, table, selection, costs, provenance.
 
     \b
@@ -68,9 +64,7 @@ def _read_plan(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise DataError(f"no plan at '{path}': `fastxfer select --out {path}` makes one") from None
     except ValueError as error:
-        raise DataError(
-            f"plan '{path}' is no JSON ({error}): `fastxfer select --out {path}` makes it anew"
-        ) from None
+        raise DataError(f"plan '{path}' is no JSON ({error}): `fastxfer select --out {path}` makes it anew") from None
     if not isinstance(plan, dict) or not isinstance(plan.get("entries"), list):
         raise DataError(f"plan '{path}' has no list of entries: `fastxfer select --out {path}` makes one")
     version = plan.get("version")

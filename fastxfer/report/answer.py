@@ -56,27 +56,17 @@ def sentence(standing: c.Standing, name: Name) -> Markup:
     start = f"{setting(standing)} "
     leader = name(best["label"])
     if len(table) == 1:
-        return join(
-            start, leader, " reaches ", value_with_interval(best), "; no other backbone was tried here."
-        )
+        return join(start, leader, " reaches ", value_with_interval(best), "; no other backbone was tried here.")
     second = table.iloc[1]
     if not standing.has_intervals:
         gap = f"; {standing.gap:.1f} points above "
         ending = ". Not every value has an interval, so how sure this is remains unknown."
-        return join(
-            start, leader, " is ahead with ", value_with_interval(best), gap, name(second["label"]), ending
-        )
+        return join(start, leader, " is ahead with ", value_with_interval(best), gap, name(second["label"]), ending)
     if standing.decided:
         gap = f", {standing.gap:.1f} points above "
         apart = 100 * float(best["low"] - table.iloc[1:]["high"].max())
-        ending = (
-            f"; the intervals lie {apart:.1f} points apart."
-            if apart >= 0.05
-            else "; the intervals barely part."
-        )
-        return join(
-            start, leader, " leads with ", value_with_interval(best), gap, name(second["label"]), ending
-        )
+        ending = f"; the intervals lie {apart:.1f} points apart." if apart >= 0.05 else "; the intervals barely part."
+        return join(start, leader, " leads with ", value_with_interval(best), gap, name(second["label"]), ending)
     rivals = [name(label) for label in standing.tied]
     return join(
         start,
@@ -93,11 +83,7 @@ def sentence(standing: c.Standing, name: Name) -> Markup:
 
 def crossings(standings: list[c.Standing], stated: c.Standing, name: Name) -> Markup | None:
     """Where other shots have another clear leader than the stated setting."""
-    other = [
-        s
-        for s in standings
-        if s.decided and s.best["label"] != stated.best["label"] and s.shots != stated.shots
-    ]
+    other = [s for s in standings if s.decided and s.best["label"] != stated.best["label"] and s.shots != stated.shots]
     if not other:
         return None
     parts = [join(f"at {plural(int(s.shots), 'shot')} ", name(s.best["label"])) for s in other]
@@ -179,10 +165,7 @@ def answer(cells: pd.DataFrame, name: Name) -> Markup:
 def _finetuned(cells: pd.DataFrame, target: str, probe: c.Standing | None, name: Name) -> list[Markup]:
     split = c.main_split(cells[cells["target"] == target])
     tuned = cells[
-        (cells["target"] == target)
-        & (cells["probe"] == c.FINETUNE)
-        & cells["main"]
-        & (cells["split"] == split)
+        (cells["target"] == target) & (cells["probe"] == c.FINETUNE) & cells["main"] & (cells["split"] == split)
     ]
     if tuned.empty:
         return []

@@ -157,16 +157,12 @@ def _page(
             tag("p", "fastxfer report", class_="kicker"),
             tag("h1", title),
             tag("p", " · ".join(counts), tag("br"), f"made {made}", class_="byline"),
-            tag(
-                "nav", [tag("a", heading, href=f"#{key}") for key, heading, _ in parts], aria_label="Sections"
-            ),
+            tag("nav", [tag("a", heading, href=f"#{key}") for key, heading, _ in parts], aria_label="Sections"),
         ),
         tag("main", [_section(key, heading, content) for key, heading, content in parts]),
         tag(
             "footer",
-            tag(
-                "p", "Made by fastxfer. This file holds aggregates only; it makes no request to any network."
-            ),
+            tag("p", "Made by fastxfer. This file holds aggregates only; it makes no request to any network."),
         ),
         tag("script", embed_json(document), type="application/json", id="data"),
         tag("script", Markup(get_plotlyjs())),
@@ -189,9 +185,7 @@ def _section(key: str, heading: str, content: Any) -> Markup:
 def _figure(key: str, caption: str, *, legend: bool = False) -> Markup:
     return tag(
         "figure",
-        tag("div", class_="legend", id=f"{key}-legend", role="group", aria_label="Backbones shown")
-        if legend
-        else None,
+        tag("div", class_="legend", id=f"{key}-legend", role="group", aria_label="Backbones shown") if legend else None,
         tag("div", id=f"{key}-figure", class_="panels"),
         tag("figcaption", caption, " ", tag("span", id=f"{key}-note")),
         id=f"{key}-box",
@@ -223,8 +217,8 @@ def _curves() -> Markup:
         ),
         _figure(
             "curves",
-"Mean in percent against the number of shots (log scale); bands are 95 % intervals, over many episodes often "
-            "narrower than the line. Each panel has its own vertical scale; a dotted line marks chance where it is near. "
+"Mean in percent against shots (log scale); bands are 95 % intervals, over many episodes often narrower "
+            "than the line. Each panel has its own vertical scale; a dotted line marks chance where it is near. "
             "A name in the legend shows or hides its backbone in all figures.",
             legend=True,
         ),
@@ -243,8 +237,8 @@ def _methods(cells: pd.DataFrame) -> Markup:
         )
     return _figure(
         "methods",
-        "What the whole train split gives, by method: percent with 95 % intervals over images. Metric, split and target "
-        "as chosen above.",
+        "What the whole train split gives, by method: percent with 95 % intervals over images. "
+        "Metric, split and target as chosen above.",
         legend=True,
     )
 
@@ -282,9 +276,7 @@ def _cell_table() -> Markup:
 
 def _flags(raised: list[str]) -> Markup:
     if not raised:
-        return tag(
-            "p", "Nothing to warn of: all probes converged, no small test split, no source equals its target."
-        )
+        return tag("p", "Nothing to warn of: all probes converged, no small test split, no source equals its target.")
 
     def item(text: str) -> Markup:
         head, colon, rest = text.partition(": ")

@@ -55,9 +55,7 @@ def aggregate(results: pd.DataFrame) -> pd.DataFrame:
     """
     rows = results[results["metric"] != SECONDS]
     if rows.empty:
-        raise DataError(
-            "report: there are no results to report; `fastxfer fewshot` or `fastxfer probe` makes some"
-        )
+        raise DataError("report: there are no results to report; `fastxfer fewshot` or `fastxfer probe` makes some")
     cells = summarise(rows)
     for column in CELL:
         if column != "seed":
@@ -66,9 +64,7 @@ def aggregate(results: pd.DataFrame) -> pd.DataFrame:
     cells = cells.sort_values("n", ascending=False, kind="stable").drop_duplicates(list(CELL))
     cells = cells[np.isfinite(cells["mean"])]
     if cells.empty:
-        raise DataError(
-            "report: every result is NaN; `fastxfer targets check` shows what is wrong with the labels"
-        )
+        raise DataError("report: every result is NaN; `fastxfer targets check` shows what is wrong with the labels")
     sources = cells.groupby("backbone")["source"].nunique()
     ambiguous = cells["backbone"].map(sources) > 1
     cells["label"] = np.where(ambiguous, cells["backbone"] + " (" + cells["source"] + ")", cells["backbone"])
@@ -128,9 +124,7 @@ class Standing:
     @property
     def gap(self) -> float:
         """How far the second lies below the first, in points; NaN where there is no second."""
-        return (
-            100 * float(self.best["mean"] - self.table.iloc[1]["mean"]) if len(self.table) > 1 else math.nan
-        )
+        return 100 * float(self.best["mean"] - self.table.iloc[1]["mean"]) if len(self.table) > 1 else math.nan
 
     @property
     def tied(self) -> list[str]:

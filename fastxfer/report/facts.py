@@ -48,9 +48,7 @@ class Facts:
 
     store: str
     digest: str | None = None
-    embeddings: dict[tuple[str, str], dict[str, Any]] = field(
-        default_factory=dict
-    )  # (backbone, target) -> attributes
+    embeddings: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)  # (backbone, target) -> attributes
     targets: dict[str, TargetFacts] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
@@ -110,9 +108,7 @@ def _target_facts(target: Any) -> TargetFacts:
         names |= set(map(str, target.patient))
     return TargetFacts(
         n_images=target.n_images,
-        splits={
-            s: int(np.sum(target.split == s)) for s in ("train", "val", "test") if np.any(target.split == s)
-        },
+        splits={s: int(np.sum(target.split == s)) for s in ("train", "val", "test") if np.any(target.split == s)},
         class_names=tuple(target.class_names),
         multi_label=target.multi_label,
         patients=target.patient is not None,

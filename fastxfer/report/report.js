@@ -434,9 +434,9 @@
   // ---- the table --------------------------------------------------------------------------------------------------
   const HEADS = [["target", "target"], ["label", "backbone"], ["ways", "ways"], ["shots", "shots"], ["probe", "probe"], ["split", "split"], ["metric", "metric"], ["mean", "mean"], ["interval", "95 % interval"], ["n", "over"], ["params", "parameters"], ["source", "trained on"]];
   const NUMERIC = new Set(["ways", "shots", "mean", "n", "interval"]);
-  const PAGE = 60;
+  const PAGE = innerWidth < 640 ? 20 : 60;
   let order = null, ascending = true, limit = PAGE;
-  const haystacks = cells.map((c) => [c.target, c.label, c.source, `${c.ways}-way`, `${c.shots}-shot`, c.probe, methodName(c.probe), c.params, c.split, c.metric, metricName(c.metric), c.interval].join(" ").toLowerCase());
+  const haystacks = cells.map((c) => [c.target, c.label, c.source, `${c.ways}-way`, `${c.shots}-shot`, c.probe, methodName(c.probe), c.params, c.split, c.metric, metricName(c.metric)].join(" ").toLowerCase());
   const sortValue = { ways: (c) => bigLast(c.ways), shots: (c) => bigLast(c.shots), mean: (c) => c.mean * scale(c.metric), n: (c) => (c.interval === "episodes" ? c.n : c.queries), interval: (c) => (c.low === null ? -1 : c.high - c.low) };
   function matching() {
     const words = byId("table-filter").value.toLowerCase().split(/\s+/).filter(Boolean);

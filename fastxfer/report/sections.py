@@ -94,9 +94,7 @@ def selection(plan: dict[str, Any] | None, rows: list[dict[str, Any]], figure: M
     done = [r for r in rows if math.isfinite(r["test_mean"]) or math.isfinite(r["val_mean"])]
     lead = [f"The plan chose {plural(len(rows), 'fine-tuning')}"]
     lead.append(f" within a budget of {plural(int(budget), 'run')}" if budget is not None else "")
-    lead.append(
-        f", from validation rows only; {len(done)} of them {'has' if len(done) == 1 else 'have'} been run."
-    )
+    lead.append(f", from validation rows only; {len(done)} of them {'has' if len(done) == 1 else 'have'} been run.")
     gains = [r["test_mean"] - r["probe_mean"] for r in rows]
     gains = [100 * g for g in gains if math.isfinite(g)]
     if gains:
@@ -195,9 +193,7 @@ def costs(
     }
 
 
-def costs_section(
-    spent: dict[str, Any], figure: Markup, facts: Facts, name: Name, labels: dict[str, str]
-) -> Markup:
+def costs_section(spent: dict[str, Any], figure: Markup, facts: Facts, name: Name, labels: dict[str, str]) -> Markup:
     total = spent["embedding"] + spent["probing"] + spent["finetuning"]
     known = "" if spent["embedding_known"] else " (embedding times are not in the store)"
     first = f"These results took {duration(total)}{known}: embedding {duration(spent['embedding'])}"
@@ -266,9 +262,7 @@ def data_sets(facts: Facts) -> Markup | None:
         )
     return join(
         tag("h3", "Targets"),
-        table(
-            ["target", "images", "splits", "classes", "patients", "class names"], rows, numeric=frozenset({1})
-        ),
+        table(["target", "images", "splits", "classes", "patients", "class names"], rows, numeric=frozenset({1})),
     )
 
 
@@ -310,11 +304,7 @@ def provenance(
             ]
         )
     episodes = cells[cells["episodes_hash"].astype(str) != ""]
-    hashes = (
-        episodes.groupby(["target", "ways", "shots", "seed", "episodes_hash"], sort=True)["n"]
-        .max()
-        .reset_index()
-    )
+    hashes = episodes.groupby(["target", "ways", "shots", "seed", "episodes_hash"], sort=True)["n"].max().reset_index()
     in_order = sorted(
         hashes.to_dict("records"), key=lambda h: (h["target"], c.natural_key(h["ways"]), float(h["shots"]))
     )
@@ -344,9 +334,7 @@ def provenance(
     ]
     return join(
         tag("dl", [join(tag("dt", k), tag("dd", v)) for k, v in facts_list]),
-        join(
-            tag("h3", "Commands that made the rows"), table(["when", "command", "took", "versions"], run_rows)
-        )
+        join(tag("h3", "Commands that made the rows"), table(["when", "command", "took", "versions"], run_rows))
         if run_rows
         else None,
         tag("h3", "Backbones"),

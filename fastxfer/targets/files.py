@@ -83,12 +83,12 @@ def locate_images(root: Path, paths: Sequence[str], where: Iterable[str]) -> lis
         image_id = _relative(path, base, real_root)
         if image_id is None:
             raise DataError(f"{place}: '{path}' leaves the data root {root}; list paths relative to it, without '..'")
-        folder, name = os.path.split(image_id)
+        folder, _, name = image_id.rpartition("/")
         if folder not in listings:
             listings[folder] = _list(os.path.join(base, folder), real_root)
         names = listings[folder]
         is_link = None if names is None else names.get(name)
-        full = os.path.join(base, image_id)
+        full = f"{base}/{image_id}"
         if names is None or (is_link and not _inside(os.path.realpath(full), real_root)):
             raise DataError(f"{place}: '{path}' leads out of the data root {root} through a symbolic link")
         if is_link is None or (is_link and not os.path.isfile(full)):

@@ -67,9 +67,7 @@ class Target:
         h = hashlib.sha256()
 
         def column(values: Sequence[str] | NDArray[np.str_]) -> None:
-            for value in values:
-                h.update(str(value).encode())
-                h.update(b"\0")
+            h.update("".join(f"{value}\0" for value in values).encode())
             h.update(b"\1")
 
         column(self.class_names)

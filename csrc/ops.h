@@ -1,0 +1,95 @@
+// What an op is given, in plain C++: no Python, no CUDA types. One struct an op, one function a backend.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace fastxfer {
+
+// A batch of episodes and where their inner products lie.
+//
+// Inner products are those of embeddings minus the pool's mean. Either one Gram matrix serves all episodes
+// (gram_episode = 0, indices are rows of the pool), or every episode has a block of its own of m rows (its support)
+// and m + q columns (its support, then its queries), and indices are positions in the block.
+struct Episodes {
+    std::int64_t count;  // episodes
+    int m;               // support images of an episode
+    int q;               // query images of an episode
+    int ways;            // classes
+
+    const void* gram;
+    bool gram_is_double;        // else float
+    std::int64_t gram_row;      // numbers from one row to the next
+    std::int64_t gram_episode;  // numbers from one episode's block to the next; 0: shared
+
+    const std::int64_t* support;  // (count, m); stride 0: shared by all episodes
+    std::int64_t support_episode;
+    const std::int64_t* query;  // (count, q)
+    std::int64_t query_episode;
+    const std::int32_t* labels;  // (count, m), 0 … ways-1
+    std::int64_t labels_episode;
+
+    // Per image: what the mean took from its inner products, x_i·x_j = gram_ij + offset_i + offset_j; one over its
+    // length (0 for a zero vector); and its squared distance from the pool's mean.
+    const double* offset;
+    const double* inverse_length;
+    const double* square;
+    std::int64_t image_episode;  // from one episode's images to the next; 0: shared
+
+    float* scores;  // (count, settings, q, ways)
+};
+
+struct LogisticParams {
+    Episodes episodes;
+    int n_l2;
+    const double* l2;  // largest first, so that each solution starts the next
+    const int* place;  // where each stands in the answer
+    double tol;
+    int max_iter;
+    double* objective;         // (count, n_l2)
+    std::int32_t* iterations;  // (count, n_l2)
+    bool* converged;           // (count, n_l2)
+};
+
+struct RidgeParams {
+    Episodes episodes;
+    int n_l2;
+    const double* l2;
+};
+
+struct PrototypeParams {
+    Episodes episodes;
+    bool cosine;
+};
+
+struct KnnParams {
+    Episodes episodes;
+    int n_k;
+    const int* k;        // ascending
+    double temperature;  // 0: every vote counts one
+};
+
+// One set of instructions of the CPU: the same core, compiled for it. An op solves one episode on one thread with the
+// memory it is given; `wide` asks for double precision throughout. `logistic` says whether every penalty converged.
+struct CpuKernels {
+    const char* name;
+    std::size_t (*logistic_bytes)(const LogisticParams&, bool wide);
+    bool (*logistic)(const LogisticParams&, std::int64_t episode, void* memory, bool wide);
+    std::size_t (*ridge_bytes)(const RidgeParams&);
+    void (*ridge)(const RidgeParams&, std::int64_t episode, void* memory);
+    std::size_t (*prototype_bytes)(const PrototypeParams&);
+    void (*prototype)(const PrototypeParams&, std::int64_t episode, void* memory);
+    std::size_t (*knn_bytes)(const KnnParams&);
+    void (*knn)(const KnnParams&, std::int64_t episode, void* memory);
+};
+
+// The best set that this processor has (or the one named by FASTXFER_ISA: baseline, avx2, avx512).
+const CpuKernels& cpu_kernels();
+
+// Solve episodes first … last-1 on `threads` threads.
+void logistic_cpu(const LogisticParams&, std::int64_t first, std::int64_t last, int threads);
+void ridge_cpu(const RidgeParams&, std::int64_t first, std::int64_t last, int threads);
+void prototype_cpu(const PrototypeParams&, std::int64_t first, std::int64_t last, int threads);
+void knn_cpu(const KnnParams&, std::int64_t first, std::int64_t last, int threads);
+
+}  // namespace fastxfer

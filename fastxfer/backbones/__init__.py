@@ -1,0 +1,285 @@
+"""A checkpoint or a name -> a backbone: network without head, its preprocessing, its width and its identity."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from fastxfer.backbones import architecture as architectures
+from fastxfer.backbones.architecture import TORCHVISION, Built
+from fastxfer.backbones.checkpoint import SUFFIXES, Checkpoint, missing_file, read_checkpoint, read_state_dict
+from fastxfer.backbones.matching import fit_weights
+from fastxfer.backbones.preprocessing import Preprocessing, merge
+from fastxfer.errors import DataError, UsageError
+from fastxfer.progress import say
+
+__all__ = [
+    "Backbone",
+    "Checkpoint",
+    "Preprocessing",
+    "load_backbone",
+    "load_network",
+    "read_checkpoint",
+    "read_state_dict",
+]
+
+POOLINGS = ("post", "before")
+PRECISIONS = {"float32": torch.float32, "tf32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+# File names that say nothing; the folder's name does.
+_NAMELESS = {"model", "checkpoint", "pytorch_model", "last", "best", "model_best", "weights", "ckpt"}
+
+
+@dataclass
+class Backbone:
+    """A network without head, ready to embed.
+
+    network:        module in evaluation mode; forward(float images (b, c, h, w)) -> (b, dim), what the classifier sees
+    pooling:        "post" = that; "before" = BiT's body averaged before its last GroupNorm + ReLU
+    weights_sha256: of the body's tensors by name, in float32: independent of the file around them
+    identity:       SHA-256 of weights, architecture, arguments, pooling, preprocessing (and precision, if not float32)
+    checkpoint:     path or name as given;  source: what it was trained on, or "unknown"
+    precision:      what the forward pass computes in
+    """
+
+    name: str
+    architecture: str
+    arch_args: dict[str, Any]
+    network: nn.Module
+    dim: int
+    preprocessing: Preprocessing
+    pooling: str
+    weights_sha256: str
+    identity: str
+    checkpoint: str
+    source: str
+    precision: str = "float32"
+    notes: list[str] = field(default_factory=list)
+
+    def provenance(self) -> dict[str, Any]:
+        """What the store keeps beside the embeddings."""
+        return {
+            "identity": self.identity,
+            "weights_sha256": self.weights_sha256,
+            "architecture": self.architecture,
+            "arch_args": self.arch_args,
+            "preprocessing": self.preprocessing.as_dict(),
+            "pooling": self.pooling,
+            "precision": self.precision,
+            "checkpoint": self.checkpoint,
+            "source": self.source,
+        }
+
+
+class _Body(nn.Module):
+    """timm's network up to what its classifier sees, or for BiT to the last block."""
+
+    def __init__(self, network: nn.Module, pooling: str) -> None:
+        super().__init__()
+        self.network = network
+        self.before = pooling == "before"
+
+    def forward(self, images: Tensor) -> Tensor:
+        network: Any = self.network
+        if self.before:
+            out: Tensor = network.stages(network.stem(images)).mean((2, 3))
+        else:
+            out = network.forward_head(network.forward_features(images), pre_logits=True)
+        return out
+
+
+def load_backbone(
+    ckpt: str | Path,
+    *,
+    arch: str | None = None,
+    arch_args: Mapping[str, Any] | None = None,
+    name: str | None = None,
+    source: str | None = None,
+    pool: str = "post",
+    precision: str = "float32",
+    preprocessing: Mapping[str, Any] | None = None,
+) -> Backbone:
+    """Load a backbone from a weight file, or by a timm or torchvision name (fetched from their hubs).
+
+    arch, arch_args: timm name, ``torchvision:NAME`` or ``FILE.py:function``, and its keyword arguments; guessed, and
+                   said aloud, if the file, its shapes or its name tell
+    preprocessing: words of `Preprocessing` that override those of the file, the module or the architecture
+
+    Raises DataError if the file is missing, damaged, holds code, or does not fit the body (first mismatches named);
+    UsageError for unknown names and arguments that don't go together.
+    """
+    ckpt = str(ckpt)
+    if pool not in POOLINGS:
+        raise UsageError(f"--pool {pool}: one of {', '.join(POOLINGS)}")
+    if precision not in PRECISIONS:
+        raise UsageError(f"--precision {precision}: one of {', '.join(PRECISIONS)}")
+    built, meta, args, notes = _assemble(ckpt, arch, arch_args, None)
+    network = built.network
+    timm_like = hasattr(network, "forward_features") and hasattr(network, "forward_head")
+    if pool == "before" and type(network).__name__ != "ResNetV2":
+        raise UsageError(f"--pool before is for BiT (timm's resnetv2_*): {built.architecture} has no such point")
+    network.eval().requires_grad_(False)
+    words = merge(preprocessing, meta, built.defaults)
+    absent = [w for w in ("input_size", "mean", "std") if w not in words]
+    if absent:
+        options = {"input_size": "--input-size 3,224,224", "mean": "--mean 0.5", "std": "--std 0.5"}
+        raise UsageError(
+            f"{built.architecture} does not say its {', '.join(absent)}: give {' '.join(options[a] for a in absent)}, "
+            f"or set attributes of these names on the module"
+        )
+    chosen = Preprocessing(**words)
+    weights = _hash_weights(network)
+    identity = {
+        **built.words,
+        "arch_args": args,
+        "pooling": pool,
+        "preprocessing": chosen.as_dict(),
+        "weights": weights,
+    }
+    if precision != "float32":
+        identity["precision"] = precision
+    body = _Body(network, pool).eval() if timm_like else network
+    dim = _measure_dim(body, chosen, built.architecture)
+    for note in notes:
+        say(f"{ckpt}: {note}")
+    return Backbone(
+        name=name or _default_name(ckpt, pool, precision),
+        architecture=built.architecture,
+        arch_args=args,
+        network=body.to(PRECISIONS[precision]),
+        dim=dim,
+        preprocessing=chosen,
+        pooling=pool,
+        weights_sha256=weights,
+        identity=hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest(),
+        checkpoint=ckpt,
+        source=source or _source(ckpt, meta),
+        precision=precision,
+        notes=notes,
+    )
+
+
+def load_network(
+    ckpt: str | Path, arch: str | None, arch_args: Mapping[str, Any] | None, num_classes: int
+) -> nn.Module:
+    """The whole network with a fresh head of `num_classes` and the checkpoint's body, in float32: for fine-tuning.
+
+    `get_classifier()` of the result is its head, as in timm. Errors as in `load_backbone`.
+    """
+    return _assemble(str(ckpt), arch, arch_args, num_classes)[0].network
+
+
+def _assemble(
+    ckpt: str, arch: str | None, arch_args: Mapping[str, Any] | None, num_classes: int | None
+) -> tuple[Built, dict[str, Any], dict[str, Any], list[str]]:
+    """(network with weights, the file's own words, architecture arguments, notes for people)."""
+    args = dict(arch_args or {})
+    path = Path(ckpt)
+    if path.is_dir() and (path / "model.safetensors").is_file():
+        path = path / "model.safetensors"
+    if path.is_file():
+        checkpoint = read_checkpoint(path)
+        notes = list(checkpoint.notes)
+        if arch is None:
+            arch, guessed, how = architectures.guess(checkpoint)
+            args = {**guessed, **args}
+            notes.append(f"architecture {arch}{' ' + str(args) if args else ''} ({how})")
+        built = architectures.build(arch, args, num_classes)
+        if built.architecture != arch and not arch.endswith(".py"):
+            notes.append(f"architecture {built.architecture} (timm has no {arch})")
+        _load_into(built, checkpoint, notes)
+        return built, checkpoint.meta, args, notes
+    if path.is_dir():
+        raise DataError(f"checkpoint '{ckpt}' is a folder without model.safetensors: name the weight file in it")
+    if ckpt.endswith(SUFFIXES) or (("/" in ckpt or "\\" in ckpt) and not ckpt.startswith("hf-hub:")):
+        raise DataError(missing_file(ckpt))
+    if arch is not None and _bare(arch) != _bare(ckpt):
+        raise UsageError(
+            f"--ckpt {ckpt} is a name, so it is its own architecture: leave --arch {arch} out, or give a file"
+        )
+    if ckpt.startswith("hf-hub:") or timm.is_model(ckpt):
+        return architectures.fetch_timm(ckpt, args, num_classes), {}, args, []
+    if ckpt.removeprefix(TORCHVISION) in torchvision.models.list_models(module=torchvision.models):
+        if num_classes is not None:
+            body = architectures.fetch_torchvision(ckpt, args)
+            built = architectures.build(body.architecture, args, num_classes)
+            _load_into(built, Checkpoint(path, body.network.state_dict()), [])
+            return built, {}, args, []
+        return (
+            architectures.fetch_torchvision(ckpt, args),
+            {},
+            args,
+            [f"{ckpt} is torchvision's, with its default weights"],
+        )
+    raise UsageError(
+        architectures.unknown_name(ckpt.removeprefix(TORCHVISION), "checkpoint name")
+        + " If a file was meant: there is none of that name here."
+    )
+
+
+def _bare(name: str) -> str:
+    return name.removeprefix(TORCHVISION).split(".")[0]
+
+
+def _load_into(built: Built, checkpoint: Checkpoint, notes: list[str]) -> None:
+    what = f"checkpoint {checkpoint.path} does not fit {built.architecture}"
+    ordered = checkpoint.path.suffix != ".safetensors"  # those are sorted by name
+    fit = fit_weights(checkpoint.state, built.named, built.heads, what, ordered=ordered)
+    built.named.load_state_dict(fit.state, strict=False)  # `fit` has the whole body; a head stays as it was made
+    if not all(bool(torch.isfinite(v).all()) for v in fit.state.values() if v.is_floating_point()):
+        raise DataError(f"checkpoint {checkpoint.path} holds NaN or infinite weights")
+    notes.extend(fit.notes)
+
+
+def _hash_weights(network: nn.Module) -> str:
+    h = hashlib.sha256()
+    for name, value in sorted(network.state_dict().items()):
+        if not name.endswith("num_batches_tracked"):
+            h.update(f"{name} {value.dtype} {tuple(value.shape)}\0".encode())
+            h.update(value.detach().cpu().contiguous().numpy().data)
+    return h.hexdigest()
+
+
+def _measure_dim(body: nn.Module, preprocessing: Preprocessing, what: str) -> int:
+    """Width of the embeddings, from one black image: the only answer that holds for every network."""
+    try:
+        with torch.inference_mode():
+            out = body(torch.zeros(1, *preprocessing.input_size))
+    except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as error:
+        size = ",".join(str(s) for s in preprocessing.input_size)
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UsageError(
+            f"{what} does not run on input of {size}: {reason}. Another --input-size, or an --arch-arg?"
+        ) from None
+    if not isinstance(out, Tensor) or out.ndim != 2 or len(out) != 1:
+        shape = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+        raise DataError(
+            f"{what}: forward gives {shape} for one image, expected (1, dim): pool it to one vector an image"
+        )
+    return int(out.shape[1])
+
+
+def _default_name(ckpt: str, pool: str, precision: str) -> str:
+    path = Path(ckpt)
+    stem = architectures.file_stem(path) if ckpt.endswith(SUFFIXES) else path.name
+    if stem in _NAMELESS:
+        stem = path.resolve().parent.name
+    stem = re.sub(r"[^A-Za-z0-9._+=-]+", "-", stem).strip("-.") or "backbone"
+    return stem[:100] + ("" if pool == "post" else f"-{pool}") + ("" if precision == "float32" else f"-{precision}")
+
+
+def _source(ckpt: str, meta: Mapping[str, Any]) -> str:
+    if meta.get("source"):
+        return str(meta["source"])
+    words = str(meta.get("tag") or ckpt)
+    trained = re.findall(r"(?<![a-z0-9])in(1k|12k|21k|22k)(?![a-z0-9])", words.replace("_", "."))
+    return "+".join(f"imagenet{t}" for t in trained) or "unknown"

@@ -1,0 +1,192 @@
+"""`fastxfer embed`."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fastxfer.cli.common import ManyValues, data_root_option, emit_json, json_option, print_table, store_option
+from fastxfer.errors import UsageError
+
+
+def parse_arch_args(words: tuple[str, ...]) -> dict[str, Any]:
+    """``("pad_type=same", "depth=3")`` -> ``{"pad_type": "same", "depth": 3}``; what is no Python literal is a word."""
+    found = {}
+    for word in words:
+        key, sign, value = word.partition("=")
+        if not sign or not key.isidentifier():
+            raise UsageError(f"--arch-arg {word}: expected name=value, such as pad_type=same")
+        try:
+            found[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            found[key] = value
+    return found
+
+
+def _numbers(option: str, words: str | None, kind: type) -> tuple[Any, ...] | None:
+    if words is None:
+        return None
+    try:
+        return tuple(kind(w) for w in words.split(","))
+    except ValueError:
+        raise UsageError(f"{option} {words}: expected numbers with commas between, such as 0.485,0.456,0.406") from None
+
+
+@click.command(cls=ManyValues)
+@click.option(
+    "--ckpt",
+    required=True,
+    metavar="FILE|NAME",
+    help="Weights: .safetensors, .pt, .pth, .pth.tar, BiT .npz; or a timm name.",
+)
+@click.option(
+    "--arch",
+    metavar="NAME",
+    help="timm name, torchvision:NAME or FILE.py:function [default: guessed if the file tells].",
+)
+@click.option("--arch-arg", "arch_args", multiple=True, metavar="K=V…", help="Keyword arguments of the architecture.")
+@click.option("--name", help="Name of the backbone in the store [default: the file's].")
+@click.option("--source", help="What it was trained on [default: what the file says, or unknown].")
+@click.option("--target", "targets", required=True, multiple=True, metavar="NAME…", help="Targets to embed.")
+@click.option(
+    "--pool",
+    type=click.Choice(["post", "before"]),
+    default="post",
+    show_default=True,
+    help="post = what the classifier sees; before = BiT's last block, before GroupNorm and ReLU.",
+)
+@click.option("--input-size", metavar="C,H,W", help="Input size [default: the checkpoint's or architecture's].")
+@click.option("--mean", metavar="M[,M,M]", help="Mean of pixels scaled to 0…1 [likewise].")
+@click.option("--std", metavar="S[,S,S]", help="Standard deviation of pixels [likewise].")
+@click.option("--crop-pct", type=float, help="Share of the resized image that is kept [likewise].")
+@click.option("--interpolation", help="bilinear, bicubic … [likewise].")
+@click.option(
+    "--crop-mode", type=click.Choice(["center", "squash", "border"]), help="How the image meets the square [likewise]."
+)
+@click.option(
+    "--dtype", type=click.Choice(["float16", "float32"]), default="float16", show_default=True, help="Stored as."
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["float32", "tf32", "float16", "bfloat16"]),
+    default="float32",
+    show_default=True,
+    help="The network computes in.",
+)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 …")
+@click.option("--batch-size", type=click.IntRange(min=1), help="Images a forward pass [default: 32, on a GPU 256].")
+@click.option("--workers", type=click.IntRange(min=1), help="Decoding threads [default: one a core].")
+@click.option(
+    "--block-rows",
+    type=click.IntRange(min=1),
+    default=256,
+    show_default=True,
+    help="Rows written at once, the most a kill can cost.",
+)
+@click.option("--skip-bad", is_flag=True, help="Leave out images that cannot be decoded, instead of stopping.")
+@store_option
+@data_root_option
+@json_option
+def embed(
+    ckpt: str,
+    arch: str | None,
+    arch_args: tuple[str, ...],
+    name: str | None,
+    source: str | None,
+    targets: tuple[str, ...],
+    pool: str,
+    input_size: str | None,
+    mean: str | None,
+    std: str | None,
+    crop_pct: float | None,
+    interpolation: str | None,
+    crop_mode: str | None,
+    dtype: str,
+    precision: str,
+    device: str,
+    batch_size: int | None,
+    workers: int | None,
+    block_rows: int,
+    skip_bad: bool,
+    store_path: str,
+    data_root: Path,
+    as_json: bool,
+) -> None:
+    """Turn a target's images into embeddings, one forward pass an image.
+
+    Only what the store lacks is done: run it again after an interruption and it goes on.
+
+    \b
+    Examples:
+      fastxfer embed --ckpt r152x4.pt --target chexpert
+      fastxfer embed --ckpt resnet50.a1_in1k --target photos flowers
+      fastxfer embed --ckpt mine.pt --arch mine.py:build --input-size 3,224,224 --mean 0.5 --std 0.5 --target photos
+    """
+    keywords = parse_arch_args(arch_args)
+    preprocessing = {
+        "input_size": _numbers("--input-size", input_size, int),
+        "mean": _numbers("--mean", mean, float),
+        "std": _numbers("--std", std, float),
+        "crop_pct": crop_pct,
+        "interpolation": interpolation,
+        "crop_mode": crop_mode,
+    }
+    from fastxfer.targets import load_target
+
+    # The tables are read before torch is: a misspelt target costs no seconds.
+    tables = [load_target(t, data_root) for t in dict.fromkeys(targets)]
+
+    from fastxfer.backbones import load_backbone
+    from fastxfer.embed import embed as run
+    from fastxfer.store import EmbeddingStore
+
+    backbone = load_backbone(
+        ckpt,
+        arch=arch,
+        arch_args=keywords,
+        name=name,
+        source=source,
+        pool=pool,
+        precision=precision,
+        preprocessing=preprocessing,
+    )
+    store = EmbeddingStore.open(store_path, mode="a")
+    done = run(
+        backbone,
+        tables,
+        store,
+        batch_size=batch_size,
+        workers=workers,
+        skip_bad=skip_bad,
+        dtype=dtype,
+        device=device,
+        block_rows=block_rows,
+    )
+    if as_json:
+        emit_json(
+            {
+                "store": store_path,
+                "backbone": backbone.name,
+                **backbone.provenance(),
+                "embedded": [e.as_dict() for e in done],
+            }
+        )
+        return
+    rows = [
+        (
+            e.backbone,
+            e.target,
+            e.n_images,
+            e.dim,
+            e.dtype,
+            e.bad,
+            e.state,
+            "-" if e.images_per_second is None else f"{e.images_per_second:,.0f}",
+            e.bound or "-",
+        )
+        for e in done
+    ]
+    print_table(["backbone", "target", "images", "dim", "dtype", "left out", "state", "images/s", "bound by"], rows)
