@@ -1,0 +1,596 @@
+// The logistic probe of one episode, along a path of penalties. docs/probes.md derives it.
+//
+//   minimise over W, b:  (1/m) Σ_i loss(y_i, W x_i + b) + (l2/2) ‖W‖²,   W = A X (A: c x m), X centred.
+//
+// L-BFGS in the inner product of K = X X^T on A, and of the identity on the bias: a "vector" is c rows of m numbers and
+// the row's bias, v = (A | β), b = θ β, <u, v> = tr(A_u K A_v^T) + β_u·β_v. With K̂ v = (A K | β) the inner product is
+// <u, v> = u·K̂v, the gradient is g = ((P - Y)/m + l2·A | θ Σ_i (P - Y)_i / m), logits are A K + θ β. K̂ is kept with
+// every stored vector, so an iteration has one product, K̂g. Logits along a line are linear: its search takes none.
+#pragma once
+
+#include "episode.h"
+#include "softmax.h"
+
+namespace FX_NAMESPACE {
+
+using fastxfer::LogisticParams;
+
+// Pairs that L-BFGS remembers; more than a few pay where a product costs more than they do.
+FX_FUNCTION int history_length(int m, int c) {
+    const std::int64_t numbers = static_cast<std::int64_t>(m) * c;
+    const int wanted = m < 64 ? 10 : m < 200 ? 16 : 24;
+    const std::int64_t affordable = (std::int64_t(1) << 21) / (numbers > 0 ? numbers : 1);  // 4 arrays a pair
+    return affordable >= wanted ? wanted : affordable < 6 ? 6 : static_cast<int>(affordable);
+}
+
+template <class Team, class Real, class Loss>
+class LogisticSolver {
+  public:
+    static constexpr int W = Team::template width<Real>;
+    using V = typename Lanes<Real, W>::V;
+
+    FX_FUNCTION LogisticSolver(Workspace& memory, int m, int c)
+        : m_(m), c_(c), stride_(padded<Team, Real>(m + 1)), n_(c * stride_), history_(history_length(m, c)) {
+        const std::int64_t n = n_;
+        K.data = memory.take<Real>(static_cast<std::int64_t>(m) * stride_);
+        K.rows = m;
+        K.columns = stride_;
+        label = memory.take<Real>(stride_);
+        weight_ = memory.take<Real>(stride_);
+        is_image_ = memory.take<Real>(stride_);
+        A = memory.take<Real>(n);
+        Z_ = memory.take<Real>(n);
+        R_ = memory.take<Real>(n);
+        G_ = memory.take<Real>(n);
+        KG_ = memory.take<Real>(n);
+        ZD_ = memory.take<Real>(n);
+        const int slots = 2 * (history_ + 1);
+        pairs_ = memory.take<Real>(n * slots);
+        K_pairs_ = memory.take<Real>(n * slots);
+        rows_ = memory.take<const Real*>(slots);
+        K_rows_ = memory.take<const Real*>(slots);
+        with_g_ = memory.take<double>(slots);
+        old_with_g_ = memory.take<double>(slots);
+        weights_ = memory.take<double>(slots);
+        sy_ = memory.take<double>((history_ + 1) * (history_ + 1));
+        yy_ = memory.take<double>((history_ + 1) * (history_ + 1));
+        bias_matrix_ = memory.take<double>(static_cast<std::int64_t>(c) * c);
+        bias_vector_ = memory.take<double>(c);
+        shared_ = memory.take<double>(1);
+    }
+
+    // K and label must be filled (by the whole team, barrier included); starts at W = 0, b = 0.
+    FX_FUNCTION void start(const Team& team) {
+        const int m = m_;
+        each_row(team, stride_, [=, this](int i) {
+            weight_[i] = i < m ? Real(1) / m : Real(0);
+            is_image_[i] = i < m ? Real(1) : Real(0);
+            if (i >= m) label[i] = Real(-1);
+        });
+        fill(team, n_, A, Real(0));
+        fill(team, n_, Z_, Real(0));
+        fill(team, n_, ZD_, Real(0));
+        // Rows of pairs that no one has written yet may be read with weight zero: let them hold numbers.
+        objective = 1e300;
+        team.sync();
+    }
+
+    // Continue from where the last call ended. l2 belongs to the scaled K. Afterwards A, bias() and `objective` are the
+    // solution's.
+    FX_FUNCTION bool solve(const Team& team, double l2, double tol, int max_iter) {
+        iterations = 0;
+        bool converged = false;
+        // Logits are followed by adding steps up. They are computed anew at the end; if that shows that rounding has
+        // moved them, the search goes on from there.
+        for (int round = 0; round < 3; ++round) {
+            const double followed = search(team, l2, tol, max_iter, converged);
+            refresh(team);
+            objective = value(team, l2);
+            const double moved = objective > followed ? objective - followed : followed - objective;
+            if (!converged || moved <= 0.5 * tol * objective + 4 * Format<Real>::epsilon * objective) break;
+        }
+        return converged;
+    }
+
+    FX_FUNCTION Real bias(int c) const { return theta_ * A[c * stride_ + m_]; }
+    FX_FUNCTION int stride() const { return stride_; }
+
+    Panels<Team, Real> K;
+    Real* label;
+    Real* A;
+    double objective;
+    int iterations;
+
+  private:
+    static constexpr Real theta_ = Real(0.7);  // K is scaled to a mean diagonal of one
+
+    FX_FUNCTION Images<Real> images() const { return {c_, stride_, label, weight_}; }
+
+    // Sum over images (not biases) of x·y.
+    FX_FUNCTION double penalised(const Team& team, const Real* x, const Real* y) const {
+        const int stride = stride_;
+        const Real* mask = is_image_;
+        return total<Real>(team, n_,
+                           [=](int i) { return load<V>(x + i) * load<V>(y + i) * load<V>(mask + i % stride); });
+    }
+
+    FX_FUNCTION double value(const Team& team, double l2) const {
+        // R holds A K without bias after refresh(), else see search().
+        return Loss::loss(team, images(), Z_) + 0.5 * l2 * a_norm_;
+    }
+
+    // Z := A K + b, and ‖W‖².
+    FX_FUNCTION void refresh(const Team& team) {
+        team.sync();
+        product(team, c_, A, stride_, K, Z_, stride_);
+        team.sync();
+        a_norm_ = penalised(team, A, Z_);
+        team.sync();
+        add_bias(team, Z_, A);
+    }
+
+    // rows of Z += θ · the biases in x
+    FX_FUNCTION void add_bias(const Team& team, Real* Z, const Real* x) const {
+        for (int c = 0; c < c_; ++c) {
+            const Real b = theta_ * x[c * stride_ + m_];
+            Real* z = Z + c * stride_;
+            each<Real>(team, stride_, [=](int i) { store(z + i, load<V>(z + i) + b); });
+        }
+        team.sync();
+    }
+
+    // G and K̂G from R at the present point.
+    FX_FUNCTION void gradient(const Team& team, Real l2) {
+        const Real *mask = is_image_, *a = A, *r = R_;
+        Real* g = G_;
+        const int stride = stride_;
+        each<Real>(team, n_,
+                   [=](int i) { store(g + i, load<V>(r + i) + load<V>(a + i) * load<V>(mask + i % stride) * l2); });
+        team.sync();
+        finish_gradient(team);
+    }
+
+    // Bias entries of G, and K̂G.
+    FX_FUNCTION void finish_gradient(const Team& team) {
+        each_row(team, c_, [=, this](int c) {
+            const Real* r = R_ + c * stride_;
+            V sum = V{};
+            for (int i = 0; i < stride_; i += W) sum += load<V>(r + i);
+            G_[c * stride_ + m_] = theta_ * across<Real, W>(sum);
+        });
+        team.sync();
+        product(team, c_, G_, stride_, K, KG_, stride_);
+        team.sync();
+        each_row(team, c_, [=, this](int c) { KG_[c * stride_ + m_] = G_[c * stride_ + m_]; });
+        team.sync();
+    }
+
+    // g_b^T H_b^+ g_b: twice what the bias alone can still gain, to second order.
+    FX_FUNCTION double bias_gain(const Team& team) {
+        const Images<Real> of = images();
+        const int c = c_;
+        each_row(team, c * c, [=, this](int at) {
+            if (at / c >= at % c) bias_matrix_[at] = Loss::bias_hessian(of, R_, at / c, at % c);
+        });
+        each_row(team, c, [=, this](int i) { bias_vector_[i] = G_[i * stride_ + m_] / theta_; });
+        team.sync();
+        if (team.rank() == 0) {
+            double trace = 0;
+            for (int i = 0; i < c; ++i) trace += bias_matrix_[i * c + i];
+            // The gradient has no part along the vector of ones, where the Hessian of more than one class is zero.
+            if (c > 1) {
+                for (int i = 0; i < c; ++i) {
+                    for (int j = 0; j <= i; ++j) bias_matrix_[i * c + j] += trace / c / c;
+                }
+            }
+            shared_[0] = trace;
+        }
+        team.sync();
+        const double trace = shared_[0];
+        if (!(trace > 0)) return 0;
+        cholesky(team, c, bias_matrix_, c, 1e-14 * trace);
+        team.sync();
+        if (team.rank() == 0) {
+            double gain = 0;
+            for (int i = 0; i < c; ++i) {  // L u = g, gain = u·u
+                double u = bias_vector_[i];
+                for (int k = 0; k < i; ++k) u -= bias_matrix_[i * c + k] * bias_vector_[k];
+                u /= bias_matrix_[i * c + i];
+                bias_vector_[i] = u;
+                gain += u * u;
+            }
+            shared_[0] = gain;
+        }
+        team.sync();
+        const double gain = shared_[0];
+        team.sync();
+        return gain;
+    }
+
+    FX_FUNCTION int slot(int age_from_oldest) const { return (oldest_ + age_from_oldest) % (history_ + 1); }
+    FX_FUNCTION Real* s_row(int slot) const { return pairs_ + static_cast<std::int64_t>(2 * slot) * n_; }
+    FX_FUNCTION Real* y_row(int slot) const { return pairs_ + static_cast<std::int64_t>(2 * slot + 1) * n_; }
+    FX_FUNCTION Real* Ks_row(int slot) const { return K_pairs_ + static_cast<std::int64_t>(2 * slot) * n_; }
+    FX_FUNCTION Real* Ky_row(int slot) const { return K_pairs_ + static_cast<std::int64_t>(2 * slot + 1) * n_; }
+    FX_FUNCTION double& sy(int i, int j) const { return sy_[i * (history_ + 1) + j]; }
+    FX_FUNCTION double& yy(int i, int j) const { return yy_[i * (history_ + 1) + j]; }
+
+    // The two-loop recursion (Nocedal 1980) on coefficients: q = g + Σ a_k y_k and r = γ q + Σ b_k s_k need only inner
+    // products among stored vectors and with g, all known. Writes the weights of -H g in the order of rows_, returns
+    // that of g. By one member.
+    FX_FUNCTION double direction_weights() const {
+        const int count = count_;
+        double* weight = weights_;
+        for (int i = count - 1; i >= 0; --i) {
+            const int at = slot(i);
+            double sum = with_g_[2 * i];
+            for (int k = i + 1; k < count; ++k) sum -= weight[2 * k + 1] * sy(at, slot(k));
+            weight[2 * i + 1] = sum / sy(at, at);  // α_i
+        }
+        const int last = slot(count - 1);
+        const double gamma = sy(last, last) / yy(last, last);
+        for (int i = 0; i < count; ++i) {
+            const int at = slot(i);
+            double sum = with_g_[2 * i + 1];
+            for (int k = 0; k < count; ++k) {
+                const int other = slot(k);
+                sum -= weight[2 * k + 1] * (k <= i ? yy(other, at) : yy(at, other));
+            }
+            sum *= gamma;
+            for (int k = 0; k < i; ++k) sum += weight[2 * k] * sy(slot(k), at);
+            weight[2 * i] = weight[2 * i + 1] - sum / sy(at, at);  // α_i - β_i
+        }
+        for (int i = 0; i < count; ++i) {
+            weight[2 * i] = -weight[2 * i];
+            weight[2 * i + 1] *= gamma;
+        }
+        return -gamma;
+    }
+
+    // Minimise until the bound on the gap holds; returns the objective followed so far.
+    FX_FUNCTION double search(const Team& team, double l2, double tol, int max_iter, bool& converged) {
+        const Images<Real> of = images();
+        const Real penalty = static_cast<Real>(l2);
+        Loss::residual(team, of, Z_, ZD_, Real(0), R_);
+        team.sync();
+        gradient(team, penalty);
+        count_ = 0;
+        oldest_ = 0;
+        converged = false;
+        double known = 1e300;  // the objective when it was last computed
+        bool retried = false;
+        while (true) {
+            const double gg_images = penalised(team, G_, KG_);
+            // f(W, b) - f* ≤ ‖∇_W f‖² / (2 l2) where the bias is the best for W; what the bias can gain is added. The
+            // logarithms of f are spared until the bound is near.
+            if (gg_images <= 2 * l2 * tol * known) {
+                known = value(team, l2);
+                const double bound = (gg_images > 0 ? gg_images : 0) / (2 * l2);
+                if (bound <= tol * known && bound + bias_gain(team) <= tol * known) {
+                    converged = true;
+                    return known;
+                }
+            }
+            if (iterations >= max_iter) break;
+
+            // Direction d into the slot behind the newest pair, K̂d beside it.
+            const int now = slot(count_);
+            Real *d = s_row(now), *Kd = Ks_row(now);
+            double of_g = -1;
+            if (count_ > 0) {
+                if (team.rank() == 0) {
+                    for (int i = 0; i < count_; ++i) {
+                        rows_[2 * i] = s_row(slot(i));
+                        rows_[2 * i + 1] = y_row(slot(i));
+                        K_rows_[2 * i] = Ks_row(slot(i));
+                        K_rows_[2 * i + 1] = Ky_row(slot(i));
+                    }
+                    shared_[0] = direction_weights();
+                }
+                team.sync();
+                of_g = shared_[0];
+            }
+            combine(team, 2 * count_, n_, rows_, weights_, of_g, G_, d);
+            combine(team, 2 * count_, n_, K_rows_, weights_, of_g, KG_, Kd);
+            const double slope = inner(team, n_, KG_, d);
+            if (!(slope < 0)) {
+                if (count_ == 0) break;  // no descent left that this precision can see
+                count_ = 0;
+                team.sync();
+                continue;
+            }
+            team.sync();
+            for (int c = 0; c < c_; ++c) {  // logits along d; their bias column is in d's row
+                const Real b = theta_ * d[c * stride_ + m_];
+                const Real* k = Kd + c * stride_;
+                Real* z = ZD_ + c * stride_;
+                each<Real>(team, stride_, [=](int i) { store(z + i, load<V>(k + i) + b); });
+            }
+            const double with_a = penalised(team, A, Kd), dd = penalised(team, d, Kd);
+            const double t = line(team, l2, with_a, dd, slope, count_ == 0);
+            if (!(t > 0)) {
+                if (retried || count_ == 0) break;
+                retried = true;
+                count_ = 0;
+                Loss::residual(team, of, Z_, ZD_, Real(0), R_);
+                team.sync();
+                continue;
+            }
+            ++iterations;
+            step(team, penalty, static_cast<Real>(t), now);
+            a_norm_ += t * (2 * with_a + t * dd);
+            remember(team, t, slope, now);
+        }
+        return value(team, l2);
+    }
+
+    // A step length where the slope along the line has shrunk; 0 if there is none. Leaves R there. The objective is
+    // convex, so the slope grows along the line and its zero can be enclosed without values of the objective, whose
+    // last digits would not tell.
+    FX_FUNCTION double line(const Team& team, double l2, double with_a, double dd, double slope, bool first) {
+        const Images<Real> of = images();
+        double t = 1;
+        if (first) {
+            const double curvature = Loss::curvature(team, of, R_, ZD_) + l2 * dd;
+            t = curvature > 0 ? -slope / curvature : 1;
+        }
+        double low = 0, low_slope = slope, high = 0, high_slope = 0;
+        for (int attempt = 0; attempt < 30; ++attempt) {
+            const double here = Loss::residual(team, of, Z_, ZD_, static_cast<Real>(t), R_) + l2 * (with_a + t * dd);
+            if (here >= 0.9 * slope && here <= -0.4 * slope) {
+                team.sync();
+                return t;
+            }
+            if (here < 0) {
+                low = t;
+                low_slope = here;
+            } else {
+                high = t;
+                high_slope = here;
+            }
+            if (high == 0) {
+                // Extrapolate the slope to zero, within reason.
+                const double bend = (low_slope - slope) / low;
+                const double zero = bend > 0 ? low - low_slope / bend : 10 * low;
+                t = zero > 10 * low ? 10 * low : zero < 2 * low ? 2 * low : zero;
+            } else {
+                const double zero = low + (high - low) * low_slope / (low_slope - high_slope);
+                const double margin = 0.1 * (high - low);
+                t = zero < low + margin ? low + margin : zero > high - margin ? high - margin : zero;
+            }
+            if (!(t < 1e30) || static_cast<Real>(t) == Real(0)) break;
+        }
+        team.sync();
+        return 0;
+    }
+
+    // Move by t along d; G and K̂G of the new point, and y = (new G - old G)/t with K̂y beside it.
+    FX_FUNCTION void step(const Team& team, Real l2, Real t, int now) {
+        const Real *d = s_row(now), *zd = ZD_, *r = R_, *mask = is_image_;
+        Real *a = A, *z = Z_, *g = G_, *kg = KG_, *y = y_row(now), *ky = Ky_row(now);
+        const int stride = stride_, m = m_;
+        const Real over_t = Real(1) / t;
+        each<Real>(team, n_, [=](int i) {
+            const V a_new = load<V>(a + i) + load<V>(d + i) * t;
+            store(a + i, a_new);
+            store(z + i, load<V>(z + i) + load<V>(zd + i) * t);
+            store(y + i, -load<V>(g + i));
+            store(ky + i, -load<V>(kg + i));
+            store(g + i, load<V>(r + i) + a_new * load<V>(mask + i % stride) * l2);
+        });
+        team.sync();
+        finish_gradient(team);
+        each<Real>(team, n_, [=](int i) {
+            store(y + i, (load<V>(y + i) + load<V>(g + i)) * over_t);
+            store(ky + i, (load<V>(ky + i) + load<V>(kg + i)) * over_t);
+        });
+        (void)m;
+        team.sync();
+    }
+
+    // Take the pair (d, y) into the history with its inner products. <s_i, y> and <y_i, y> of older pairs follow from
+    // products with the gradients before and after.
+    FX_FUNCTION void remember(const Team& team, double t, double slope, int now) {
+        if (team.rank() == 0) {
+            for (int i = 0; i <= count_; ++i) {
+                rows_[2 * i] = s_row(slot(i));
+                rows_[2 * i + 1] = y_row(slot(i));
+                old_with_g_[2 * i] = with_g_[2 * i];
+                old_with_g_[2 * i + 1] = with_g_[2 * i + 1];
+            }
+        }
+        team.sync();
+        dots(team, 2 * (count_ + 1), n_, rows_, KG_, with_g_);
+        const double y_norm = inner(team, n_, y_row(now), Ky_row(now));
+        if (team.rank() == 0) {
+            for (int i = 0; i < count_; ++i) {
+                sy(slot(i), now) = (with_g_[2 * i] - old_with_g_[2 * i]) / t;
+                yy(slot(i), now) = (with_g_[2 * i + 1] - old_with_g_[2 * i + 1]) / t;
+            }
+            sy(now, now) = (with_g_[2 * count_] - slope) / t;
+            yy(now, now) = y_norm;
+            shared_[0] = sy(now, now);
+        }
+        team.sync();
+        const double curvature = shared_[0];
+        if (curvature > 0 && y_norm > 0) {
+            ++count_;
+            if (count_ > history_) {
+                oldest_ = (oldest_ + 1) % (history_ + 1);
+                --count_;
+                if (team.rank() == 0) {
+                    for (int i = 0; i < 2 * count_; ++i) with_g_[i] = with_g_[i + 2];
+                }
+            }
+        }
+        team.sync();
+    }
+
+    int m_, c_, stride_, n_, history_;
+    int count_ = 0, oldest_ = 0;
+    double a_norm_ = 0;
+    Real *weight_, *is_image_, *Z_, *R_, *G_, *KG_, *ZD_, *pairs_, *K_pairs_;
+    const Real **rows_, **K_rows_;
+    double *with_g_, *old_with_g_, *weights_, *sy_, *yy_, *bias_matrix_, *bias_vector_, *shared_;
+};
+
+// Scores of an episode's queries from c rows of coefficients A (zero-sum over images) and biases, for n_l2 solutions
+// that stand behind each other. In the binary form (c = 1) a row z becomes (-z/2, z/2). Classes without support score
+// -inf.
+template <class Team, class Real, class Gram>
+FX_FUNCTION void write_logits(const Team& team, const LogisticParams& params, std::int64_t e, const int* number, int c,
+                              const Real* solutions, int stride, const double* biases,
+                              QueryScores<Team, Real, Gram>& queries) {
+    const Episodes& all = params.episodes;
+    const Episode<Gram> episode(all, e);
+    for (int first = 0; first < all.q; first += query_block) {
+        const int count = first + query_block <= all.q ? query_block : all.q - first;
+        queries.gather(team, episode, all.m, first, count);
+        for (int l = 0; l < params.n_l2; ++l) {
+            const std::int64_t at = static_cast<std::int64_t>(l) * c;
+            queries.score(team, c, solutions + at * stride, stride);
+            float* to = all.scores + ((e * params.n_l2 + params.place[l]) * all.q + first) * all.ways;
+            const Real* S = queries.S;
+            each_row(team, count, [=](int j) {
+                for (int way = 0; way < all.ways; ++way) {
+                    const int row = number[way];
+                    float score = -INFINITY;
+                    if (row >= 0 && c == 1) {
+                        const double z = S[j] + biases[at];
+                        score = static_cast<float>(row == 0 ? -0.5 * z : 0.5 * z);
+                    } else if (row >= 0) {
+                        score = static_cast<float>(S[row * query_block + j] + biases[at + row]);
+                    }
+                    to[static_cast<std::int64_t>(j) * all.ways + way] = score;
+                }
+            });
+            team.sync();
+        }
+    }
+}
+
+// All that an episode's solution needs, in one block of memory.
+template <class Team, class Real, class Gram, class Loss>
+struct LogisticMemory {
+    FX_FUNCTION LogisticMemory(Workspace& memory, const LogisticParams& params, int c)
+        : solver(memory, params.episodes.m, c),
+          row_mean(memory.take<double>(params.episodes.m)),
+          queries(memory, params.episodes.m, c),
+          solutions(memory.take<Real>(static_cast<std::int64_t>(params.n_l2) * c * solver.stride())),
+          biases(memory.take<double>(static_cast<std::int64_t>(params.n_l2) * c)) {}
+
+    LogisticSolver<Team, Real, Loss> solver;
+    double* row_mean;
+    QueryScores<Team, Real, Gram> queries;
+    Real* solutions;
+    double* biases;
+};
+
+template <class Real, class Gram, class Loss, class Team>
+FX_FUNCTION bool solve_logistic(const Team& team, const LogisticParams& params, std::int64_t e, const Classes& classes,
+                                int c, Workspace& memory) {
+    const Episodes& all = params.episodes;
+    const Episode<Gram> episode(all, e);
+    const int m = all.m;
+    LogisticMemory<Team, Real, Gram, Loss> own(memory, params, c);
+    auto& solver = own.solver;
+    gather_support(team, episode, m, solver.K, own.row_mean);
+    // W = A X of the scaled problem is (A/size) X of this one, and its ‖W‖² counts 1/size as much.
+    const double measured = centre(team, m, solver.K, own.row_mean);
+    const double size = measured > 0 ? measured : 1;
+    each_row(team, m, [&](int i) { solver.label[i] = static_cast<Real>(classes.number[episode.labels[i]]); });
+    team.sync();
+    solver.start(team);
+
+    bool all_converged = true;
+    const int stride = solver.stride();
+    for (int l = 0; l < params.n_l2; ++l) {
+        const bool converged = solver.solve(team, params.l2[l] / size, params.tol, params.max_iter);
+        all_converged = all_converged && converged;
+        const std::int64_t answer = e * params.n_l2 + params.place[l];
+        if (team.rank() == 0) {
+            params.objective[answer] = solver.objective;
+            params.iterations[answer] = solver.iterations;
+            params.converged[answer] = converged;
+        }
+        // Back to the pool's coordinates: coefficients of the raw embeddings, so zero-sum over images (the mean's part
+        // goes to the bias), and over classes.
+        Real* solution = own.solutions + static_cast<std::int64_t>(l) * c * stride;
+        double* biases = own.biases + static_cast<std::int64_t>(l) * c;
+        each_row(team, c, [&](int row) {
+            const Real* from = solver.A + row * stride;
+            double mean = 0, bias = solver.bias(row);
+            for (int i = 0; i < m; ++i) mean += from[i];
+            mean /= m;
+            for (int i = 0; i < m; ++i) {
+                const double a = (from[i] - mean) / size;
+                solution[row * stride + i] = static_cast<Real>(a);
+                bias -= a * own.row_mean[i];
+            }
+            biases[row] = bias;
+        });
+        team.sync();
+        if (c > 1) {
+            each_row(team, m + 1, [&](int i) {
+                double mean = 0;
+                for (int row = 0; row < c; ++row) mean += i < m ? solution[row * stride + i] : biases[row];
+                mean /= c;
+                for (int row = 0; row < c; ++row) {
+                    if (i < m) {
+                        solution[row * stride + i] -= static_cast<Real>(mean);
+                    } else {
+                        biases[row] -= mean;
+                    }
+                }
+            });
+            team.sync();
+        }
+    }
+    write_logits(team, params, e, classes.number, c, own.solutions, stride, own.biases, own.queries);
+    return all_converged;
+}
+
+// One class seen: its probability is one whatever W, and W = 0 is the best.
+template <class Team>
+FX_FUNCTION void only_class(const Team& team, const LogisticParams& params, std::int64_t e, const int* number) {
+    const Episodes& all = params.episodes;
+    each_row(team, params.n_l2, [&](int l) {
+        const std::int64_t at = e * params.n_l2 + l;
+        params.objective[at] = 0;
+        params.iterations[at] = 0;
+        params.converged[at] = true;
+        float* to = all.scores + at * all.q * all.ways;
+        for (int j = 0; j < all.q; ++j) {
+            for (int way = 0; way < all.ways; ++way) to[j * all.ways + way] = number[way] >= 0 ? 0.0f : -INFINITY;
+        }
+    });
+}
+
+template <class Real, class Gram, class Team>
+FX_FUNCTION bool logistic_episode(const Team& team, const LogisticParams& params, std::int64_t e, void* block) {
+    const Episodes& all = params.episodes;
+    Workspace memory(block);
+    const Classes classes(memory, all.ways);
+    classes.find(team, all.ways, all.m, all.labels + e * all.labels_episode);
+    if (*classes.seen == 1) {
+        only_class(team, params, e, classes.number);
+        return true;
+    }
+    return all.ways == 2 ? solve_logistic<Real, Gram, Binary>(team, params, e, classes, 1, memory)
+                         : solve_logistic<Real, Gram, Softmax>(team, params, e, classes, *classes.seen, memory);
+}
+
+template <class Real, class Gram, class Team>
+FX_FUNCTION std::size_t logistic_bytes(const LogisticParams& params) {
+    const Episodes& all = params.episodes;
+    Workspace memory(nullptr);
+    const Classes classes(memory, all.ways);
+    if (all.ways == 2) {
+        const LogisticMemory<Team, Real, Gram, Binary> own(memory, params, 1);
+    } else {
+        const LogisticMemory<Team, Real, Gram, Softmax> own(memory, params, all.ways < all.m ? all.ways : all.m);
+    }
+    return memory.used();
+}
+
+}  // namespace FX_NAMESPACE

@@ -1,0 +1,119 @@
+// Which instruction set serves, and episodes shared out over threads. One thread solves an episode from beginning to
+// end, so the number of threads changes no bit of the answer.
+#include <omp.h>
+
+#include <cstdlib>
+#include <cstring>
+#include <new>
+
+#include "../ops.h"
+
+namespace fastxfer {
+
+extern const CpuKernels baseline;
+#ifdef FX_X86_KERNELS
+extern const CpuKernels avx2;
+extern const CpuKernels avx512;
+#endif
+
+namespace {
+
+const CpuKernels& choose() {
+    const char* wanted = std::getenv("FASTXFER_ISA");
+    (void)wanted;
+#ifdef FX_X86_KERNELS
+    const auto may = [wanted](const char* name) { return wanted == nullptr || std::strcmp(wanted, name) == 0; };
+    __builtin_cpu_init();
+    if (may("avx512") && __builtin_cpu_supports("x86-64-v4")) return avx512;
+    if (may("avx2") && __builtin_cpu_supports("x86-64-v3")) return avx2;
+#endif
+    return baseline;
+}
+
+// A block of memory that grows; its contents do not survive growing.
+class Memory {
+  public:
+    Memory() = default;
+    Memory(const Memory&) = delete;
+    Memory& operator=(const Memory&) = delete;
+    ~Memory() { std::free(block_); }
+
+    void* at_least(std::size_t bytes) {
+        if (bytes > size_) {
+            std::free(block_);
+            size_ = (bytes + 63) / 64 * 64;
+            block_ = std::aligned_alloc(64, size_);
+            if (block_ == nullptr) size_ = 0;
+        }
+        return block_;
+    }
+
+  private:
+    void* block_ = nullptr;
+    std::size_t size_ = 0;
+};
+
+// solve(episode, memory) for all episodes; throws std::bad_alloc if a thread gets no memory.
+template <class Solve>
+void share_out(std::int64_t first, std::int64_t last, int threads, std::size_t bytes, const Solve& solve) {
+    bool out_of_memory = false;
+#pragma omp parallel num_threads(threads)
+    {
+        Memory memory;
+        void* block = memory.at_least(bytes);
+#pragma omp for schedule(dynamic)
+        for (std::int64_t e = first; e < last; ++e) {
+            if (block == nullptr || !solve(e, block)) {
+#pragma omp atomic write
+                out_of_memory = true;
+            }
+        }
+    }
+    if (out_of_memory) throw std::bad_alloc();
+}
+
+}  // namespace
+
+const CpuKernels& cpu_kernels() {
+    static const CpuKernels& chosen = choose();
+    return chosen;
+}
+
+void logistic_cpu(const LogisticParams& params, std::int64_t first, std::int64_t last, int threads) {
+    const CpuKernels& use = cpu_kernels();
+    share_out(first, last, threads, use.logistic_bytes(params, false), [&](std::int64_t e, void* block) {
+        if (use.logistic(params, e, block, false) || params.episodes.gram_is_double) return true;
+        // Rounding stood between float and the tolerance: once more, in double.
+        Memory memory;
+        void* wide = memory.at_least(use.logistic_bytes(params, true));
+        if (wide == nullptr) return false;
+        use.logistic(params, e, wide, true);
+        return true;
+    });
+}
+
+void ridge_cpu(const RidgeParams& params, std::int64_t first, std::int64_t last, int threads) {
+    const CpuKernels& use = cpu_kernels();
+    share_out(first, last, threads, use.ridge_bytes(params), [&](std::int64_t e, void* block) {
+        use.ridge(params, e, block);
+        return true;
+    });
+}
+
+void prototype_cpu(const PrototypeParams& params, std::int64_t first, std::int64_t last, int threads) {
+    const CpuKernels& use = cpu_kernels();
+    share_out(first, last, threads, use.prototype_bytes(params), [&](std::int64_t e, void* block) {
+        use.prototype(params, e, block);
+        return true;
+    });
+}
+
+void knn_cpu(const KnnParams& params, std::int64_t first, std::int64_t last, int threads) {
+    const CpuKernels& use = cpu_kernels();
+    share_out(first, last, threads, use.knn_bytes(params), [&](std::int64_t e, void* block) {
+        use.knn(params, e, block);
+        return true;
+    });
+}
+
+}  // namespace fastxfer
