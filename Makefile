@@ -29,7 +29,7 @@ format: $(VENV)/.installed-dev
 SOURCES := pyproject.toml setup.py $(wildcard csrc/*.* csrc/*/*.*)
 
 $(BIN)/python:
-	scripts/install-debian-packages.sh --build-only
+	scripts/install-debian-packages.sh --no-browser
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 
