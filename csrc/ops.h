@@ -1,96 +1,95 @@
-// What the backends compute, in plain structs: pointers, sizes, strides in elements. No pybind11, no CUDA types.
+// What an op is given, in plain C++: no Python, no CUDA types. One struct an op, one function a backend.
 #pragma once
 
-#include <stddef.h>
-#include <stdint.h>
+#include <cstddef>
+#include <cstdint>
 
 namespace fastxfer {
 
-// Inner products of one episode: element (i, j) is data[episode * stride + i * ld + j]. A pool's Gram matrix has stride
-// 0 and is addressed by pool rows; blocks made an episode at a time are addressed by position.
-template <class Scalar>
-struct View {
-    const Scalar* data;
-    int64_t ld, stride;
-};
-
-// E episodes of m support images and q queries. `*_at` address the views, `*_row` are rows of the pool (for norms).
-// A stride of 0 shares the array between all episodes.
-template <class Scalar>
+// A batch of episodes and where their inner products lie.
+//
+// Inner products are those of embeddings minus the pool's mean. Either one Gram matrix serves all episodes
+// (gram_episode = 0, indices are rows of the pool), or every episode has a block of its own of m rows (its support)
+// and m + q columns (its support, then its queries), and indices are positions in the block.
 struct Episodes {
-    int64_t count;
-    int m, q, ways;
-    View<Scalar> support, cross;  // support(i, j); cross(query, j)
-    const int32_t *support_at, *query_at;
-    int64_t support_at_stride, query_at_stride;
-    const int32_t *support_row, *query_row;
-    int64_t support_row_stride, query_row_stride;
-    const int32_t* labels;  // 0 ... ways-1
-    int64_t label_stride;
-    const double* square;  // (pool,) squared norm of the centred embedding
-    const double* offset;  // (pool,) raw inner product = centred one + offset[i] + offset[j]
+    std::int64_t count;  // episodes
+    int m;               // support images of an episode
+    int q;               // query images of an episode
+    int ways;            // classes
+
+    const void* gram;
+    bool gram_is_double;        // else float
+    std::int64_t gram_row;      // numbers from one row to the next
+    std::int64_t gram_episode;  // numbers from one episode's block to the next; 0: shared
+
+    const std::int64_t* support;  // (count, m); stride 0: shared by all episodes
+    std::int64_t support_episode;
+    const std::int64_t* query;  // (count, q)
+    std::int64_t query_episode;
+    const std::int32_t* labels;  // (count, m), 0 … ways-1
+    std::int64_t labels_episode;
+
+    // Per image: what the mean took from its inner products, x_i·x_j = gram_ij + offset_i + offset_j; one over its
+    // length (0 for a zero vector); and its squared distance from the pool's mean.
+    const double* offset;
+    const double* inverse_length;
+    const double* square;
+    std::int64_t image_episode;  // from one episode's images to the next; 0: shared
+
+    float* scores;  // (count, settings, q, ways)
 };
 
-template <class Scalar>
 struct LogisticParams {
-    Episodes<Scalar> episodes;
-    const double* l2;  // (n_l2,), largest first
+    Episodes episodes;
     int n_l2;
-    double tol;  // relative gap to the optimum
+    const double* l2;  // largest first, so that each solution starts the next
+    const int* place;  // where each stands in the answer
+    double tol;
     int max_iter;
-    Scalar* scores;       // (E, n_l2, q, ways)
-    double* objective;    // (E, n_l2)
-    int32_t* iterations;  // (E, n_l2)
-    uint8_t* converged;   // (E, n_l2)
+    double* objective;         // (count, n_l2)
+    std::int32_t* iterations;  // (count, n_l2)
+    bool* converged;           // (count, n_l2)
 };
 
-template <class Scalar>
 struct RidgeParams {
-    Episodes<Scalar> episodes;
-    const double* l2;
+    Episodes episodes;
     int n_l2;
-    Scalar* scores;  // (E, n_l2, q, ways)
+    const double* l2;
 };
 
-template <class Scalar>
 struct PrototypeParams {
-    Episodes<Scalar> episodes;
+    Episodes episodes;
     bool cosine;
-    Scalar* scores;  // (E, q, ways)
 };
 
-template <class Scalar>
 struct KnnParams {
-    Episodes<Scalar> episodes;
-    const int32_t* k;  // (n_k,), ascending, each in 1 ... m
+    Episodes episodes;
     int n_k;
-    double temperature;  // 0: every neighbour has one vote
-    Scalar* scores;      // (E, n_k, q, ways)
+    const int* k;        // ascending
+    double temperature;  // 0: every vote counts one
 };
 
-// Solves episodes first <= e < last. `first` is a multiple of 16, so that the grouping of episodes, and with it every
-// bit of the answer, does not depend on how a run is cut up.
-namespace cpu {
-const char* isa();
-void logistic(const LogisticParams<float>&, int64_t first, int64_t last, int n_threads);
-void logistic(const LogisticParams<double>&, int64_t first, int64_t last, int n_threads);
-void ridge(const RidgeParams<float>&, int64_t first, int64_t last, int n_threads);
-void ridge(const RidgeParams<double>&, int64_t first, int64_t last, int n_threads);
-void prototype(const PrototypeParams<float>&, int64_t first, int64_t last, int n_threads);
-void prototype(const PrototypeParams<double>&, int64_t first, int64_t last, int n_threads);
-void knn(const KnnParams<float>&, int64_t first, int64_t last, int n_threads);
-void knn(const KnnParams<double>&, int64_t first, int64_t last, int n_threads);
-}  // namespace cpu
+// One set of instructions of the CPU: the same core, compiled for it. An op solves one episode on one thread with the
+// memory it is given; `wide` asks for double precision throughout. `logistic` says whether every penalty converged.
+struct CpuKernels {
+    const char* name;
+    std::size_t (*logistic_bytes)(const LogisticParams&, bool wide);
+    bool (*logistic)(const LogisticParams&, std::int64_t episode, void* memory, bool wide);
+    std::size_t (*ridge_bytes)(const RidgeParams&);
+    void (*ridge)(const RidgeParams&, std::int64_t episode, void* memory);
+    std::size_t (*prototype_bytes)(const PrototypeParams&);
+    void (*prototype)(const PrototypeParams&, std::int64_t episode, void* memory);
+    std::size_t (*knn_bytes)(const KnnParams&);
+    void (*knn)(const KnnParams&, std::int64_t episode, void* memory);
+};
 
-// All pointers are device pointers; `workspace` is device memory of the size that the *_workspace function names;
-// `stream` is a cudaStream_t. One launch over all episodes, nothing is waited for. Returns a cudaError_t.
-namespace cuda {
-int device_count();
-const char* error_name(int error);
-template <class Params>
-size_t workspace(const Params& params);
-template <class Params>
-int run(const Params& params, void* workspace, size_t bytes, void* stream);
-}  // namespace cuda
+// The best set that this processor has (or the one named by FASTXFER_ISA: baseline, avx2, avx512).
+const CpuKernels& cpu_kernels();
+
+// Solve episodes first … last-1 on `threads` threads.
+void logistic_cpu(const LogisticParams&, std::int64_t first, std::int64_t last, int threads);
+void ridge_cpu(const RidgeParams&, std::int64_t first, std::int64_t last, int threads);
+void prototype_cpu(const PrototypeParams&, std::int64_t first, std::int64_t last, int threads);
+void knn_cpu(const KnnParams&, std::int64_t first, std::int64_t last, int threads);
 
 }  // namespace fastxfer
