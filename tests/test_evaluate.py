@@ -159,7 +159,9 @@ def test_full_probe_test_rows_are_scikit_learns(tmp_path):
     probabilities = model.predict_proba(x[test])
     got = rows[rows["split"] == "test"].set_index("metric")["value"]
     for metric in ("accuracy", "balanced_accuracy", "auc"):
-        assert got[metric] == pytest.approx(float(METRICS[metric](probabilities, target.labels[test])), abs=1e-6)
+        # Two solvers within a relative gap of 1e-6 may order a nearly tied pair of queries differently: 1 / 2,000 pairs.
+        tolerance = 5e-4 if metric == "auc" else 1e-9
+        assert got[metric] == pytest.approx(float(METRICS[metric](probabilities, target.labels[test])), abs=tolerance)
 
 
 def test_multi_label_full_probes_mask_what_is_unknown(tmp_path):
