@@ -46,7 +46,7 @@ struct Classes {
     FX_FUNCTION Classes(Workspace& memory, int ways) : number(memory.take<int>(ways)), seen(memory.take<int>(1)) {}
 
     template <class Team>
-    FX_FUNCTION void find(const Team& team, int ways, int m, const std::int32_t* labels) const {
+    FX_BODY void find(const Team& team, int ways, int m, const std::int32_t* labels) const {
         if (team.rank() == 0) {
             for (int way = 0; way < ways; ++way) number[way] = -1;
             for (int i = 0; i < m; ++i) number[labels[i]] = 0;
@@ -62,8 +62,8 @@ struct Classes {
 
 // Inner products of the support with itself: raw into K (rows m, columns padded), sums of rows beside it.
 template <class Team, class Real, class Gram>
-FX_FUNCTION void gather_support(const Team& team, const Episode<Gram>& episode, int m, const Panels<Team, Real>& K,
-                                double* row_sum) {
+FX_BODY void gather_support(const Team& team, const Episode<Gram>& episode, int m, const Panels<Team, Real>& K,
+                            double* row_sum) {
     each_row(team, m, [&](int i) {
         const Gram* row = episode.row(i);
         double sum = 0;
@@ -85,7 +85,7 @@ FX_FUNCTION void gather_support(const Team& team, const Episode<Gram>& episode, 
 // K := (H K H) · scale with H = I - 11^T/m and scale one over the mean diagonal entry of H K H (1 where that is 0);
 // row_sum becomes the raw matrix's row means. Returns the mean diagonal entry; `diagonal` is scratch.
 template <class Team, class Real>
-FX_FUNCTION double centre(const Team& team, int m, const Panels<Team, Real>& K, double* row_sum) {
+FX_BODY double centre(const Team& team, int m, const Panels<Team, Real>& K, double* row_sum) {
     double all = 0, trace = 0;
     for (int i = 0; i < m; ++i) {
         all += row_sum[i];
@@ -121,7 +121,7 @@ struct QueryScores {
         : inner_products{memory.take<Real>(static_cast<std::int64_t>(m) * query_block), m, query_block},
           S(memory.take<Real>(static_cast<std::int64_t>(rows) * query_block)) {}
 
-    FX_FUNCTION void gather(const Team& team, const Episode<Gram>& episode, int m, int first, int count) {
+    FX_BODY void gather(const Team& team, const Episode<Gram>& episode, int m, int first, int count) {
         inner_products.columns = padded<Team, Real>(count);
         const Panels<Team, Real> K = inner_products;
         each_row(team, m, [&](int i) {
@@ -138,7 +138,7 @@ struct QueryScores {
         team.sync();
     }
 
-    FX_FUNCTION void score(const Team& team, int rows, const Real* A, int A_row) const {
+    FX_BODY void score(const Team& team, int rows, const Real* A, int A_row) const {
         product(team, rows, A, A_row, inner_products, S, query_block);
         team.sync();
     }

@@ -25,7 +25,7 @@ struct KnnMemory {
 };
 
 template <class Gram, class Team>
-FX_FUNCTION void knn_episode(const Team& team, const KnnParams& params, std::int64_t e, void* block) {
+FX_BODY void knn_episode(const Team& team, const KnnParams& params, std::int64_t e, void* block) {
     const Episodes& all = params.episodes;
     const Episode<Gram> episode(all, e);
     Workspace memory(block);
@@ -73,7 +73,7 @@ FX_FUNCTION void knn_episode(const Team& team, const KnnParams& params, std::int
 }
 
 template <class Gram, class Team>
-FX_FUNCTION std::size_t knn_bytes(const KnnParams& params) {
+FX_BODY std::size_t knn_bytes(const KnnParams& params) {
     Workspace memory(nullptr);
     const KnnMemory<Team, Gram> own(memory, params);
     return memory.used();

@@ -69,8 +69,8 @@ struct Panels {
 
 // out (c x columns) = B (c x rows) K (rows x columns). Barrier before and after are the caller's.
 template <class Team, class Real>
-FX_FUNCTION void product(const Team& team, int c, const Real* B, int B_row, const Panels<Team, Real>& K, Real* out,
-                         int out_row) {
+FX_BODY void product(const Team& team, int c, const Real* B, int B_row, const Panels<Team, Real>& K, Real* out,
+                     int out_row) {
     const std::int64_t n = static_cast<std::int64_t>(c) * K.columns;
     for (std::int64_t index = team.rank(); index < n; index += team.size()) {
         const int row = static_cast<int>(index / K.columns), column = static_cast<int>(index % K.columns);
@@ -85,7 +85,7 @@ FX_FUNCTION void product(const Team& team, int c, const Real* B, int B_row, cons
 
 // out[j] = <rows[j], x>, j below count, known to every member after the call.
 template <class Team, class Real>
-FX_FUNCTION void dots(const Team& team, int count, int n, const Real* const* rows, const Real* x, double* out) {
+FX_BODY void dots(const Team& team, int count, int n, const Real* const* rows, const Real* x, double* out) {
     for (int j = 0; j < count; ++j) {
         const double sum = inner(team, n, rows[j], x);
         if (team.rank() == 0) out[j] = sum;
@@ -95,8 +95,8 @@ FX_FUNCTION void dots(const Team& team, int count, int n, const Real* const* row
 
 // out = g·x + Σ_j weight[j]·rows[j]; out may be one of them.
 template <class Team, class Real>
-FX_FUNCTION void combine(const Team& team, int count, int n, const Real* const* rows, const double* weight, double g,
-                         const Real* x, Real* out) {
+FX_BODY void combine(const Team& team, int count, int n, const Real* const* rows, const double* weight, double g,
+                     const Real* x, Real* out) {
     using V = typename Lanes<Real, Team::template width<Real>>::V;
     each<Real>(team, n, [=](int i) {
         V sum = load<V>(x + i) * static_cast<Real>(g);
@@ -123,7 +123,7 @@ FX_FUNCTION Real lone_inner(const Team&, int n, const Real* x, const Real* y) {
 
 // A = L L^T in the lower triangle, in place; a pivot below `least` counts as `least`.
 template <class Team, class Real>
-FX_FUNCTION void cholesky(const Team& team, int n, Real* A, int row, Real least) {
+FX_BODY void cholesky(const Team& team, int n, Real* A, int row, Real least) {
     for (int j = 0; j < n; ++j) {
         Real* Lj = A + static_cast<std::int64_t>(j) * row;
         if (team.rank() == 0) {
@@ -142,7 +142,7 @@ FX_FUNCTION void cholesky(const Team& team, int n, Real* A, int row, Real least)
 
 // x := (L L^T)^-1 x for one right-hand side, by one member alone.
 template <class Team, class Real>
-FX_FUNCTION void solve_alone(const Team& team, int n, const Real* L, int row, Real* x) {
+FX_BODY void solve_alone(const Team& team, int n, const Real* L, int row, Real* x) {
     for (int i = 0; i < n; ++i) {
         const Real* Li = L + static_cast<std::int64_t>(i) * row;
         x[i] = (x[i] - lone_inner(team, i, Li, x)) / Li[i];

@@ -60,7 +60,7 @@ class LogisticSolver {
     }
 
     // K and label must be filled (by the whole team, barrier included); starts at W = 0, b = 0.
-    FX_FUNCTION void start(const Team& team) {
+    FX_BODY void start(const Team& team) {
         const int m = m_;
         each_row(team, stride_, [=, this](int i) {
             weight_[i] = i < m ? Real(1) / m : Real(0);
@@ -77,7 +77,7 @@ class LogisticSolver {
 
     // Continue from where the last call ended. l2 belongs to the scaled K. Afterwards A, bias() and `objective` are the
     // solution's.
-    FX_FUNCTION bool solve(const Team& team, double l2, double tol, int max_iter) {
+    FX_BODY bool solve(const Team& team, double l2, double tol, int max_iter) {
         iterations = 0;
         bool converged = false;
         // Logits are followed by adding steps up. They are computed anew at the end; if that shows that rounding has
@@ -107,20 +107,20 @@ class LogisticSolver {
     FX_FUNCTION Images<Real> images() const { return {c_, stride_, label, weight_}; }
 
     // Sum over images (not biases) of x·y.
-    FX_FUNCTION double penalised(const Team& team, const Real* x, const Real* y) const {
+    FX_BODY double penalised(const Team& team, const Real* x, const Real* y) const {
         const int stride = stride_;
         const Real* mask = is_image_;
         return total<Real>(team, n_,
                            [=](int i) { return load<V>(x + i) * load<V>(y + i) * load<V>(mask + i % stride); });
     }
 
-    FX_FUNCTION double value(const Team& team, double l2) const {
+    FX_BODY double value(const Team& team, double l2) const {
         // R holds A K without bias after refresh(), else see search().
         return Loss::loss(team, images(), Z_) + 0.5 * l2 * a_norm_;
     }
 
     // Z := A K + b, and ‖W‖².
-    FX_FUNCTION void refresh(const Team& team) {
+    FX_BODY void refresh(const Team& team) {
         team.sync();
         product(team, c_, A, stride_, K, Z_, stride_);
         team.sync();
@@ -130,7 +130,7 @@ class LogisticSolver {
     }
 
     // rows of Z += θ · the biases in x
-    FX_FUNCTION void add_bias(const Team& team, Real* Z, const Real* x) const {
+    FX_BODY void add_bias(const Team& team, Real* Z, const Real* x) const {
         for (int c = 0; c < c_; ++c) {
             const Real b = theta_ * x[c * stride_ + m_];
             Real* z = Z + c * stride_;
@@ -140,7 +140,7 @@ class LogisticSolver {
     }
 
     // G and K̂G from R at the present point.
-    FX_FUNCTION void gradient(const Team& team, Real l2) {
+    FX_BODY void gradient(const Team& team, Real l2) {
         const Real *mask = is_image_, *a = A, *r = R_;
         Real* g = G_;
         const int stride = stride_;
@@ -151,7 +151,7 @@ class LogisticSolver {
     }
 
     // Bias entries of G, and K̂G.
-    FX_FUNCTION void finish_gradient(const Team& team) {
+    FX_BODY void finish_gradient(const Team& team) {
         each_row(team, c_, [=, this](int c) {
             const Real* r = R_ + c * stride_;
             V sum = V{};
@@ -166,7 +166,7 @@ class LogisticSolver {
     }
 
     // g_b^T H_b^+ g_b: twice what the bias alone can still gain, to second order.
-    FX_FUNCTION double bias_gain(const Team& team) {
+    FX_BODY double bias_gain(const Team& team) {
         const Images<Real> of = images();
         const int c = c_;
         each_row(team, c * c, [=, this](int at) {
@@ -218,7 +218,7 @@ class LogisticSolver {
     // The two-loop recursion (Nocedal 1980) on coefficients: q = g + Σ a_k y_k and r = γ q + Σ b_k s_k need only inner
     // products among stored vectors and with g, all known. Writes the weights of -H g in the order of rows_, returns
     // that of g. By one member.
-    FX_FUNCTION double direction_weights() const {
+    FX_BODY double direction_weights() const {
         const int count = count_;
         double* weight = weights_;
         for (int i = count - 1; i >= 0; --i) {
@@ -248,7 +248,7 @@ class LogisticSolver {
     }
 
     // Minimise until the bound on the gap holds; returns the objective followed so far.
-    FX_FUNCTION double search(const Team& team, double l2, double tol, int max_iter, bool& converged) {
+    FX_BODY double search(const Team& team, double l2, double tol, int max_iter, bool& converged) {
         const Images<Real> of = images();
         const Real penalty = static_cast<Real>(l2);
         Loss::residual(team, of, Z_, ZD_, Real(0), R_);
@@ -327,7 +327,7 @@ class LogisticSolver {
     // A step length where the slope along the line has shrunk; 0 if there is none. Leaves R there. The objective is
     // convex, so the slope grows along the line and its zero can be enclosed without values of the objective, whose
     // last digits would not tell.
-    FX_FUNCTION double line(const Team& team, double l2, double with_a, double dd, double slope, bool first) {
+    FX_BODY double line(const Team& team, double l2, double with_a, double dd, double slope, bool first) {
         const Images<Real> of = images();
         double t = 1;
         if (first) {
@@ -365,7 +365,7 @@ class LogisticSolver {
     }
 
     // Move by t along d; G and K̂G of the new point, and y = (new G - old G)/t with K̂y beside it.
-    FX_FUNCTION void step(const Team& team, Real l2, Real t, int now) {
+    FX_BODY void step(const Team& team, Real l2, Real t, int now) {
         const Real *d = s_row(now), *zd = ZD_, *r = R_, *mask = is_image_;
         Real *a = A, *z = Z_, *g = G_, *kg = KG_, *y = y_row(now), *ky = Ky_row(now);
         const int stride = stride_, m = m_;
@@ -390,7 +390,7 @@ class LogisticSolver {
 
     // Take the pair (d, y) into the history with its inner products. <s_i, y> and <y_i, y> of older pairs follow from
     // products with the gradients before and after.
-    FX_FUNCTION void remember(const Team& team, double t, double slope, int now) {
+    FX_BODY void remember(const Team& team, double t, double slope, int now) {
         if (team.rank() == 0) {
             for (int i = 0; i <= count_; ++i) {
                 rows_[2 * i] = s_row(slot(i));
@@ -438,9 +438,9 @@ class LogisticSolver {
 // that stand behind each other. In the binary form (c = 1) a row z becomes (-z/2, z/2). Classes without support score
 // -inf.
 template <class Team, class Real, class Gram>
-FX_FUNCTION void write_logits(const Team& team, const LogisticParams& params, std::int64_t e, const int* number, int c,
-                              const Real* solutions, int stride, const double* biases,
-                              QueryScores<Team, Real, Gram>& queries) {
+FX_BODY void write_logits(const Team& team, const LogisticParams& params, std::int64_t e, const int* number, int c,
+                          const Real* solutions, int stride, const double* biases,
+                          QueryScores<Team, Real, Gram>& queries) {
     const Episodes& all = params.episodes;
     const Episode<Gram> episode(all, e);
     for (int first = 0; first < all.q; first += query_block) {
@@ -487,8 +487,8 @@ struct LogisticMemory {
 };
 
 template <class Real, class Gram, class Loss, class Team>
-FX_FUNCTION bool solve_logistic(const Team& team, const LogisticParams& params, std::int64_t e, const Classes& classes,
-                                int c, Workspace& memory) {
+FX_BODY bool solve_logistic(const Team& team, const LogisticParams& params, std::int64_t e, const Classes& classes,
+                            int c, Workspace& memory) {
     const Episodes& all = params.episodes;
     const Episode<Gram> episode(all, e);
     const int m = all.m;
@@ -552,7 +552,7 @@ FX_FUNCTION bool solve_logistic(const Team& team, const LogisticParams& params, 
 
 // One class seen: its probability is one whatever W, and W = 0 is the best.
 template <class Team>
-FX_FUNCTION void only_class(const Team& team, const LogisticParams& params, std::int64_t e, const int* number) {
+FX_BODY void only_class(const Team& team, const LogisticParams& params, std::int64_t e, const int* number) {
     const Episodes& all = params.episodes;
     each_row(team, params.n_l2, [&](int l) {
         const std::int64_t at = e * params.n_l2 + l;
@@ -567,7 +567,7 @@ FX_FUNCTION void only_class(const Team& team, const LogisticParams& params, std:
 }
 
 template <class Real, class Gram, class Team>
-FX_FUNCTION bool logistic_episode(const Team& team, const LogisticParams& params, std::int64_t e, void* block) {
+FX_BODY bool logistic_episode(const Team& team, const LogisticParams& params, std::int64_t e, void* block) {
     const Episodes& all = params.episodes;
     Workspace memory(block);
     const Classes classes(memory, all.ways);
@@ -581,7 +581,7 @@ FX_FUNCTION bool logistic_episode(const Team& team, const LogisticParams& params
 }
 
 template <class Real, class Gram, class Team>
-FX_FUNCTION std::size_t logistic_bytes(const LogisticParams& params) {
+FX_BODY std::size_t logistic_bytes(const LogisticParams& params) {
     const Episodes& all = params.episodes;
     Workspace memory(nullptr);
     const Classes classes(memory, all.ways);

@@ -34,7 +34,7 @@ struct PrototypeMemory {
 };
 
 template <class Real, class Gram, class Team>
-FX_FUNCTION void prototype_episode(const Team& team, const PrototypeParams& params, std::int64_t e, void* block) {
+FX_BODY void prototype_episode(const Team& team, const PrototypeParams& params, std::int64_t e, void* block) {
     const Episodes& all = params.episodes;
     const Episode<Gram> episode(all, e);
     Workspace memory(block);
@@ -91,7 +91,7 @@ FX_FUNCTION void prototype_episode(const Team& team, const PrototypeParams& para
 }
 
 template <class Real, class Gram, class Team>
-FX_FUNCTION std::size_t prototype_bytes(const PrototypeParams& params) {
+FX_BODY std::size_t prototype_bytes(const PrototypeParams& params) {
     Workspace memory(nullptr);
     const PrototypeMemory<Team, Real, Gram> own(memory, params);
     return memory.used();

@@ -32,7 +32,7 @@ struct RidgeMemory {
 };
 
 template <class Gram, class Team>
-FX_FUNCTION void ridge_episode(const Team& team, const RidgeParams& params, std::int64_t e, void* block) {
+FX_BODY void ridge_episode(const Team& team, const RidgeParams& params, std::int64_t e, void* block) {
     const Episodes& all = params.episodes;
     const Episode<Gram> episode(all, e);
     Workspace memory(block);
@@ -89,7 +89,7 @@ FX_FUNCTION void ridge_episode(const Team& team, const RidgeParams& params, std:
 }
 
 template <class Gram, class Team>
-FX_FUNCTION std::size_t ridge_bytes(const RidgeParams& params) {
+FX_BODY std::size_t ridge_bytes(const RidgeParams& params) {
     Workspace memory(nullptr);
     const RidgeMemory<Team, Gram> own(memory, params);
     return memory.used();

@@ -21,8 +21,8 @@ struct Images {
 struct Softmax {
     // R = weight·(P - Y) at Z + t·D; returns Σ R·D.
     template <class Team, class Real>
-    FX_FUNCTION static double residual(const Team& team, const Images<Real>& of, const Real* Z, const Real* D, Real t,
-                                       Real* R) {
+    FX_BODY static double residual(const Team& team, const Images<Real>& of, const Real* Z, const Real* D, Real t,
+                                   Real* R) {
         constexpr int W = Team::template width<Real>;
         using V = typename Lanes<Real, W>::V;
         return total<Real>(team, of.stride, [=](int i) {
@@ -54,7 +54,7 @@ struct Softmax {
 
     // Σ weight·(D^T (diag p - p p^T) D), the second derivative of the mean loss along D, from R at that point.
     template <class Team, class Real>
-    FX_FUNCTION static double curvature(const Team& team, const Images<Real>& of, const Real* R, const Real* D) {
+    FX_BODY static double curvature(const Team& team, const Images<Real>& of, const Real* R, const Real* D) {
         using V = typename Lanes<Real, Team::template width<Real>>::V;
         return total<Real>(team, of.stride, [=](int i) {
             const V label = load<V>(of.label + i), weight = load<V>(of.weight + i);
@@ -71,7 +71,7 @@ struct Softmax {
 
     // Σ weight·loss at Z.
     template <class Team, class Real>
-    FX_FUNCTION static double loss(const Team& team, const Images<Real>& of, const Real* Z) {
+    FX_BODY static double loss(const Team& team, const Images<Real>& of, const Real* Z) {
         constexpr int W = Team::template width<Real>;
         using V = typename Lanes<Real, W>::V;
         return total<Real>(team, of.stride, [=](int i) {
@@ -95,7 +95,7 @@ struct Softmax {
 
     // Hessian of the mean loss with respect to the biases, entry (a, b), from R; by one member alone.
     template <class Real>
-    FX_FUNCTION static double bias_hessian(const Images<Real>& of, const Real* R, int a, int b) {
+    FX_BODY static double bias_hessian(const Images<Real>& of, const Real* R, int a, int b) {
         double sum = 0;
         for (int i = 0; i < of.stride; ++i) {
             const double w = of.weight[i];
@@ -117,8 +117,8 @@ struct Softmax {
 // One row of logits z for two classes: loss log(1 + exp(-s·z)), s = -1 for label 0 and +1 for label 1.
 struct Binary {
     template <class Team, class Real>
-    FX_FUNCTION static double residual(const Team& team, const Images<Real>& of, const Real* Z, const Real* D, Real t,
-                                       Real* R) {
+    FX_BODY static double residual(const Team& team, const Images<Real>& of, const Real* Z, const Real* D, Real t,
+                                   Real* R) {
         constexpr int W = Team::template width<Real>;
         using V = typename Lanes<Real, W>::V;
         return total<Real>(team, of.stride, [=](int i) {
@@ -134,7 +134,7 @@ struct Binary {
     }
 
     template <class Team, class Real>
-    FX_FUNCTION static double curvature(const Team& team, const Images<Real>& of, const Real* R, const Real* D) {
+    FX_BODY static double curvature(const Team& team, const Images<Real>& of, const Real* R, const Real* D) {
         using V = typename Lanes<Real, Team::template width<Real>>::V;
         return total<Real>(team, of.stride, [=](int i) {
             const V weight = load<V>(of.weight + i), r = load<V>(R + i), d = load<V>(D + i);
@@ -144,7 +144,7 @@ struct Binary {
     }
 
     template <class Team, class Real>
-    FX_FUNCTION static double loss(const Team& team, const Images<Real>& of, const Real* Z) {
+    FX_BODY static double loss(const Team& team, const Images<Real>& of, const Real* Z) {
         constexpr int W = Team::template width<Real>;
         using V = typename Lanes<Real, W>::V;
         return total<Real>(team, of.stride, [=](int i) {
@@ -155,7 +155,7 @@ struct Binary {
     }
 
     template <class Real>
-    FX_FUNCTION static double bias_hessian(const Images<Real>& of, const Real* R, int, int) {
+    FX_BODY static double bias_hessian(const Images<Real>& of, const Real* R, int, int) {
         double sum = 0;
         for (int i = 0; i < of.stride; ++i) {
             const double w = of.weight[i], r = R[i] > 0 ? R[i] : -R[i];

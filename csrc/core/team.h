@@ -6,10 +6,13 @@
 // panel<Real> columns of a matrix are stored together.
 #pragma once
 
+// FX_FUNCTION: a few lines, always inlined. FX_BODY: a function of its own, so that building stays quick.
 #ifdef __CUDACC__
 #define FX_FUNCTION __host__ __device__ __forceinline__
+#define FX_BODY __host__ __device__ inline
 #else
 #define FX_FUNCTION inline __attribute__((always_inline))
+#define FX_BODY __attribute__((noinline)) inline
 #endif
 
 // The same text is compiled for several instruction sets; each gets a namespace of its own, so that the linker can't

@@ -8,7 +8,7 @@ namespace FX_NAMESPACE {
 
 // `rows` rows of B times one panel of `NV` vectors: rows·NV sums stay in registers.
 template <class Real, int MR, int NV>
-FX_FUNCTION void product_tile(const Real* B, int B_row, const Real* panel, int depth, Real* out, int out_row) {
+FX_BODY void product_tile(const Real* B, int B_row, const Real* panel, int depth, Real* out, int out_row) {
     constexpr int W = SerialTeam::width<Real>;
     using V = typename Lanes<Real, W>::V;
     V sum[MR][NV] = {};
@@ -52,8 +52,8 @@ FX_FUNCTION void product_tiles(int rows, const Real* B, int B_row, const Real* p
 }
 
 template <class Real>
-FX_FUNCTION void product(const SerialTeam&, int c, const Real* B, int B_row, const Panels<SerialTeam, Real>& K,
-                         Real* out, int out_row) {
+FX_BODY void product(const SerialTeam&, int c, const Real* B, int B_row, const Panels<SerialTeam, Real>& K, Real* out,
+                     int out_row) {
     constexpr int W = SerialTeam::width<Real>;
     const int blocks = (c + 5) / 6;
     for (int first = 0; first < K.columns; first += K.P) {
@@ -74,7 +74,7 @@ FX_FUNCTION void product(const SerialTeam&, int c, const Real* B, int B_row, con
 
 // Four inner products at a time share the loads of x.
 template <class Real>
-FX_FUNCTION void dots(const SerialTeam&, int count, int n, const Real* const* rows, const Real* x, double* out) {
+FX_BODY void dots(const SerialTeam&, int count, int n, const Real* const* rows, const Real* x, double* out) {
     constexpr int W = SerialTeam::width<Real>;
     using V = typename Lanes<Real, W>::V;
     for (int j = 0; j < count; j += 4) {
@@ -98,8 +98,8 @@ FX_FUNCTION void dots(const SerialTeam&, int count, int n, const Real* const* ro
 
 // Four vectors of the answer at a time stay in registers.
 template <class Real>
-FX_FUNCTION void combine(const SerialTeam&, int count, int n, const Real* const* rows, const double* weight, double g,
-                         const Real* x, Real* out) {
+FX_BODY void combine(const SerialTeam&, int count, int n, const Real* const* rows, const double* weight, double g,
+                     const Real* x, Real* out) {
     constexpr int W = SerialTeam::width<Real>;
     using V = typename Lanes<Real, W>::V;
     const Real of_x = static_cast<Real>(g);

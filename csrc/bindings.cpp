@@ -1,0 +1,210 @@
+// Python's door to the ops: the only file that knows pybind11. It checks what would crash (types, shapes, ranges); what
+// merely makes no sense is refused with better words by fastxfer/ops.py. The GIL is free while episodes are solved, and
+// between blocks of them Ctrl-C is heard.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include <algorithm>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "ops.h"
+
+namespace py = pybind11;
+using fastxfer::Episodes;
+
+namespace {
+
+template <class T>
+using Array = py::array_t<T, py::array::c_style>;
+
+void require(bool holds, const std::string& what) {
+    if (!holds) throw std::invalid_argument(what);
+}
+
+template <class T>
+void in_range(const Array<T>& values, std::int64_t below, const char* name) {
+    const T* p = values.data();
+    for (py::ssize_t i = 0; i < values.size(); ++i) {
+        require(p[i] >= 0 && p[i] < below, std::string(name) + " out of range");
+    }
+}
+
+// Checked views of the arrays of one call. `gram` is (n, n), or (count, m, m + q) with indices into the block.
+struct Batch {
+    Episodes episodes{};
+
+    Batch(const py::array& gram, const Array<std::int64_t>& support, const Array<std::int64_t>& query,
+          const Array<std::int32_t>& labels, const Array<double>& offset, const Array<double>& inverse_length,
+          const Array<double>& square, std::int64_t count, int ways) {
+        require(gram.flags() & py::array::c_style, "gram must be contiguous");
+        require(py::isinstance<py::array_t<float>>(gram) || py::isinstance<py::array_t<double>>(gram),
+                "gram must be float32 or float64");
+        require(support.ndim() == 2 && query.ndim() == 2 && labels.ndim() == 2, "indices must have two dimensions");
+        require(count >= 0 && ways >= 1, "count and ways must be positive");
+        const py::ssize_t m = support.shape(1);
+        require(m >= 1 && labels.shape(1) == m, "labels must match support");
+        for (const py::ssize_t rows : {support.shape(0), query.shape(0), labels.shape(0)}) {
+            require(rows == count || rows == 1, "arrays must have one row, or one an episode");
+        }
+        Episodes& e = episodes;
+        e.count = count;
+        e.m = static_cast<int>(m);
+        e.q = static_cast<int>(query.shape(1));
+        e.ways = ways;
+        e.gram = gram.data();
+        e.gram_is_double = py::isinstance<py::array_t<double>>(gram);
+        py::ssize_t images = 0;
+        if (gram.ndim() == 2) {
+            images = gram.shape(0);
+            require(gram.shape(1) == images, "gram must be square");
+            in_range(support, images, "support");
+        } else {
+            require(gram.ndim() == 3 && gram.shape(0) == count, "gram must be (n, n) or (count, m, columns)");
+            images = gram.shape(2);
+            e.gram_episode = gram.shape(1) * gram.shape(2);
+            in_range(support, std::min(gram.shape(1), images), "support");
+        }
+        e.gram_row = images;
+        in_range(query, images, "query");
+        in_range(labels, ways, "labels");
+        for (const Array<double>* values : {&offset, &inverse_length, &square}) {
+            require(
+                values->ndim() == 2 && values->shape(1) == images && values->shape(0) == (gram.ndim() == 2 ? 1 : count),
+                "values of images must match gram");
+        }
+        e.image_episode = gram.ndim() == 2 ? 0 : images;
+        e.support = support.data();
+        e.query = query.data();
+        e.labels = labels.data();
+        e.support_episode = support.shape(0) == 1 ? 0 : m;
+        e.query_episode = query.shape(0) == 1 ? 0 : e.q;
+        e.labels_episode = labels.shape(0) == 1 ? 0 : m;
+        e.offset = offset.data();
+        e.inverse_length = inverse_length.data();
+        e.square = square.data();
+    }
+
+    // (count, settings, q, ways) for the answer.
+    Array<float> scores(py::ssize_t settings) {
+        Array<float> made({static_cast<py::ssize_t>(episodes.count), settings, static_cast<py::ssize_t>(episodes.q),
+                           static_cast<py::ssize_t>(episodes.ways)});
+        episodes.scores = made.mutable_data();
+        return made;
+    }
+};
+
+// Blocks long enough to keep the threads busy, short enough that Ctrl-C is answered soon.
+template <class Params>
+void run(void (*op)(const Params&, std::int64_t, std::int64_t, int), const Params& params, int threads) {
+    require(threads >= 1, "threads must be at least 1");
+    const Episodes& e = params.episodes;
+    const std::int64_t work = static_cast<std::int64_t>(e.m) * (e.m + e.q) * e.ways;
+    const std::int64_t block =
+        std::clamp<std::int64_t>(100'000'000 / std::max<std::int64_t>(work, 1), 4, 4096) * threads;
+    for (std::int64_t first = 0; first < e.count; first += block) {
+        const std::int64_t last = std::min(first + block, e.count);
+        {
+            py::gil_scoped_release release;
+            op(params, first, last, threads);
+        }
+        if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+    }
+}
+
+void positive(const Array<double>& values, const char* name) {
+    require(values.ndim() == 1, std::string(name) + " must have one dimension");
+    for (py::ssize_t i = 0; i < values.size(); ++i) require(values.at(i) > 0, std::string(name) + " must be positive");
+}
+
+py::tuple logistic(const py::array& gram, const Array<std::int64_t>& support, const Array<std::int64_t>& query,
+                   const Array<std::int32_t>& labels, const Array<double>& offset, const Array<double>& inverse_length,
+                   const Array<double>& square, std::int64_t count, int ways, const Array<double>& l2, double tol,
+                   int max_iter, int threads) {
+    Batch batch(gram, support, query, labels, offset, inverse_length, square, count, ways);
+    positive(l2, "l2");
+    require(l2.size() >= 1, "l2 is empty");
+    const int n_l2 = static_cast<int>(l2.size());
+    // Solved from the largest to the smallest, each from where the last ended.
+    std::vector<int> place(n_l2);
+    for (int i = 0; i < n_l2; ++i) place[i] = i;
+    std::stable_sort(place.begin(), place.end(), [&](int a, int b) { return l2.at(a) > l2.at(b); });
+    std::vector<double> sorted(n_l2);
+    for (int i = 0; i < n_l2; ++i) sorted[i] = l2.at(place[i]);
+
+    Array<float> scores = batch.scores(n_l2);
+    const std::vector<py::ssize_t> shape{static_cast<py::ssize_t>(count), n_l2};
+    Array<double> objective(shape);
+    Array<std::int32_t> iterations(shape);
+    Array<bool> converged(shape);
+    const fastxfer::LogisticParams params{batch.episodes,
+                                          n_l2,
+                                          sorted.data(),
+                                          place.data(),
+                                          tol,
+                                          max_iter,
+                                          objective.mutable_data(),
+                                          iterations.mutable_data(),
+                                          converged.mutable_data()};
+    run(fastxfer::logistic_cpu, params, threads);
+    return py::make_tuple(scores, objective, iterations, converged);
+}
+
+Array<float> ridge(const py::array& gram, const Array<std::int64_t>& support, const Array<std::int64_t>& query,
+                   const Array<std::int32_t>& labels, const Array<double>& offset, const Array<double>& inverse_length,
+                   const Array<double>& square, std::int64_t count, int ways, const Array<double>& l2, int threads) {
+    Batch batch(gram, support, query, labels, offset, inverse_length, square, count, ways);
+    positive(l2, "l2");
+    require(l2.size() >= 1, "l2 is empty");
+    Array<float> scores = batch.scores(l2.size());
+    run(fastxfer::ridge_cpu, fastxfer::RidgeParams{batch.episodes, static_cast<int>(l2.size()), l2.data()}, threads);
+    return scores;
+}
+
+Array<float> prototype(const py::array& gram, const Array<std::int64_t>& support, const Array<std::int64_t>& query,
+                       const Array<std::int32_t>& labels, const Array<double>& offset,
+                       const Array<double>& inverse_length, const Array<double>& square, std::int64_t count, int ways,
+                       bool cosine, int threads) {
+    Batch batch(gram, support, query, labels, offset, inverse_length, square, count, ways);
+    Array<float> scores = batch.scores(1);
+    run(fastxfer::prototype_cpu, fastxfer::PrototypeParams{batch.episodes, cosine}, threads);
+    return scores;
+}
+
+Array<float> knn(const py::array& gram, const Array<std::int64_t>& support, const Array<std::int64_t>& query,
+                 const Array<std::int32_t>& labels, const Array<double>& offset, const Array<double>& inverse_length,
+                 const Array<double>& square, std::int64_t count, int ways, const Array<std::int32_t>& k,
+                 double temperature, int threads) {
+    Batch batch(gram, support, query, labels, offset, inverse_length, square, count, ways);
+    require(k.ndim() == 1 && k.size() >= 1, "k must be a list");
+    for (py::ssize_t i = 0; i < k.size(); ++i) {
+        require(k.at(i) >= 1 && k.at(i) <= batch.episodes.m && (i == 0 || k.at(i) >= k.at(i - 1)),
+                "k must ascend within 1 ... m");
+    }
+    require(temperature >= 0, "temperature must not be negative");
+    const std::vector<int> ks(k.data(), k.data() + k.size());
+    Array<float> scores = batch.scores(k.size());
+    run(fastxfer::knn_cpu, fastxfer::KnnParams{batch.episodes, static_cast<int>(ks.size()), ks.data(), temperature},
+        threads);
+    return scores;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, module) {
+    module.doc() = "fastxfer's compiled ops; fastxfer.ops is the door to them";
+    module.def("instruction_set", [] { return fastxfer::cpu_kernels().name; });
+    const auto gram = py::arg("gram").noconvert();
+    const auto support = py::arg("support").noconvert(), query = py::arg("query").noconvert();
+    const auto labels = py::arg("labels").noconvert();
+#define FX_EPISODES                                                                                     \
+    gram, support, query, labels, py::arg("offset").noconvert(), py::arg("inverse_length").noconvert(), \
+        py::arg("square").noconvert(), py::arg("count"), py::arg("ways")
+    module.def("logistic", &logistic, FX_EPISODES, py::arg("l2").noconvert(), py::arg("tol"), py::arg("max_iter"),
+               py::arg("threads"));
+    module.def("ridge", &ridge, FX_EPISODES, py::arg("l2").noconvert(), py::arg("threads"));
+    module.def("prototype", &prototype, FX_EPISODES, py::arg("cosine"), py::arg("threads"));
+    module.def("knn", &knn, FX_EPISODES, py::arg("k").noconvert(), py::arg("temperature"), py::arg("threads"));
+#undef FX_EPISODES
+}
