@@ -62,8 +62,10 @@ def per_class_auc(scores: Array, labels: Array) -> Array:
     NaN where a class has no positive or no negative among its known queries.
     """
     positive, known = _one_vs_rest(scores, labels)
-    # Unknown entries go below everything: ranks of the others then only shift by their number.
-    ranks = rankdata(np.where(known, scores, -np.inf), axis=-2) - (~known).sum(axis=-2, keepdims=True)
+    # Unknown entries go below everything, also below a score of −inf: the others' ranks only shift by their number.
+    lowest = np.finfo(np.float64).min
+    ranks = rankdata(np.where(known, np.maximum(scores, lowest), -np.inf), axis=-2)
+    ranks = ranks - (~known).sum(axis=-2, keepdims=True)
     n_positive = positive.sum(axis=-2)
     n_negative = known.sum(axis=-2) - n_positive
     wins = np.where(positive, ranks, 0.0).sum(axis=-2) - n_positive * (n_positive + 1) / 2

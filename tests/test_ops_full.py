@@ -1,0 +1,248 @@
+"""Probes of the full train split against scikit-learn, and against the definition where scikit-learn has none."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.optimize import minimize
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
+
+from fastxfer import reference
+from fastxfer.errors import UsageError
+from fastxfer.ops_full import knn_full, logistic, logistic_full, solver
+
+L2 = [1e-4, 10.0, 1e-2, 1.0, 1e-6]  # in no order
+
+
+def embeddings(n: int, d: int, seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    decay = 1.0 / np.sqrt(1.0 + np.arange(d))
+    return np.maximum(rng.normal(size=(n, d)) @ (decay[:, None] * rng.normal(size=(d, d))) + 0.3, 0.0)
+
+
+def data(m: int, d: int, classes: int, q: int = 20, seed: int = 0):
+    rng = np.random.default_rng(seed)
+    x = embeddings(m + q, d, seed).astype(np.float32)
+    y = (x[:m] @ rng.normal(size=(d, classes)) + rng.normal(size=(m, classes))).argmax(axis=1)
+    y[:classes] = np.arange(classes)
+    return x[:m], y, x[m:]
+
+
+def softmax_objective(x, y, classifier, l2):
+    z = classifier.decision_function(x)
+    if z.ndim == 1:
+        loss = np.logaddexp(0, np.where(y == 1, -z, z))
+    else:
+        loss = np.logaddexp.reduce(z, axis=1) - z[np.arange(len(y)), y]
+    return loss.mean() + 0.5 * l2 * (classifier.coef_**2).sum()
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize(
+    ("m", "d", "classes"), [(400, 20, 5), (60, 200, 3), (300, 40, 2), (40, 40, 2), (2, 5, 2), (500, 1, 4)]
+)
+def test_logistic_reaches_the_minimum(m, d, classes):
+    x, y, query = data(m, d, classes)
+    got = logistic_full(x, y, query, classes, L2)
+    assert got.scores.shape == (5, 20, classes)
+    assert got.converged.all()
+    expected = reference.logistic(np.vstack([x, query]), np.arange(m)[None], y, np.arange(m, m + 20)[None], classes, L2)
+    gap = got.objective / expected.objective[0] - 1
+    assert (gap < 1e-6).all(), gap
+    assert (gap > -1e-9).all(), gap
+    for i, l2 in enumerate(L2[:4]):
+        theirs = LogisticRegression(C=1 / (m * l2), tol=1e-10, max_iter=20_000).fit(x.astype(float), y)
+        assert got.objective[i] == pytest.approx(softmax_objective(x.astype(float), y, theirs, l2), rel=1e-6)
+        scale = np.abs(expected.scores[0, i]).max()
+        np.testing.assert_allclose(got.scores[i], expected.scores[0, i], atol=0.01 * scale)
+
+
+def test_a_path_is_its_values_one_by_one():
+    x, y, query = data(200, 30, 4)
+    path = logistic_full(x, y, query, 4, L2)
+    for i, l2 in enumerate(L2):
+        alone = logistic_full(x, y, query, 4, [l2])
+        assert alone.objective[0] == pytest.approx(path.objective[i], rel=1e-6)
+    twice = logistic_full(x, y, query, 4, [0.01, 0.01, 0.1])
+    np.testing.assert_allclose(twice.scores[0], twice.scores[1], atol=1e-3)
+
+
+def test_features_too_many_to_decorrelate(monkeypatch):
+    x, y, query = data(150, 30, 4)
+    wide = data(40, 90, 3)
+    turned = logistic_full(x, y, query, 4, L2), logistic_full(*wide, 3, L2)
+    monkeypatch.setattr(logistic, "DECORRELATE", 10)
+    plain = logistic_full(x, y, query, 4, L2), logistic_full(*wide, 3, L2)
+    for a, b in zip(turned, plain, strict=True):
+        assert b.converged.all()
+        np.testing.assert_allclose(a.objective, b.objective, rtol=2e-6)
+
+
+def test_memory_of_the_solver_is_bounded(monkeypatch):
+    x, y, query = data(200, 30, 4)
+    monkeypatch.setattr(solver, "HISTORY_BYTES", 1)
+    few = logistic_full(x, y, query, 4, L2)
+    assert few.converged.all()
+    monkeypatch.undo()
+    np.testing.assert_allclose(few.objective, logistic_full(x, y, query, 4, L2).objective, rtol=2e-6)
+
+
+def test_classes_without_images():
+    x, y, query = data(80, 10, 3)
+    got = logistic_full(x, y * 2, query, 6, [0.1])  # classes 0, 2, 4 of 6
+    inner = logistic_full(x, y, query, 3, [0.1])
+    np.testing.assert_array_equal(got.scores[..., [0, 2, 4]], inner.scores)
+    assert (got.scores[..., [1, 3, 5]] == -np.inf).all()
+    one = logistic_full(x, np.full(80, 1), query, 2, [0.1, 1.0])
+    assert (one.scores == np.array([-np.inf, 0.0])).all()
+    assert (one.objective == 0).all()
+    assert one.converged.all()
+
+
+def test_not_converged_is_said():
+    x, y, query = data(300, 40, 5)
+    got = logistic_full(x, y, query, 5, [1.0, 1e-6], max_iter=2)
+    assert not got.converged[1]
+    assert got.iterations[1] <= 2 * 8
+    assert np.isfinite(got.scores).all()
+
+
+def test_multi_label_is_one_binary_problem_a_label_over_its_known_images():
+    rng = np.random.default_rng(3)
+    x, _, query = data(250, 15, 2)
+    y = (x @ rng.normal(size=(15, 6)) + rng.normal(size=(250, 6)) > 1.0).astype(np.float32)
+    y[rng.random(y.shape) < 0.3] = np.nan
+    y[:, 3] = np.nan  # nobody knows
+    y[:, 4] = np.where(np.isnan(y[:, 4]), np.nan, 0.0)  # no positive
+    y[:, 5] = np.where(np.isnan(y[:, 5]), np.nan, 1.0)  # no negative
+    got = logistic_full(x, y, query, 6, L2)
+    assert got.scores.shape == (5, 20, 6)
+    assert got.converged.all()
+    assert np.isnan(got.scores[..., 3]).all()
+    assert (got.scores[..., 4] == -np.inf).all()
+    assert (got.scores[..., 5] == np.inf).all()
+    for i, l2 in enumerate(L2):
+        total = 0.0
+        for c in range(3):
+            known = ~np.isnan(y[:, c])
+            m = int(known.sum())
+            rows = np.vstack([x[known], query])
+            alone = reference.logistic(
+                rows, np.arange(m)[None], y[known, c].astype(int), np.arange(m, m + 20)[None], 2, [l2]
+            )
+            total += alone.objective[0, 0]
+            z = alone.scores[0, 0, :, 1] * 2
+            np.testing.assert_allclose(got.scores[i, :, c], z, atol=0.01 * np.abs(z).max())
+        assert got.objective[i] == pytest.approx(total, rel=1e-6)
+
+
+def test_multi_label_objective_written_out():
+    x, _, query = data(60, 4, 2)
+    y = np.where(np.arange(60) % 7 == 0, np.nan, (x[:, 0] > x[:, 1]).astype(float))[:, None]
+    known = ~np.isnan(y[:, 0])
+
+    def objective(v):
+        z = x[known].astype(float) @ v[:4] + v[4]
+        return np.logaddexp(0, np.where(y[known, 0] == 1, -z, z)).mean() + 0.5 * 0.05 * (v[:4] ** 2).sum()
+
+    best = minimize(objective, np.zeros(5), tol=1e-12)
+    assert logistic_full(x, y, query, 1, [0.05]).objective[0] == pytest.approx(best.fun, rel=1e-6)
+
+
+def test_multi_label_all_unknown():
+    x, _, query = data(20, 4, 2)
+    got = logistic_full(x, np.full((20, 2), np.nan), query, 2, [0.1])
+    assert np.isnan(got.scores).all()
+    assert got.converged.all()
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1e4])
+def test_scales(scale):
+    x, y, query = data(200, 30, 4)
+    got = logistic_full(x * np.float32(scale), y, query * np.float32(scale), 4, [1.0, 1e-2])
+    rows = np.vstack([x, query]).astype(np.float32) * np.float32(scale)
+    expected = reference.logistic(rows, np.arange(200)[None], y, np.arange(200, 220)[None], 4, [1.0, 1e-2])
+    np.testing.assert_allclose(got.objective, expected.objective[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_dtypes(dtype):
+    x, y, query = data(100, 12, 3)
+    x, query = x.astype(dtype), query.astype(dtype)
+    rows = np.vstack([x, query])
+    expected = reference.logistic(rows, np.arange(100)[None], y, np.arange(100, 120)[None], 3, [0.05])
+    got = logistic_full(x, y.astype(np.int32), query, 3, [0.05])
+    np.testing.assert_allclose(got.objective, expected.objective[0], rtol=1e-6)
+    assert got.scores.dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"y": np.array([0, 1, 2, 3])}, r"labels must be \(5,\) or \(5, 3\) for 5 images, got \(4,\)"),
+        ({"y": np.array([0, 1, 2, 3, 0])}, "labels must be integers from 0 to 2, got int64 0 to 3"),
+        ({"y": np.zeros(5)}, "labels must be integers"),
+        ({"query": np.zeros((2, 3))}, r"embeddings must be \(m, d\) and \(q, d\), got \(5, 2\) and \(2, 3\)"),
+        ({"x": np.array([[0, 1], [1, 0], [np.nan, 1], [1, 1], [0, 0]])}, "train embeddings hold NaN .* first in row 2"),
+        ({"query": np.array([[np.inf, 0]])}, "query embeddings hold NaN or infinity, first in row 0"),
+        ({"l2": [0.1, 0.0]}, "l2 must be a list of positive numbers"),
+        ({"l2": []}, "l2 must be a list of positive numbers"),
+    ],
+)
+def test_what_cannot_be_is_refused(change, message):
+    good = {"x": np.eye(5)[:, :2], "y": np.array([0, 1, 2, 0, 1]), "query": np.eye(2), "n_classes": 3, "l2": [0.1]}
+    with pytest.raises(UsageError, match=message):
+        logistic_full(**(good | change))
+
+
+# ---- nearest neighbours ----
+
+
+@pytest.mark.parametrize("temperature", [0.07, None])
+@pytest.mark.parametrize("k", [1, 5, 20, 500])
+def test_knn_is_the_reference_and_scikit_learns(k, temperature):
+    x, y, query = data(120, 16, 4, q=30)
+    got = knn_full(x, y, query, 4, k=k, temperature=temperature)
+    rows, everything = np.vstack([x, query]), np.arange(120)[None]
+    expected = reference.knn(rows, everything, y, np.arange(120, 150)[None], 4, k=[k], temperature=temperature)
+    np.testing.assert_allclose(got, expected[0, 0], atol=1e-5)
+    if temperature is None:
+        theirs = KNeighborsClassifier(min(k, 120), metric="cosine", algorithm="brute").fit(x, y)
+        np.testing.assert_allclose(got, theirs.predict_proba(query), atol=1e-6)
+
+
+def test_knn_ties_go_to_the_lower_row():
+    x = np.zeros((60, 4), np.float32)
+    x[:, 0] = 1 + np.arange(60)  # one direction: all equally similar
+    x[50:, 1] = 1e3  # but for the last ten
+    y = np.arange(60) % 7
+    got = knn_full(x, y, np.array([[3.0, 0, 0, 0], [0, 0, 0, 0]]), 7, k=9, temperature=None)
+    expected = np.bincount(np.arange(9) % 7, minlength=7) / 9
+    np.testing.assert_allclose(got, [expected, expected], rtol=1e-6)
+
+
+def test_knn_of_huge_tiny_and_zero_vectors():
+    x = np.array([[1e30, 0], [0, 1e-30], [0, 0]], np.float32)
+    got = knn_full(x, np.arange(3), np.array([[1e-30, 0], [0, 1e30]], np.float32), 3, k=1)
+    np.testing.assert_array_equal(got, [[1, 0, 0], [0, 1, 0]])
+
+
+def test_knn_multi_label_counts_the_known():
+    x = np.array([[1, 0], [0.9, 0.1], [0.8, 0.2], [0, 1]], np.float32)
+    y = np.array([[1, np.nan, 0], [0, np.nan, 0], [1, np.nan, np.nan], [1, 1, 1]], np.float32)
+    got = knn_full(x, y, np.array([[1.0, 0.0]]), 3, k=3, temperature=None)
+    np.testing.assert_allclose(got, [[2 / 3 - 0.5, np.nan, -0.5]], rtol=1e-6)
+    warm = knn_full(x, y, np.array([[1.0, 0.0]]), 3, k=3, temperature=0.1)
+    unit = x[:3] / np.linalg.norm(x[:3], axis=1, keepdims=True)
+    weight = np.exp(unit[:, 0] / 0.1)
+    assert warm[0, 0] == pytest.approx((weight[0] + weight[2]) / weight.sum() - 0.5, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [({"k": 0}, "k must be at least 1"), ({"k": 1, "temperature": 0.0}, "temperature must be positive")],
+)
+def test_knn_refuses(option, message):
+    with pytest.raises(UsageError, match=message):
+        knn_full(np.eye(3), np.arange(3), np.eye(3), 3, **option)
