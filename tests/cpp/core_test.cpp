@@ -1,0 +1,327 @@
+// core/ with a lone thread and with a team of threads: both must solve the same episodes, and rightly. "Rightly" is
+// judged here from the scores alone, by the conditions that an optimum meets, not by a second solver.
+//
+//   core_test                 all ops x types x shapes; exit code 1 and a line for each failure
+//   core_test count OP        how often a member of the team calls sync() in one small episode of OP
+//   core_test drop OP N       the same episode with the N-th sync() left out: for ThreadSanitizer to find
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "../../csrc/core/knn.h"
+#include "../../csrc/core/logistic.h"
+#include "../../csrc/core/prototype.h"
+#include "../../csrc/core/ridge.h"
+#include "../../csrc/cpu/dense.h"
+#include "thread_team.h"
+
+using namespace FX_NAMESPACE;
+using fastxfer::Episodes;
+
+namespace {
+
+int failures = 0;
+
+void expect(bool good, const std::string& what, double value) {
+    if (good) return;
+    ++failures;
+    std::printf("FAILED %s: %g\n", what.c_str(), value);
+}
+
+// A pool with its Gram matrix about the mean, and one episode whose queries are its own support: their scores are the
+// logits that the objective is about.
+template <class Gram>
+struct World {
+    World(int m, int ways, int dim, double scale, unsigned seed, bool duplicates)
+        : m(m), ways(ways), n(m + 3), labels(m), rows(m) {
+        std::mt19937 random(seed);
+        std::normal_distribution<double> normal;
+        std::vector<double> x(static_cast<std::size_t>(n) * dim), mean(dim);
+        for (int i = 0; i < n; ++i)
+            for (int k = 0; k < dim; ++k)
+                x[i * dim + k] = scale * (3 + normal(random) + (k % ways == i % ways ? 1.0 : 0.0));
+        if (duplicates)
+            for (int i = 1; i < n; i += 2) std::memcpy(&x[i * dim], &x[(i - 1) * dim], dim * sizeof(double));
+        for (int i = 0; i < n; ++i)
+            for (int k = 0; k < dim; ++k) mean[k] += x[i * dim + k] / n;
+        gram.resize(static_cast<std::size_t>(n) * n);
+        offset.resize(n);
+        inverse_length.resize(n);
+        square.resize(n);
+        double mean_square = 0;
+        for (int k = 0; k < dim; ++k) mean_square += mean[k] * mean[k];
+        for (int i = 0; i < n; ++i) {
+            double raw = 0, along = 0;
+            for (int k = 0; k < dim; ++k) {
+                raw += x[i * dim + k] * x[i * dim + k];
+                along += (x[i * dim + k] - mean[k]) * mean[k];
+            }
+            for (int j = 0; j < n; ++j) {
+                double s = 0;
+                for (int k = 0; k < dim; ++k) s += (x[i * dim + k] - mean[k]) * (x[j * dim + k] - mean[k]);
+                gram[i * n + j] = static_cast<Gram>(s);
+            }
+            offset[i] = along + mean_square / 2;
+            inverse_length[i] = raw > 0 ? 1 / std::sqrt(raw) : 0;
+            square[i] = gram[i * n + i];
+        }
+        for (int i = 0; i < m; ++i) rows[i] = (i * 7 + 2) % m;
+        // (i * 7 + 2) % m is a permutation unless 7 divides m
+        if (m % 7 == 0)
+            for (int i = 0; i < m; ++i) rows[i] = i;
+        for (int i = 0; i < m; ++i) labels[i] = static_cast<int>(rows[i]) % ways;
+    }
+
+    Episodes episodes(std::vector<float>& scores, int settings) {
+        scores.assign(static_cast<std::size_t>(settings) * m * ways, -7.0f);
+        return {1,
+                m,
+                m,
+                ways,
+                gram.data(),
+                sizeof(Gram) == 8,
+                n,
+                0,
+                rows.data(),
+                m,
+                rows.data(),
+                m,
+                labels.data(),
+                m,
+                offset.data(),
+                inverse_length.data(),
+                square.data(),
+                0,
+                scores.data()};
+    }
+
+    // Inner products of the support about its own mean.
+    std::vector<double> centred() const {
+        std::vector<double> k(static_cast<std::size_t>(m) * m), mean(m);
+        double all = 0;
+        for (int i = 0; i < m; ++i)
+            for (int j = 0; j < m; ++j) {
+                k[i * m + j] = gram[rows[i] * n + rows[j]];
+                mean[i] += k[i * m + j] / m;
+                all += k[i * m + j] / m / m;
+            }
+        for (int i = 0; i < m; ++i)
+            for (int j = 0; j < m; ++j) k[i * m + j] += all - mean[i] - mean[j];
+        return k;
+    }
+
+    int m, ways, n;
+    std::vector<Gram> gram;
+    std::vector<std::int32_t> labels;
+    std::vector<std::int64_t> rows;
+    std::vector<double> offset, inverse_length, square;
+};
+
+struct Answer {
+    std::vector<float> scores;
+    std::vector<double> objective;
+    std::vector<std::int32_t> iterations;
+    std::vector<char> converged;
+    long syncs = 0;
+};
+
+// Run `solve(team, memory)` alone (threads = 0) or by a team.
+template <class Bytes, class Solve>
+long run(int threads, long drop, const Bytes& bytes, const Solve& solve) {
+    void* block = std::aligned_alloc(64, (bytes() + 127) / 64 * 64);
+    std::memset(block, 0xff, (bytes() + 127) / 64 * 64);  // NaN, should anybody read what nobody wrote
+    const long syncs = threads ? together(threads, drop, [&](const ThreadTeam& team) { solve(team, block); })
+                               : (solve(SerialTeam{}, block), 0L);
+    std::free(block);
+    return syncs;
+}
+
+template <class Gram>
+Answer logistic(World<Gram>& world, const std::vector<double>& l2, double tol, int threads, long drop = -1) {
+    Answer answer;
+    const int n_l2 = static_cast<int>(l2.size());
+    std::vector<int> place(n_l2);
+    for (int i = 0; i < n_l2; ++i) place[i] = i;
+    answer.objective.assign(n_l2, NAN);
+    answer.iterations.assign(n_l2, -1);
+    answer.converged.assign(n_l2, 0);
+    static_assert(sizeof(bool) == sizeof(char));
+    const fastxfer::LogisticParams params = {world.episodes(answer.scores, n_l2),
+                                             n_l2,
+                                             l2.data(),
+                                             place.data(),
+                                             tol,
+                                             2000,
+                                             answer.objective.data(),
+                                             answer.iterations.data(),
+                                             reinterpret_cast<bool*>(answer.converged.data())};
+    answer.syncs = run(
+        threads, drop,
+        [&] {
+            return threads ? logistic_bytes<Gram, Gram, ThreadTeam>(params)
+                           : logistic_bytes<Gram, Gram, SerialTeam>(params);
+        },
+        [&](const auto& team, void* block) { logistic_episode<Gram, Gram>(team, params, 0, block); });
+    return answer;
+}
+
+template <class Gram>
+Answer ridge(World<Gram>& world, const std::vector<double>& l2, int threads, long drop = -1) {
+    Answer answer;
+    const int n_l2 = static_cast<int>(l2.size());
+    const fastxfer::RidgeParams params = {world.episodes(answer.scores, n_l2), n_l2, l2.data()};
+    answer.syncs = run(
+        threads, drop,
+        [&] { return threads ? ridge_bytes<Gram, ThreadTeam>(params) : ridge_bytes<Gram, SerialTeam>(params); },
+        [&](const auto& team, void* block) { ridge_episode<Gram>(team, params, 0, block); });
+    return answer;
+}
+
+template <class Gram>
+Answer prototype(World<Gram>& world, bool cosine, int threads, long drop = -1) {
+    Answer answer;
+    const fastxfer::PrototypeParams params = {world.episodes(answer.scores, 1), cosine};
+    answer.syncs = run(
+        threads, drop,
+        [&] {
+            return threads ? prototype_bytes<Gram, Gram, ThreadTeam>(params)
+                           : prototype_bytes<Gram, Gram, SerialTeam>(params);
+        },
+        [&](const auto& team, void* block) { prototype_episode<Gram, Gram>(team, params, 0, block); });
+    return answer;
+}
+
+template <class Gram>
+Answer knn(World<Gram>& world, const std::vector<int>& k, int threads, long drop = -1) {
+    Answer answer;
+    const int n_k = static_cast<int>(k.size());
+    const fastxfer::KnnParams params = {world.episodes(answer.scores, n_k), n_k, k.data(), 0.07};
+    answer.syncs = run(
+        threads, drop,
+        [&] { return threads ? knn_bytes<Gram, ThreadTeam>(params) : knn_bytes<Gram, SerialTeam>(params); },
+        [&](const auto& team, void* block) { knn_episode<Gram>(team, params, 0, block); });
+    return answer;
+}
+
+double largest_difference(const std::vector<float>& a, const std::vector<float>& b) {
+    double most = a.size() == b.size() ? 0 : INFINITY, size = 1;
+    for (std::size_t i = 0; i < a.size() && i < b.size(); ++i) {
+        if (a[i] == b[i]) continue;
+        size = std::fmax(size, std::fabs(a[i]));
+        most = std::fmax(most, std::isfinite(a[i]) && std::isfinite(b[i]) ? std::fabs(a[i] - b[i]) : INFINITY);
+    }
+    return most / size;
+}
+
+// How far scores are from an optimum. There W = -1/(m l2) sum_j r_j x_j and sum_j r_j = 0, so
+// z_i + 1/(m l2) sum_j r_j K_ij is the bias, the same for every image i. Relative to the logits; and the objective.
+template <class Gram>
+void check_optimum(const World<Gram>& world, const Answer& answer, int at, double l2, double tolerance,
+                   const std::string& name) {
+    const int m = world.m, ways = world.ways;
+    const std::vector<double> k = world.centred();
+    const float* scores = answer.scores.data() + static_cast<std::size_t>(at) * m * ways;
+    std::vector<double> r(static_cast<std::size_t>(m) * ways);
+    double loss = 0, size = 1e-3;
+    for (int i = 0; i < m; ++i) {
+        double top = -INFINITY, sum = 0;
+        for (int c = 0; c < ways; ++c) top = std::fmax(top, scores[i * ways + c]);
+        for (int c = 0; c < ways; ++c) sum += std::exp(scores[i * ways + c] - top);
+        for (int c = 0; c < ways; ++c) {
+            r[i * ways + c] = std::exp(scores[i * ways + c] - top) / sum - (world.labels[i] == c);
+            size = std::fmax(size, std::fabs(scores[i * ways + c]));
+        }
+        loss += (top + std::log(sum) - scores[i * ways + world.labels[i]]) / m;
+    }
+    double worst = 0, penalty = 0;
+    for (int c = ways == 2 ? 1 : 0; c < ways; ++c) {
+        double low = INFINITY, high = -INFINITY, total = 0;
+        for (int i = 0; i < m; ++i) {
+            double fitted = 0;
+            for (int j = 0; j < m; ++j) fitted -= r[j * ways + c] * k[i * m + j] / (m * l2);
+            const double z = ways == 2 ? 2.0 * scores[i * ways + c] : scores[i * ways + c];
+            low = std::fmin(low, z - fitted);
+            high = std::fmax(high, z - fitted);
+            total += r[i * ways + c];
+            penalty -= r[i * ways + c] / (m * l2) * fitted;
+        }
+        worst = std::fmax(worst, (high - low) / size);
+        worst = std::fmax(worst, std::fabs(total) / m);
+    }
+    const double objective = loss + 0.5 * l2 * penalty;
+    expect(worst < tolerance, name + " optimality of the scores", worst);
+    expect(std::fabs(objective - answer.objective[at]) < tolerance * objective, name + " objective reported",
+           answer.objective[at] / objective - 1);
+}
+
+template <class Gram>
+void all_shapes(const char* type, double tol, double tolerance) {
+    struct Shape {
+        int m, ways, dim;
+        double scale;
+        bool duplicates;
+    };
+    const Shape shapes[] = {{5, 5, 40, 1, false},     {2, 2, 9, 1, false},  {25, 5, 64, 1, false},
+                            {26, 2, 64, 1, false},    {33, 3, 4, 1, false}, {40, 10, 50, 1e-4, false},
+                            {40, 10, 50, 1e4, false}, {24, 3, 30, 1, true}};
+    for (const Shape& s : shapes) {
+        World<Gram> world(s.m, s.ways, s.dim, s.scale, 11u + s.m, s.duplicates);
+        // in units of the embeddings' own size, so that each scale sees strong, usual and weak penalties
+        const double unit = s.scale * s.scale * s.dim;
+        const std::vector<double> l2 = {unit, unit * 1e-2, unit * 1e-4};
+        const std::string name = std::string(type) + " m=" + std::to_string(s.m) + " ways=" + std::to_string(s.ways) +
+                                 " dim=" + std::to_string(s.dim) + " scale=" + std::to_string(s.scale) +
+                                 (s.duplicates ? " duplicates" : "");
+        const Answer alone = logistic(world, l2, tol, 0), team = logistic(world, l2, tol, 3);
+        expect(team.syncs > 0, name + " logistic: members took different ways", 0);
+        for (std::size_t i = 0; i < l2.size(); ++i) {
+            const std::string at = name + " logistic l2=" + std::to_string(l2[i]);
+            expect(alone.converged[i] && team.converged[i], at + " converged", alone.iterations[i]);
+            const double gap = std::fabs(alone.objective[i] - team.objective[i]) / alone.objective[i];
+            expect(gap <= 2 * tol + 1e-6 * (sizeof(Gram) == 4), at + " lone thread and team, objective", gap);
+            check_optimum(world, alone, static_cast<int>(i), l2[i], tolerance, at + " alone");
+            check_optimum(world, team, static_cast<int>(i), l2[i], tolerance, at + " team");
+        }
+        const Answer one = ridge(world, l2, 0), many = ridge(world, l2, 3);
+        expect(many.syncs > 0, name + " ridge: members took different ways", 0);
+        double difference = largest_difference(one.scores, many.scores);
+        expect(difference < 1e-5, name + " ridge, lone thread and team", difference);
+        for (const bool cosine : {false, true}) {
+            difference = largest_difference(prototype(world, cosine, 0).scores, prototype(world, cosine, 3).scores);
+            expect(difference < 1e-5, name + (cosine ? " cosine" : " euclidean") + " prototype", difference);
+        }
+        const std::vector<int> k = {1, s.m < 4 ? s.m : 4};
+        difference = largest_difference(knn(world, k, 0).scores, knn(world, k, 3).scores);
+        expect(difference < 1e-5, name + " knn", difference);
+    }
+}
+
+long small(const std::string& op, int threads, long drop) {
+    World<float> world(12, 3, 20, 1, 5, false);
+    const std::vector<double> l2 = {1.0, 0.1};
+    if (op == "logistic") return logistic(world, l2, 1e-5, threads, drop).syncs;
+    if (op == "ridge") return ridge(world, l2, threads, drop).syncs;
+    if (op == "prototype") return prototype(world, true, threads, drop).syncs;
+    if (op == "knn") return knn(world, {1, 3}, threads, drop).syncs;
+    std::printf("unknown op\n");
+    std::exit(2);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+    if (argc >= 3) {
+        const long syncs = small(argv[2], 3, argc > 3 ? std::atol(argv[3]) : -1);
+        std::printf("%ld\n", syncs);
+        return 0;
+    }
+    // A gap of tol bounds the solution's error by its root, times up to 100 where the penalty is weakest.
+    all_shapes<float>("float", 1e-6, 5e-2);
+    all_shapes<double>("double", 1e-9, 1e-3);
+    std::printf("%d failures\n", failures);
+    return failures ? 1 : 0;
+}
