@@ -32,6 +32,8 @@ from fastxfer.targets.table import Target
 DTYPES = ("float16", "float32")
 _SHOWN = 10
 _AHEAD = 3  # batches being decoded while one is in the network
+# What the last bits depend on besides weights and pixels.
+_BITS = ("device", "threads", "batch_size", "torch_version")
 _BATCH = {"cpu": 32, "cuda": 256}
 
 
@@ -115,7 +117,7 @@ def embed(
     done = []
     for target in targets:
         with writer(target) as out:
-            done.append(run.embed(target, out, dtype))
+            done.append(run.embed(target, out, dtype, attributes))
     return done
 
 
@@ -131,7 +133,7 @@ class _Run:
         self.skip_bad = skip_bad
         self.network = backbone.network.to(device).to(memory_format=torch.channels_last)
 
-    def embed(self, target: Target, out: Writer, dtype: str) -> Embedded:
+    def embed(self, target: Target, out: Writer, dtype: str, attributes: dict[str, Any]) -> Embedded:
         backbone = self.backbone
         title = f"{backbone.name} on {target.name}"
         total = sum(len(block) for block in out.missing)
@@ -149,7 +151,7 @@ class _Run:
         seconds = time.perf_counter() - started if total else 0.0
         bad = out.bad
         if total and bad:
-            say(f"{title}: {len(bad):,} images left out that cannot be decoded: {_list(list(bad.values()))}")
+            say(f"{title}: {len(bad):,} images left out that cannot be decoded: {_join(list(bad.values()))}")
         if len(bad) == target.n_images:
             raise DataError(f"target '{target.name}': not one of its {len(bad):,} images can be decoded")
         return Embedded(
@@ -313,7 +315,8 @@ def _check_images(target: Target, rows: Sequence[int], threads: int, *, contents
         )
         raise DataError(
             f"target '{target.name}': {len(wrong):,} of {len(rows):,} images "
-            f"{'are missing' if lost == len(wrong) else 'cannot be used'}; nothing was computed; {remedy}: {_list(wrong)}"
+            f"{'are missing' if lost == len(wrong) else 'cannot be used'}; nothing was computed; {remedy}: "
+            f"{_join(wrong)}"
         )
 
 
@@ -340,7 +343,7 @@ def _path(target: Target, row: int) -> str:
     return os.path.join(str(target.root), str(target.image_id[row]))
 
 
-def _list(problems: Sequence[str]) -> str:
+def _join(problems: Sequence[str]) -> str:
     more = f"; and {len(problems) - _SHOWN:,} more" if len(problems) > _SHOWN else ""
     return "; ".join(problems[:_SHOWN]) + more
 

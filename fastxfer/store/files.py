@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import shutil
 import uuid
 from collections.abc import AsyncIterator, Awaitable
@@ -16,9 +15,9 @@ from zarr.core.buffer import Buffer, default_buffer_prototype
 from zarr.core.sync import sync
 
 from fastxfer.errors import DataError
+from fastxfer.files import PARTIAL, write_whole
 
 T = TypeVar("T")
-PARTIAL = ".partial"
 TRASH = ".trash-"
 
 
@@ -38,29 +37,6 @@ class DurableStore(zarr.storage.LocalStore):
     def _put(self, key: str, value: Buffer) -> None:
         self._check_writable()
         write_whole(self.root / key, value.to_bytes())
-
-
-def write_whole(path: Path, content: bytes | memoryview) -> None:
-    """Write a file so that under its name there is either the old content or the whole new one, whatever happens.
-
-    OSError (full disk, vanished mount) leaves the old content and no temporary file.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}{PARTIAL}")
-    try:
-        with temporary.open("wb") as f:
-            f.write(content)
-            f.flush()
-            os.fsync(f.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the rename itself
-    finally:
-        os.close(folder)
 
 
 def is_url(path: str | Path) -> bool:

@@ -1,0 +1,91 @@
+"""The store's layout on disk: names, versions, sizes, and the words when something does not belong together."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastxfer.errors import DataError, UsageError
+from fastxfer.targets.table import Target
+
+FORMAT = 1
+BLOCK_ROWS = 256  # rows lost at most by a kill; 1 MB of float16 at dim 2,048
+CHUNK_ROWS = 64  # rows read at least to get one (an episode's rows lie scattered)
+TABLE_CHUNK = 65_536
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=-]{0,119}")
+BLOCK_FILE = re.compile(r"c\.(\d+)\.0")
+
+
+def check_name(name: str, what: str) -> str:
+    """Return `name` if it can be a folder's name and nothing more, else raise UsageError."""
+    if not NAME.fullmatch(name) or name == "zarr.json":
+        raise UsageError(
+            f"{what} name '{name}': letters, digits and . _ + = - only, starting with a letter or digit, at most 120"
+        )
+    return name
+
+
+def check_format(path: str | Path, content: bytes) -> None:
+    try:
+        attributes = json.loads(content).get("attributes", {})
+    except (ValueError, AttributeError):
+        raise DataError(f"store '{path}': its zarr.json is damaged; restore it from a copy") from None
+    version = attributes.get("fastxfer_format")
+    if not isinstance(version, int):
+        raise DataError(f"'{path}' is a Zarr folder, but not a fastxfer store (no fastxfer_format in its attributes)")
+    if version > FORMAT:
+        raise DataError(
+            f"store '{path}' was made by a newer fastxfer (format {version}, this one reads {FORMAT}): upgrade"
+        )
+
+
+def check_table(store: str, attrs: Mapping[str, Any], target: Target) -> None:
+    """Raise DataError if the stored table is not this target's."""
+    if attrs["fingerprint"] != target.fingerprint:
+        raise DataError(
+            f"target '{target.name}' is not the one in store '{store}': {target.n_images:,} images, "
+            f"fingerprint {target.fingerprint[:12]} now, {attrs['n_images']:,} and {attrs['fingerprint'][:12]} there; "
+            f"its images, labels or splits changed. Use another --store, give the changed one another name, "
+            f"or throw the old one away: `fastxfer store rm --target {target.name} --yes`"
+        )
+
+
+def check_backbone(store: str, backbone: str, target: str, stored: Mapping[str, Any], fresh: Mapping[str, Any]) -> None:
+    """Raise DataError if what an array holds (its attributes, dim and dtype) is not what is to be written."""
+    differs = [k for k in ("identity", "dim", "dtype") if stored.get(k) != fresh.get(k)]
+    if not differs:
+        return
+    what = differs[0]
+    if what == "identity":  # say which part of it
+        parts = ("weights_sha256", "architecture", "arch_args", "pooling", "preprocessing", "precision")
+        what = next((k for k in parts if k in fresh and stored.get(k) != fresh[k]), "identity")
+    raise DataError(
+        f"store '{store}' already holds another backbone's embeddings of '{target}' as '{backbone}': "
+        f"{what} differs (there {_short(stored.get(what))}, now {_short(fresh.get(what))}). Give this one another name "
+        f"with --name, or throw the old ones away: `fastxfer store rm {backbone} {target} --yes`"
+    )
+
+
+def bad_rows(attrs: Mapping[str, Any]) -> NDArray[np.int64]:
+    """Rows of the full table whose image cannot be decoded, ascending."""
+    return np.array(sorted(int(row) for row in attrs["bad"]), dtype=np.int64)
+
+
+def as_words(column: NDArray[Any]) -> NDArray[np.str_]:
+    return np.array(column.tolist(), dtype=np.str_)  # NumPy has no direct cast from StringDType
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 80 else f"{text[:77]}…"
