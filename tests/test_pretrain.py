@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import signal
@@ -17,11 +16,12 @@ import pytest
 import timm
 import torch
 from click.testing import CliRunner
-from PIL import Image
-from sklearn.datasets import load_digits
+from digits import write_digits
 
+from fastxfer.backbones import load_backbone
 from fastxfer.cli import main
 from fastxfer.errors import DataError, UsageError
+from fastxfer.images import load_image
 from fastxfer.targets import Target, add_target
 from fastxfer.training import Batches, Images, Normaliser, Trainer, loss_sum, rows_of_step
 from pretrain.augment import train_transform
@@ -34,7 +34,9 @@ from pretrain.source import open_source
 # As small as a BiT can be: one stage of GroupNorm(32) and weight-standardised bottlenecks, with stochastic depth so
 # that the global generator matters too.
 TINY = {"channels": [32], "stem_chs": 32, "bottle_ratio": 1.0, "drop_path_rate": 0.2}
-SHORT = Recipe(arch="resnetv2_50x1_bit", arch_args=TINY, image_size=16, epochs=3, batch_size=16, hflip=0.0, lr=0.8)
+SHORT = Recipe(
+    arch="resnetv2_50x1_bit", arch_args=TINY, image_size=16, epochs=3, batch_size=16, hflip=0.0, lr=0.8
+)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -47,17 +49,7 @@ def _one_thread():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """scikit-learn's handwritten digits as 32-pixel PNG files: 1,000 train, the others test."""
-    root = tmp_path_factory.mktemp("digits")
-    digits = load_digits()
-    with (root / "labels.csv").open("w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(["path", "label", "split"])
-        for i, (pixels, label) in enumerate(zip(digits.images, digits.target, strict=True)):
-            image = Image.fromarray((pixels * 255 / 16).astype(np.uint8))
-            image.resize((32, 32), Image.Resampling.BICUBIC).save(root / f"{i}.png")
-            table.writerow([f"{i}.png", label, "train" if i < 1000 else "test"])
-    return root
+    return write_digits(tmp_path_factory.mktemp("digits"))
 
 
 @pytest.fixture(scope="module")
@@ -96,9 +88,21 @@ def test_learns_half_of_the_digits(digits: Target, tmp_path: Path) -> None:
     # What meta says makes the network again, and the weights fit to the last key.
     network = timm.create_model(meta["architecture"], num_classes=meta["num_classes"], **meta["arch_args"])
     network.load_state_dict(weights(tmp_path / "bit.pt"))
-    assert sum(p.numel() for p in network.parameters()) == summary["parameters"] == 266_277
-    assert meta["input_size"] == [3, 32, 32]
-    assert meta["mean"] == [0.5, 0.5, 0.5]
+    assert sum(p.numel() for p in network.parameters()) == summary["parameters"] == 366_629
+    # And `embed` needs no word about it: the embeddings, through the head that is left out, give the same validation.
+    backbone = load_backbone(tmp_path / "bit.pt")
+    assert (backbone.source, backbone.dim, backbone.preprocessing.input_size) == (
+        "digits[0,1,2,3,4]",
+        256,
+        (3, 32, 32),
+    )
+    val = open_source(digits, recipe.classes).val
+    geometry = backbone.preprocessing.geometry()
+    pixels = torch.from_numpy(np.stack([geometry(load_image(path)) for path in val.paths]))
+    with torch.inference_mode():
+        features = backbone.network(backbone.preprocessing.normalise(pixels))
+        logits = network.head.fc(features[:, :, None, None]).flatten(1)
+    assert float((logits.argmax(1).numpy() == val.labels).mean()) == pytest.approx(summary["val_accuracy"])
 
 
 def test_resume_after_a_crash_is_exact(few: Target, tmp_path: Path) -> None:
@@ -225,7 +229,9 @@ def test_masked_loss_ignores_what_is_unknown() -> None:
 
 def _trainer(micro: int, agc: float = 0.0, lr: float = 0.1) -> tuple[Trainer, torch.nn.Module]:
     torch.manual_seed(0)
-    network = timm.create_model("resnetv2_50x1_bit", num_classes=64, channels=[64], stem_chs=32, bottle_ratio=0.5)
+    network = timm.create_model(
+        "resnetv2_50x1_bit", num_classes=64, channels=[64], stem_chs=32, bottle_ratio=0.5
+    )
     normalise = Normaliser((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), torch.device("cpu"))
     return Trainer(network, torch.optim.SGD(network.parameters(), lr=lr), normalise, micro, agc=agc), network
 
@@ -251,12 +257,15 @@ def test_micro_batches_give_the_gradient_of_the_batch(multi_label: bool) -> None
 
 def test_agc_clips_everything_but_the_head() -> None:
     """A body convolution as wide as there are classes is clipped: the head is known by being the head."""
-    pixels = torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    pixels = torch.randint(
+        0, 256, (8, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
     trainer, network = _trainer(8, agc=1e-4, lr=1.0)
     before = {k: p.detach().clone() for k, p in network.named_parameters()}
     trainer.step(pixels, torch.arange(8), lr=1.0)
     moved = {
-        k: (p.detach() - before[k]).norm() / before[k].norm().clamp(min=1e-3) for k, p in network.named_parameters()
+        k: (p.detach() - before[k]).norm() / before[k].norm().clamp(min=1e-3)
+        for k, p in network.named_parameters()
     }
     assert before["stages.0.blocks.0.conv3.weight"].shape[0] == 64
     assert moved["stages.0.blocks.0.conv3.weight"] <= 1.01e-4
@@ -304,7 +313,9 @@ def test_multi_label_source_trains(few: Target, tmp_path: Path) -> None:
 def test_nan_stops_with_a_message_and_keeps_the_checkpoint(few: Target, tmp_path: Path) -> None:
     pretrain(replace(SHORT, epochs=1.0), few, tmp_path / "ok.pt")
     bad = replace(SHORT, lr=1e18, warmup_epochs=0.0, momentum=0.0, nesterov=False)
-    with pytest.raises(DivergedError, match=r"the loss became (nan|inf) at step \d+ .*\.png.*--lr .*--agc 0\.01"):
+    with pytest.raises(
+        DivergedError, match=r"the loss became (nan|inf) at step \d+ .*\.png.*--lr .*--agc 0\.01"
+    ):
         pretrain(bad, few, tmp_path / "bad.pt")
     assert not (tmp_path / "bad.pt").exists()
 
