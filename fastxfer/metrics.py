@@ -1,8 +1,8 @@
 """Metrics of scores against labels, vectorised over any leading axes (episodes, l2 values, resamples).
 
 Shapes: `scores` (..., n_queries, n_classes); `labels` (..., n_queries) class indices, or (..., n_queries, n_classes)
-with 1 / 0 / NaN for a multi-label target. Whatever is undefined (a class without queries, no negatives) is NaN and
-left out of means; a mean over nothing is NaN.
+with 1 / 0 / NaN for a multi-label target. Whatever is undefined (a class without queries, no negatives, a score that is
+NaN) is NaN and left out of means; a mean over nothing is NaN.
 """
 
 from __future__ import annotations
@@ -37,13 +37,15 @@ def accuracy(scores: Array, labels: Array) -> Array:
     Multi-label: share of known entries on the right side of a score of 0.
     """
     if _multi_label(scores, labels):
-        right = np.where(np.isnan(labels), np.nan, (scores > 0) == (labels > 0.5))
+        right = np.where(np.isnan(labels) | np.isnan(scores), np.nan, (scores > 0) == (labels > 0.5))
         return nanmean(right.reshape(*right.shape[:-2], -1), axis=-1)
     return np.asarray((scores.argmax(axis=-1) == labels).mean(axis=-1))
 
 
 def per_class_accuracy(scores: Array, labels: Array) -> Array:
-    """(..., n_classes) recall of each class; NaN for a class without queries."""
+    """(..., n_classes) recall of each class; NaN for a class without queries. `ValueError` for a multi-label target."""
+    if _multi_label(scores, labels):
+        raise ValueError("recall of each class is for targets with one label an image; use auc or average_precision")
     right = scores.argmax(axis=-1) == labels
     of_class = labels[..., None] == np.arange(scores.shape[-1])
     count = of_class.sum(axis=-2)
@@ -98,7 +100,8 @@ def per_class_average_precision(scores: Array, labels: Array) -> Array:
     total = hits[..., -1, :]
     with np.errstate(invalid="ignore", divide="ignore"):
         gained = np.where(last, (hits - before) * (hits / np.maximum(seen, 1)), 0.0)
-        return np.asarray(gained.sum(axis=-2) / np.where(total > 0, total, np.nan))
+        value = gained.sum(axis=-2) / np.where(total > 0, total, np.nan)
+    return np.asarray(np.where((known & np.isnan(scores)).any(axis=-2), np.nan, value))
 
 
 def average_precision(scores: Array, labels: Array) -> Array:
@@ -110,7 +113,7 @@ def average_precision(scores: Array, labels: Array) -> Array:
 
 
 def _multi_label(scores: Array, labels: Array) -> bool:
-    return labels.ndim == scores.ndim and labels.shape[-1] == scores.shape[-1] and labels.dtype.kind == "f"
+    return labels.dtype.kind == "f" and labels.ndim >= 2 and labels.shape[-2:] == scores.shape[-2:]
 
 
 def _one_vs_rest(scores: Array, labels: Array) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:

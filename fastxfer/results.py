@@ -6,11 +6,13 @@ part's footer lists. So duplicates are found, and finished work is known, by rea
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -42,10 +44,7 @@ SCHEMA = pa.schema(
         ("split", _TEXT),  # the queries' split
         ("metric", _TEXT),
         ("value", pa.float64()),
-        (
-            "low",
-            pa.float64(),
-        ),  # interval over test images where there are no episodes to take one over, else NaN
+        ("low", pa.float64()),  # interval over test images where there are no episodes to take one over, else NaN
         ("high", pa.float64()),
         ("n_queries", pa.int32()),
         ("converged", pa.bool_()),
@@ -112,11 +111,26 @@ class ResultStore:
         """Add rows, all or none of them; `DataError` if a key is there already or twice among the new ones."""
         if rows.empty:
             return
-        rows = complete(rows)
+        rows = complete(rows).reset_index(drop=True)
+        empty = rows[list(KEY)].isna().any()
+        if empty.any():
+            raise ValueError(f"rows without a value in key column {list(empty[empty].index)}")
         repeated = rows.duplicated(list(KEY))
         if repeated.any():
             raise DataError(f"results: the same row twice: {_describe(rows.loc[repeated.idxmax()])}")
-        self._refresh()
+        with self._only_writer():
+            self._refresh()
+            self._write(rows, self._new_cells(rows))
+
+    @contextmanager
+    def _only_writer(self) -> Iterator[None]:
+        """Between looking for duplicates and writing, no other process writes."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with open(self.path / ".lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield  # closing the file gives the lock back
+
+    def _new_cells(self, rows: pd.DataFrame) -> list[tuple[Cell, _Span]]:
         cells = []
         for cell, group in rows.groupby(list(CELL), sort=True, observed=True):
             episodes = np.sort(group["episode"].to_numpy())
@@ -126,16 +140,19 @@ class ResultStore:
             for old_first, old_last, _ in self._cells.get(tuple(cell), []):
                 if first <= old_last and old_first <= last:
                     raise DataError(f"results: already there: {_describe(group.iloc[0])} ({self.path})")
-            cells.append((tuple(cell), (first, last, str(group["episodes_hash"].iloc[0]))))
-        self._write(rows, cells)
+            of_list = group["episodes_hash"].iloc[0]
+            if (group["episodes_hash"] != of_list).any():
+                raise ValueError(f"episodes of a cell are of several lists: {cell}")
+            cells.append((tuple(cell), (first, last, str(of_list))))
+        return cells
 
     def _write(self, rows: pd.DataFrame, cells: list[tuple[Cell, _Span]]) -> None:
         footer = json.dumps({"format": FORMAT, "cells": [[list(cell), *span] for cell, span in cells]}, default=int)
-        # Named by what it holds: of two writers of the same cells, the second finds the name taken.
+        # Named by what it holds, and linked rather than renamed: where a file system's locks do not hold, of two writers
+        # of the same cells the second finds the name taken.
         part = self.path / f"rows-{hashlib.sha256(footer.encode()).hexdigest()[:20]}.parquet"
         table = pa.Table.from_pandas(rows, schema=SCHEMA, preserve_index=False)
         table = table.replace_schema_metadata({b"fastxfer": footer.encode()})
-        self.path.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=self.path, prefix=".rows-", suffix=".tmp")
         try:
             with os.fdopen(handle, "wb") as file:

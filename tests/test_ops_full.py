@@ -230,10 +230,11 @@ def test_knn_of_huge_tiny_and_zero_vectors():
 
 def test_knn_multi_label_counts_the_known():
     x = np.array([[1, 0], [0.9, 0.1], [0.8, 0.2], [0, 1]], np.float32)
-    y = np.array([[1, np.nan, 0], [0, np.nan, 0], [1, np.nan, np.nan], [1, 1, 1]], np.float32)
-    got = knn_full(x, y, np.array([[1.0, 0.0]]), 3, k=3, temperature=None)
-    np.testing.assert_allclose(got, [[2 / 3 - 0.5, np.nan, -0.5]], rtol=1e-6)
-    warm = knn_full(x, y, np.array([[1.0, 0.0]]), 3, k=3, temperature=0.1)
+    nan = np.nan
+    y = np.array([[1, nan, 0, nan], [0, nan, 0, nan], [1, nan, nan, nan], [1, 1, 1, nan]], np.float32)
+    got = knn_full(x, y, np.array([[1.0, 0.0]]), 4, k=3, temperature=None)
+    np.testing.assert_allclose(got, [[2 / 3 - 0.5, 0, -0.5, nan]], rtol=1e-6)
+    warm = knn_full(x, y, np.array([[1.0, 0.0]]), 4, k=3, temperature=0.1)
     unit = x[:3] / np.linalg.norm(x[:3], axis=1, keepdims=True)
     weight = np.exp(unit[:, 0] / 0.1)
     assert warm[0, 0] == pytest.approx((weight[0] + weight[2]) / weight.sum() - 0.5, rel=1e-5)

@@ -24,7 +24,7 @@ def knn_full(
     one of the lower row is nearer (similarities are float32). A k above m counts as m; a zero vector is at similarity 0.
 
     Single-label: shares of the vote. Multi-label: share of the vote for positive among the neighbours where the label
-    is known, minus 0.5, so that 0 divides; NaN where none of them knows.
+    is known, minus 0.5, so that 0 divides; 0 where none of them knows; NaN for a label that no train image knows.
 
     Memory: 4·m·d bytes for the index, 8·q·k for the neighbours.
     """
@@ -54,7 +54,8 @@ def knn_full(
         known = ~np.isnan(label)
         scores += weight[:, j, None] * (known & (label > 0.5))
         total += weight[:, j, None] * known
-    share = np.divide(scores, total, out=np.full_like(scores, np.nan), where=total > 0)
+    share = np.divide(scores, total, out=np.full_like(scores, 0.5), where=total > 0)
+    share[:, np.isnan(y).all(axis=0)] = np.nan
     return (share - 0.5).astype(np.float32)
 
 
