@@ -185,8 +185,8 @@ Array<float> knn(const py::array& gram, const Array<std::int64_t>& support, cons
     require(temperature >= 0, "temperature must not be negative");
     const std::vector<int> ks(k.data(), k.data() + k.size());
     Array<float> scores = batch.scores(k.size());
-    run(fastxfer::knn_cpu, fastxfer::KnnParams{batch.episodes, static_cast<int>(ks.size()), ks.data(), temperature},
-        threads);
+    run(fastxfer::knn_cpu,
+        fastxfer::KnnParams{batch.episodes, static_cast<int>(ks.size()), ks.data(), ks.back(), temperature}, threads);
     return scores;
 }
 

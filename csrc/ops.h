@@ -66,6 +66,7 @@ struct KnnParams {
     Episodes episodes;
     int n_k;
     const int* k;        // ascending
+    int k_max;           // the last of them
     double temperature;  // 0: every vote counts one
 };
 
@@ -91,5 +92,18 @@ void logistic_cpu(const LogisticParams&, std::int64_t first, std::int64_t last, 
 void ridge_cpu(const RidgeParams&, std::int64_t first, std::int64_t last, int threads);
 void prototype_cpu(const PrototypeParams&, std::int64_t first, std::int64_t last, int threads);
 void knn_cpu(const KnnParams&, std::int64_t first, std::int64_t last, int threads);
+
+// The same on a GPU (cuda/kernels.cu). Every pointer of the params is to device memory, `memory` too: `blocks` times
+// the bytes that one block of threads needs. Queued on `stream` (a cudaStream_t), nothing is waited for. Null, or what
+// went wrong.
+int cuda_devices();  // 0 where there is no driver
+std::size_t logistic_cuda_bytes(const LogisticParams&, bool wide);
+const char* logistic_cuda(const LogisticParams&, bool wide, void* memory, std::size_t bytes, int blocks, void* stream);
+std::size_t ridge_cuda_bytes(const RidgeParams&);
+const char* ridge_cuda(const RidgeParams&, void* memory, std::size_t bytes, int blocks, void* stream);
+std::size_t prototype_cuda_bytes(const PrototypeParams&);
+const char* prototype_cuda(const PrototypeParams&, void* memory, std::size_t bytes, int blocks, void* stream);
+std::size_t knn_cuda_bytes(const KnnParams&);
+const char* knn_cuda(const KnnParams&, void* memory, std::size_t bytes, int blocks, void* stream);
 
 }  // namespace fastxfer

@@ -11,7 +11,7 @@ using fastxfer::KnnParams;
 template <class Team, class Gram>
 struct KnnMemory {
     FX_FUNCTION KnnMemory(Workspace& memory, const KnnParams& params)
-        : k_max(params.k[params.n_k - 1]),
+        : k_max(params.k_max),
           similarity(memory.take<double>(static_cast<std::int64_t>(query_block) * k_max)),
           near(memory.take<int>(static_cast<std::int64_t>(query_block) * k_max)),
           votes(memory.take<double>(static_cast<std::int64_t>(query_block) * params.episodes.ways)),

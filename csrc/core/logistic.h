@@ -37,7 +37,7 @@ class LogisticSolver {
         K.columns = stride_;
         label = memory.take<Real>(stride_);
         weight_ = memory.take<Real>(stride_);
-        is_image_ = memory.take<Real>(stride_);
+        is_image_ = memory.take<Real>(n);
         A = memory.take<Real>(n);
         Z_ = memory.take<Real>(n);
         R_ = memory.take<Real>(n);
@@ -64,13 +64,12 @@ class LogisticSolver {
         const int m = m_;
         each_row(team, stride_, [=, this](int i) {
             weight_[i] = i < m ? Real(1) / m : Real(0);
-            is_image_[i] = i < m ? Real(1) : Real(0);
             if (i >= m) label[i] = Real(-1);
         });
+        each_row(team, n_, [=, this](int i) { is_image_[i] = i % stride_ < m ? Real(1) : Real(0); });
         fill(team, n_, A, Real(0));
         fill(team, n_, Z_, Real(0));
         fill(team, n_, ZD_, Real(0));
-        // Rows of pairs that no one has written yet may be read with weight zero: let them hold numbers.
         objective = 1e300;
         team.sync();
     }
@@ -108,14 +107,11 @@ class LogisticSolver {
 
     // Sum over images (not biases) of x·y.
     FX_BODY double penalised(const Team& team, const Real* x, const Real* y) const {
-        const int stride = stride_;
         const Real* mask = is_image_;
-        return total<Real>(team, n_,
-                           [=](int i) { return load<V>(x + i) * load<V>(y + i) * load<V>(mask + i % stride); });
+        return total<Real>(team, n_, [=](int i) { return load<V>(x + i) * load<V>(y + i) * load<V>(mask + i); });
     }
 
     FX_BODY double value(const Team& team, double l2) const {
-        // R holds A K without bias after refresh(), else see search().
         return Loss::loss(team, images(), Z_) + 0.5 * l2 * a_norm_;
     }
 
@@ -143,9 +139,7 @@ class LogisticSolver {
     FX_BODY void gradient(const Team& team, Real l2) {
         const Real *mask = is_image_, *a = A, *r = R_;
         Real* g = G_;
-        const int stride = stride_;
-        each<Real>(team, n_,
-                   [=](int i) { store(g + i, load<V>(r + i) + load<V>(a + i) * load<V>(mask + i % stride) * l2); });
+        each<Real>(team, n_, [=](int i) { store(g + i, load<V>(r + i) + load<V>(a + i) * load<V>(mask + i) * l2); });
         team.sync();
         finish_gradient(team);
     }
@@ -368,7 +362,6 @@ class LogisticSolver {
     FX_BODY void step(const Team& team, Real l2, Real t, int now) {
         const Real *d = s_row(now), *zd = ZD_, *r = R_, *mask = is_image_;
         Real *a = A, *z = Z_, *g = G_, *kg = KG_, *y = y_row(now), *ky = Ky_row(now);
-        const int stride = stride_, m = m_;
         const Real over_t = Real(1) / t;
         each<Real>(team, n_, [=](int i) {
             const V a_new = load<V>(a + i) + load<V>(d + i) * t;
@@ -376,7 +369,7 @@ class LogisticSolver {
             store(z + i, load<V>(z + i) + load<V>(zd + i) * t);
             store(y + i, -load<V>(g + i));
             store(ky + i, -load<V>(kg + i));
-            store(g + i, load<V>(r + i) + a_new * load<V>(mask + i % stride) * l2);
+            store(g + i, load<V>(r + i) + a_new * load<V>(mask + i) * l2);
         });
         team.sync();
         finish_gradient(team);
@@ -384,7 +377,6 @@ class LogisticSolver {
             store(y + i, (load<V>(y + i) + load<V>(g + i)) * over_t);
             store(ky + i, (load<V>(ky + i) + load<V>(kg + i)) * over_t);
         });
-        (void)m;
         team.sync();
     }
 

@@ -9,7 +9,7 @@
 // FX_FUNCTION: a few lines, always inlined. FX_BODY: a function of its own, so that building stays quick.
 #ifdef __CUDACC__
 #define FX_FUNCTION __host__ __device__ __forceinline__
-#define FX_BODY __host__ __device__ inline
+#define FX_BODY __host__ __device__ __noinline__
 #else
 #define FX_FUNCTION inline __attribute__((always_inline))
 #define FX_BODY __attribute__((noinline)) inline

@@ -96,28 +96,33 @@ FX_BODY void dots(const SerialTeam&, int count, int n, const Real* const* rows, 
     }
 }
 
-// Four vectors of the answer at a time stay in registers.
+// Eight vectors of the answer at a time stay in registers.
 template <class Real>
 FX_BODY void combine(const SerialTeam&, int count, int n, const Real* const* rows, const double* weight, double g,
                      const Real* x, Real* out) {
-    constexpr int W = SerialTeam::width<Real>;
+    constexpr int W = SerialTeam::width<Real>, N = 8;
     using V = typename Lanes<Real, W>::V;
+    constexpr int most = 64;  // of weights converted at a time; solvers remember fewer pairs
+    Real w[most];
+    const int now = count < most ? count : most;
+    for (int j = 0; j < now; ++j) w[j] = static_cast<Real>(weight[j]);
     const Real of_x = static_cast<Real>(g);
     int i = 0;
-    for (; i + 3 * W < n; i += 4 * W) {
-        V sum[4];
-        for (int v = 0; v < 4; ++v) sum[v] = load<V>(x + i + v * W) * of_x;
-        for (int j = 0; j < count; ++j) {
-            const Real w = static_cast<Real>(weight[j]);
-            for (int v = 0; v < 4; ++v) sum[v] += load<V>(rows[j] + i + v * W) * w;
+    for (; i + (N - 1) * W < n; i += N * W) {
+        V sum[N];
+        for (int v = 0; v < N; ++v) sum[v] = load<V>(x + i + v * W) * of_x;
+        for (int j = 0; j < now; ++j) {
+            const Real* row = rows[j] + i;
+            for (int v = 0; v < N; ++v) sum[v] += load<V>(row + v * W) * w[j];
         }
-        for (int v = 0; v < 4; ++v) store(out + i + v * W, sum[v]);
+        for (int v = 0; v < N; ++v) store(out + i + v * W, sum[v]);
     }
     for (; i < n; i += W) {
         V sum = load<V>(x + i) * of_x;
-        for (int j = 0; j < count; ++j) sum += load<V>(rows[j] + i) * static_cast<Real>(weight[j]);
+        for (int j = 0; j < now; ++j) sum += load<V>(rows[j] + i) * w[j];
         store(out + i, sum);
     }
+    if (count > most) combine(SerialTeam{}, count - most, n, rows + most, weight + most, 1, out, out);
 }
 
 }  // namespace FX_NAMESPACE

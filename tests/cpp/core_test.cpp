@@ -199,7 +199,7 @@ template <class Gram>
 Answer knn(World<Gram>& world, const std::vector<int>& k, int threads, long drop = -1) {
     Answer answer;
     const int n_k = static_cast<int>(k.size());
-    const fastxfer::KnnParams params = {world.episodes(answer.scores, n_k), n_k, k.data(), 0.07};
+    const fastxfer::KnnParams params = {world.episodes(answer.scores, n_k), n_k, k.data(), k.back(), 0.07};
     answer.syncs = run(
         threads, drop,
         [&] { return threads ? knn_bytes<Gram, ThreadTeam>(params) : knn_bytes<Gram, SerialTeam>(params); },
