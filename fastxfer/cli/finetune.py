@@ -139,7 +139,7 @@ def finetune(
         runs = prepare(entries, EmbeddingStore.open(store_path), data_root, **overrides)
     else:
         assert ckpt is not None
-        from fastxfer.cli.pretrain import parse_arch_args
+        from fastxfer.cli.embed import parse_arch_args
         from fastxfer.finetune import prepare_checkpoint
 
         runs = prepare_checkpoint(

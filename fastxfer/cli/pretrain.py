@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from fastxfer.cli.common import ManyValues, data_root_option, emit_json, json_option, print_table
+from fastxfer.cli.embed import parse_arch_args
 from fastxfer.errors import UsageError
 from pretrain.recipe import AUGMENTATIONS, SCHEDULES, Recipe, read_recipe
 
@@ -37,13 +38,21 @@ def _recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @click.command(cls=ManyValues)
-@click.option("--recipe", "recipe_file", type=click.Path(path_type=Path), help="TOML file; options override its keys.")
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), required=True, help="Checkpoint to write.")
+@click.option(
+    "--recipe", "recipe_file", type=click.Path(path_type=Path), help="TOML file; options override its keys."
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path, dir_okay=False), required=True, help="Checkpoint to write."
+)
 @_recipe_options
 @click.option("--resume", is_flag=True, help="Go on exactly where --out was left; begin if it isn't there.")
 @click.option("--overwrite", is_flag=True, help="Replace --out.")
-@click.option("--untrained", is_flag=True, help="Write the random initialisation of the same seed: the floor.")
-@click.option("--workers", type=click.IntRange(min=0), help="Loader processes; none if all images fit in memory.")
+@click.option(
+    "--untrained", is_flag=True, help="Write the random initialisation of the same seed: the floor."
+)
+@click.option(
+    "--workers", type=click.IntRange(min=0), help="Loader processes; none if all images fit in memory."
+)
 @click.option("--device", default="auto", show_default=True, help="auto = cuda if there is one, else cpu.")
 @click.option("--checkpoint-every", type=click.IntRange(min=0), default=0, help="Also every so many steps.")
 @data_root_option
@@ -101,7 +110,9 @@ def pretrain(
         emit_json(summary)
         return
     shown = {k: v for k, v in summary.items() if k not in ("history", "arch_args", "classes")}
-    print_table(("what", "value"), [(k, f"{v:,.4g}" if isinstance(v, float) else v) for k, v in shown.items()])
+    print_table(
+        ("what", "value"), [(k, f"{v:,.4g}" if isinstance(v, float) else v) for k, v in shown.items()]
+    )
 
 
 def _register(source: Path, data_root: Path) -> str:
@@ -112,19 +123,3 @@ def _register(source: Path, data_root: Path) -> str:
 
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", source.resolve().stem).strip("-._") or "source"
     return add_target(source, name, data_root).name
-
-
-def parse_arch_args(words: tuple[str, ...]) -> dict[str, Any]:
-    """``("channels=[64,128]", "pad_type=same")`` as a dict; values are JSON where they can be, else text."""
-    import json
-
-    args: dict[str, Any] = {}
-    for word in words:
-        key, equals, value = word.partition("=")
-        if not equals or not key:
-            raise UsageError(f"--arch-arg '{word}' should be KEY=VALUE, such as pad_type=same")
-        try:
-            args[key] = json.loads(value)
-        except ValueError:
-            args[key] = value
-    return args
