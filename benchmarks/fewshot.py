@@ -1,7 +1,9 @@
 """Few-shot logistic probes, an episode: ours against scikit-learn's LogisticRegression, at one penalty, C = 1.
 
 `ours_ms` counts everything from embeddings in memory and episode indices to scores: the pool, its Gram matrix, shared
-out over 5,000 episodes, and the solution of an episode. `peer_ms` is fit plus scores of the same queries.
+out over 5,000 episodes, and the solution of an episode. `peer_ms` is fit plus scores of the same queries. Both are wall
+time at the threads asked for; `ratio_per_core` compares one thread with one thread in core seconds (`…_core_ms`), which
+other work on the machine hardly disturbs.
 """
 
 from __future__ import annotations
@@ -62,27 +64,27 @@ def _entry(x: NDArray[np.float32], words: str, target: Target, ways: int, shots:
         gap, same = _check(shared, x, episodes, l2, 2 if tiny else 3 if ways * shots > 200 else 10)
         print(f"fewshot/{name}: timing", file=sys.stderr)
         rounds = 2 if tiny else 5
-        ours, peer, one_core = [], [], []
-        pool_s = [_pool_seconds(x, options.threads) for _ in range(rounds)]
-        batch = _batch(shared, episodes, l2, 0.02 if tiny else 0.8)
-        n_peer = 1 if tiny else _peer_batch(x, episodes, 1.2)
+        pools = np.array([_pool_seconds(x, options.threads) for _ in range(rounds)])
+        batch = _batch(shared, episodes, l2, 0.02 if tiny else 0.5)
+        n_peer = 1 if tiny else _peer_batch(x, episodes, 0.8)
+        ours, peer, ours_one, peer_one = [], [], [], []
         converged = 0
         for i in range(rounds):  # alternately, so that a change of the machine's mood hits both
-            window = _window(episodes, i, batch)
-            ours.append(seconds(lambda window=window: _ours(shared, window, l2)) / window.n_episodes)
-            if options.threads > 1:
-                with threadpool_limits(1):
-                    shared.threads = 1
-                    one_core.append(seconds(lambda window=window: _ours(shared, window, l2)) / window.n_episodes)
-                    shared.threads = options.threads
-            window = _window(episodes, i, n_peer)
+            mine, yours = _window(episodes, i, batch), _window(episodes, i, n_peer)
             fitted: list[LogisticRegression] = []
-            peer.append(seconds(lambda window=window, fitted=fitted: fitted.extend(_peer(x, window))) / n_peer)
+            ours.append(seconds(lambda mine=mine: _ours(shared, mine, l2))[0] / batch)
+            peer.append(seconds(lambda yours=yours, fitted=fitted: fitted.extend(_peer(x, yours)))[0] / n_peer)
             converged += sum(int(f.n_iter_.max() < f.max_iter) for f in fitted)
-    share = float(np.median(pool_s)) / EPISODES
-    middle, spread = summary([share + s for s in ours])
+            with threadpool_limits(1):  # the same again, one core against one core, in core seconds
+                shared.threads = 1
+                ours_one.append(seconds(lambda mine=mine: _ours(shared, mine, l2))[1] / batch)
+                peer_one.append(seconds(lambda yours=yours: _peer(x, yours))[1] / n_peer)
+                shared.threads = options.threads
+    pool_share, pool_share_one = np.median(pools, axis=0) / EPISODES
+    middle, spread = summary([pool_share + s for s in ours])
     peer_middle, peer_spread = summary(peer)
-    alone_middle = summary([share * options.threads + s for s in one_core])[0] if one_core else middle
+    core, core_spread = summary([pool_share_one + s for s in ours_one])
+    peer_core, peer_core_spread = summary(peer_one)
     return {
         "name": f"fewshot/{name}",
         "ways": ways,
@@ -94,13 +96,17 @@ def _entry(x: NDArray[np.float32], words: str, target: Target, ways: int, shots:
         "l2": l2,
         "ours_ms": 1e3 * middle,
         "ours_ms_range": [1e3 * s for s in spread],
-        "pool_ms_per_episode": 1e3 * share,
+        "ours_core_ms": 1e3 * core,
+        "ours_core_ms_range": [1e3 * s for s in core_spread],
+        "pool_ms_per_episode": 1e3 * pool_share,
         "peer": PEER,
         "peer_ms": 1e3 * peer_middle,
         "peer_ms_range": [1e3 * s for s in peer_spread],
+        "peer_core_ms": 1e3 * peer_core,
+        "peer_core_ms_range": [1e3 * s for s in peer_core_spread],
         "peer_converged": converged / (rounds * n_peer),
         "ratio": peer_middle / middle,
-        "ratio_per_core": peer_middle / alone_middle,
+        "ratio_per_core": peer_core / core,
         "checked": bool(abs(gap) <= 1e-6 and same),
         "largest_gap": gap,
         "threads": options.threads,
@@ -119,7 +125,7 @@ def _ours(pool: ops.Pool, e: Episodes, l2: float) -> ops.LogisticResult:
     return ops.logistic(pool, e.support, e.support_labels, e.query, e.ways, [l2])
 
 
-def _pool_seconds(x: NDArray[np.float32], threads: int) -> float:
+def _pool_seconds(x: NDArray[np.float32], threads: int) -> tuple[float, float]:
     return seconds(lambda: ops.Pool(x, gram=True, threads=threads).gram())
 
 
@@ -136,7 +142,7 @@ def _batch(pool: ops.Pool, episodes: Episodes, l2: float, budget: float) -> int:
     """How many episodes ours solves in about `budget` seconds, in whole blocks of what one call would get."""
     probe = min(64, episodes.n_episodes)
     _ours(pool, episodes.window(0, probe), l2)  # warm
-    each = seconds(lambda: _ours(pool, episodes.window(0, probe), l2)) / probe
+    each = seconds(lambda: _ours(pool, episodes.window(0, probe), l2))[0] / probe
     return int(np.clip(budget / each, probe, episodes.n_episodes))
 
 

@@ -42,6 +42,7 @@ def test_fewshot_entries(capsys, tmp_path, monkeypatch):
         assert e["checked"]
         assert 0 < abs(e["largest_gap"]) <= 1e-6
         assert e["ratio"] == pytest.approx(e["peer_ms"] / e["ours_ms"])
+        assert e["ratio_per_core"] == pytest.approx(e["peer_core_ms"] / e["ours_core_ms"])
         assert 0 < e["pool_ms_per_episode"] < e["ours_ms"]
         assert "synthetic" in e["embeddings"]
     (saved,) = tmp_path.iterdir()
