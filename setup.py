@@ -81,7 +81,6 @@ class Build(build_ext):
         bindings = [compiler, *FLAGS, "-O1", *include, *cuda, "-c", str(CSRC / "bindings.cpp")]
         jobs[folder / "bindings.o"] = bindings
         link = [compiler, "-shared", "-fopenmp"]
-        libraries: list[str] = []
         if nvcc:
             archs = os.environ.get("FASTXFER_CUDA_ARCHS", "80;90").replace(",", ";").split(";")
             code = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in archs if a]
@@ -90,15 +89,15 @@ class Build(build_ext):
                 nvcc, "-std=c++20", "-O3", *code, "-Xcompiler", "-fPIC,-fvisibility=hidden,-Wall", "--threads=0",
                 "-c", str(CSRC / "cuda" / "kernels.cu"),
             ]  # fmt: skip
-            toolkit = Path(nvcc).resolve().parents[1]
-            libraries = [f"-L{toolkit / 'lib64'}", "-lcudart_static", "-ldl", "-lrt", "-lpthread"]
+            # nvcc links, since it alone knows where its runtime lies: the one on PATH may be a wrapper.
+            link = [nvcc, "-shared", "--cudart=static", "-Xcompiler=-fopenmp"]
 
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
             done = list(pool.map(lambda job: self.compile(*job), jobs.items()))
         target = Path(self.get_ext_fullpath(ext.name))
         target.parent.mkdir(parents=True, exist_ok=True)
         if any(done) or not target.exists():
-            self.spawn([*link, *map(str, jobs), *libraries, "-o", str(target)])
+            self.spawn([*link, *map(str, jobs), "-o", str(target)])
 
     def compile(self, object_file: Path, command: list[str]) -> bool:
         """Compile unless the object is newer than all it was made from, by the same command; whether it was compiled."""
