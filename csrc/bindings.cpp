@@ -137,7 +137,7 @@ py::tuple logistic(const py::array& gram, const Array<std::int64_t>& support, co
     const std::vector<py::ssize_t> shape{static_cast<py::ssize_t>(count), n_l2};
     Array<double> objective(shape);
     Array<std::int32_t> iterations(shape);
-    Array<bool> converged(shape);
+    Array<bool> converged(shape), doubtful(static_cast<py::ssize_t>(count));
     const fastxfer::LogisticParams params{batch.episodes,
                                           n_l2,
                                           sorted.data(),
@@ -146,20 +146,23 @@ py::tuple logistic(const py::array& gram, const Array<std::int64_t>& support, co
                                           max_iter,
                                           objective.mutable_data(),
                                           iterations.mutable_data(),
-                                          converged.mutable_data()};
+                                          converged.mutable_data(),
+                                          doubtful.mutable_data()};
     run(fastxfer::logistic_cpu, params, threads);
-    return py::make_tuple(scores, objective, iterations, converged);
+    return py::make_tuple(scores, objective, iterations, converged, doubtful);
 }
 
-Array<float> ridge(const py::array& gram, const Array<std::int64_t>& support, const Array<std::int64_t>& query,
-                   const Array<std::int32_t>& labels, const Array<double>& offset, const Array<double>& inverse_length,
-                   const Array<double>& square, std::int64_t count, int ways, const Array<double>& l2, int threads) {
+py::tuple ridge(const py::array& gram, const Array<std::int64_t>& support, const Array<std::int64_t>& query,
+                const Array<std::int32_t>& labels, const Array<double>& offset, const Array<double>& inverse_length,
+                const Array<double>& square, std::int64_t count, int ways, const Array<double>& l2, int threads) {
     Batch batch(gram, support, query, labels, offset, inverse_length, square, count, ways);
     positive(l2, "l2");
     require(l2.size() >= 1, "l2 is empty");
     Array<float> scores = batch.scores(l2.size());
-    run(fastxfer::ridge_cpu, fastxfer::RidgeParams{batch.episodes, static_cast<int>(l2.size()), l2.data()}, threads);
-    return scores;
+    Array<bool> doubtful(static_cast<py::ssize_t>(count));
+    const fastxfer::RidgeParams params{batch.episodes, static_cast<int>(l2.size()), l2.data(), doubtful.mutable_data()};
+    run(fastxfer::ridge_cpu, params, threads);
+    return py::make_tuple(scores, doubtful);
 }
 
 Array<float> prototype(const py::array& gram, const Array<std::int64_t>& support, const Array<std::int64_t>& query,
@@ -190,6 +193,102 @@ Array<float> knn(const py::array& gram, const Array<std::int64_t>& support, cons
     return scores;
 }
 
+// The ops on memory that the caller vouches for, addresses as integers: that of a device, or, so that the callers can
+// be tested without one, this process's own.
+template <class T>
+T* at(std::uintptr_t address) {
+    return reinterpret_cast<T*>(address);  // NOLINT: this is what an address is for
+}
+
+Episodes episodes_at(std::int64_t count, int m, int q, int ways, std::uintptr_t gram, bool gram_is_double,
+                     std::int64_t gram_row, std::int64_t gram_episode, std::uintptr_t support,
+                     std::int64_t support_episode, std::uintptr_t query, std::int64_t query_episode,
+                     std::uintptr_t labels, std::int64_t labels_episode, std::uintptr_t offset,
+                     std::uintptr_t inverse_length, std::uintptr_t square, std::int64_t image_episode,
+                     std::uintptr_t scores) {
+    return {count,
+            m,
+            q,
+            ways,
+            at<const void>(gram),
+            gram_is_double,
+            gram_row,
+            gram_episode,
+            at<const std::int64_t>(support),
+            support_episode,
+            at<const std::int64_t>(query),
+            query_episode,
+            at<const std::int32_t>(labels),
+            labels_episode,
+            at<const double>(offset),
+            at<const double>(inverse_length),
+            at<const double>(square),
+            image_episode,
+            at<float>(scores)};
+}
+
+fastxfer::LogisticParams logistic_at(const Episodes& episodes, int n_l2, std::uintptr_t l2, std::uintptr_t place,
+                                     double tol, int max_iter, std::uintptr_t objective, std::uintptr_t iterations,
+                                     std::uintptr_t converged, std::uintptr_t doubtful) {
+    return {episodes,
+            n_l2,
+            at<const double>(l2),
+            at<const int>(place),
+            tol,
+            max_iter,
+            at<double>(objective),
+            at<std::int32_t>(iterations),
+            at<bool>(converged),
+            at<bool>(doubtful)};
+}
+
+fastxfer::RidgeParams ridge_at(const Episodes& episodes, int n_l2, std::uintptr_t l2, std::uintptr_t doubtful) {
+    return {episodes, n_l2, at<const double>(l2), at<bool>(doubtful)};
+}
+
+fastxfer::KnnParams knn_at(const Episodes& episodes, int n_k, std::uintptr_t k, int k_max, double temperature) {
+    return {episodes, n_k, at<const int>(k), k_max, temperature};
+}
+
+// Params of one op, with run(): on this process's memory.
+template <class Params, class Make>
+void params_at(py::module_& module, const char* name, Make make,
+               void (*cpu)(const Params&, std::int64_t, std::int64_t, int)) {
+    py::class_<Params>(module, name).def(py::init(make)).def("run", [cpu](const Params& params, int threads) {
+        run(cpu, params, threads);
+    });
+}
+
+#ifdef FX_CUDA
+void succeed(const char* error) {
+    if (error != nullptr) throw std::runtime_error(std::string("CUDA: ") + error);
+}
+
+void define_cuda(py::module_& module) {
+    using namespace fastxfer;
+    module.def("cuda_devices", &cuda_devices);
+    module.def("cuda_bytes", &logistic_cuda_bytes);
+    module.def("cuda_bytes", [](const RidgeParams& p, bool) { return ridge_cuda_bytes(p); });
+    module.def("cuda_bytes", [](const PrototypeParams& p, bool) { return prototype_cuda_bytes(p); });
+    module.def("cuda_bytes", [](const KnnParams& p, bool) { return knn_cuda_bytes(p); });
+    module.def("cuda_run", [](const LogisticParams& p, bool wide, std::uintptr_t memory, std::size_t bytes, int blocks,
+                              std::uintptr_t stream) {
+        succeed(logistic_cuda(p, wide, at<void>(memory), bytes, blocks, at<void>(stream)));
+    });
+    module.def("cuda_run", [](const RidgeParams& p, bool, std::uintptr_t memory, std::size_t bytes, int blocks,
+                              std::uintptr_t stream) {
+        succeed(ridge_cuda(p, at<void>(memory), bytes, blocks, at<void>(stream)));
+    });
+    module.def("cuda_run", [](const PrototypeParams& p, bool, std::uintptr_t memory, std::size_t bytes, int blocks,
+                              std::uintptr_t stream) {
+        succeed(prototype_cuda(p, at<void>(memory), bytes, blocks, at<void>(stream)));
+    });
+    module.def("cuda_run",
+               [](const KnnParams& p, bool, std::uintptr_t memory, std::size_t bytes, int blocks,
+                  std::uintptr_t stream) { succeed(knn_cuda(p, at<void>(memory), bytes, blocks, at<void>(stream))); });
+}
+#endif
+
 }  // namespace
 
 PYBIND11_MODULE(_C, module) {
@@ -207,4 +306,19 @@ PYBIND11_MODULE(_C, module) {
     module.def("prototype", &prototype, FX_EPISODES, py::arg("cosine"), py::arg("threads"));
     module.def("knn", &knn, FX_EPISODES, py::arg("k").noconvert(), py::arg("temperature"), py::arg("threads"));
 #undef FX_EPISODES
+
+    py::class_<Episodes>(module, "EpisodesAt").def(py::init(&episodes_at));
+    params_at<fastxfer::LogisticParams>(module, "LogisticAt", &logistic_at, fastxfer::logistic_cpu);
+    params_at<fastxfer::RidgeParams>(module, "RidgeAt", &ridge_at, fastxfer::ridge_cpu);
+    params_at<fastxfer::PrototypeParams>(
+        module, "PrototypeAt",
+        [](const Episodes& episodes, bool cosine) { return fastxfer::PrototypeParams{episodes, cosine}; },
+        fastxfer::prototype_cpu);
+    params_at<fastxfer::KnnParams>(module, "KnnAt", &knn_at, fastxfer::knn_cpu);
+#ifdef FX_CUDA
+    module.attr("has_cuda") = true;
+    define_cuda(module);
+#else
+    module.attr("has_cuda") = false;
+#endif
 }

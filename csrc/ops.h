@@ -49,12 +49,14 @@ struct LogisticParams {
     double* objective;         // (count, n_l2)
     std::int32_t* iterations;  // (count, n_l2)
     bool* converged;           // (count, n_l2)
+    bool* doubtful;            // (count): rounding of the inner products may have moved the objective by more than tol
 };
 
 struct RidgeParams {
     Episodes episodes;
     int n_l2;
     const double* l2;
+    bool* doubtful;  // (count): rounding of the inner products may have moved a score by more than 1e-4
 };
 
 struct PrototypeParams {

@@ -82,10 +82,16 @@ FX_BODY void gather_support(const Team& team, const Episode<Gram>& episode, int 
     team.sync();
 }
 
-// K := (H K H) · scale with H = I - 11^T/m and scale one over the mean diagonal entry of H K H (1 where that is 0);
-// row_sum becomes the raw matrix's row means. Returns the mean diagonal entry; `diagonal` is scratch.
-template <class Team, class Real>
-FX_BODY double centre(const Team& team, int m, const Panels<Team, Real>& K, double* row_sum) {
+// How large K was: mean diagonal entry of H K H, H = I - 11^T/m (1 if that is 0), and rounding of an entry of K, both
+// in units of the former.
+struct Size {
+    double centred;
+    double rounding;
+};
+
+// K := H K H / size.centred; row_sum becomes the raw matrix's row means.
+template <class Gram, class Team, class Real>
+FX_BODY Size centre(const Team& team, int m, const Panels<Team, Real>& K, double* row_sum) {
     double all = 0, trace = 0;
     for (int i = 0; i < m; ++i) {
         all += row_sum[i];
@@ -95,8 +101,7 @@ FX_BODY double centre(const Team& team, int m, const Panels<Team, Real>& K, doub
     each_row(team, m, [&](int i) { row_sum[i] /= m; });
     team.sync();
     const double grand = all / m / m;
-    const double mean = trace / m - grand;
-    const double scale = mean > 0 ? 1 / mean : 1;
+    const double mean = trace / m - grand, size = mean > 0 ? mean : 1, scale = 1 / size;
     each_row(team, m, [&](int i) {
         for (int first = 0; first < K.columns; first += K.P) {
             Real* to = K.at(i, first);
@@ -108,7 +113,7 @@ FX_BODY double centre(const Team& team, int m, const Panels<Team, Real>& K, doub
         }
     });
     team.sync();
-    return mean > 0 ? mean : 0;
+    return {size, trace / m / size * static_cast<double>(Format<Gram>::epsilon)};
 }
 
 // Scores of queries first … first+count-1: S (rows x query_block) = A (rows x A_row) · inner products with the queries.

@@ -93,6 +93,8 @@ class LogisticSolver {
 
     FX_FUNCTION Real bias(int c) const { return theta_ * A[c * stride_ + m_]; }
     FX_FUNCTION int stride() const { return stride_; }
+    // Σ over images and classes of ((P - Y)/m)² where the search ended
+    FX_FUNCTION double residual_norm(const Team& team) const { return penalised(team, R_, R_); }
 
     Panels<Team, Real> K;
     Real* label;
@@ -252,7 +254,6 @@ class LogisticSolver {
         oldest_ = 0;
         converged = false;
         double known = 1e300;  // the objective when it was last computed
-        bool retried = false;
         while (true) {
             const double gg_images = penalised(team, G_, KG_);
             // f(W, b) - f* ≤ ‖∇_W f‖² / (2 l2) where the bias is the best for W; what the bias can gain is added. The
@@ -303,8 +304,7 @@ class LogisticSolver {
             const double with_a = penalised(team, A, Kd), dd = penalised(team, d, Kd);
             const double t = line(team, l2, with_a, dd, slope, count_ == 0);
             if (!(t > 0)) {
-                if (retried || count_ == 0) break;
-                retried = true;
+                if (count_ == 0) break;
                 count_ = 0;
                 Loss::residual(team, of, Z_, ZD_, Real(0), R_);
                 team.sync();
@@ -488,17 +488,21 @@ FX_BODY bool solve_logistic(const Team& team, const LogisticParams& params, std:
     auto& solver = own.solver;
     gather_support(team, episode, m, solver.K, own.row_mean);
     // W = A X of the scaled problem is (A/size) X of this one, and its ‖W‖² counts 1/size as much.
-    const double measured = centre(team, m, solver.K, own.row_mean);
-    const double size = measured > 0 ? measured : 1;
+    const Size measured = centre<Gram>(team, m, solver.K, own.row_mean);
+    const double size = measured.centred;
     each_row(team, m, [&](int i) { solver.label[i] = static_cast<Real>(classes.number[episode.labels[i]]); });
     team.sync();
     solver.start(team);
 
-    bool all_converged = true;
+    bool all_converged = true, doubtful = false;
     const int stride = solver.stride();
     for (int l = 0; l < params.n_l2; ++l) {
         const bool converged = solver.solve(team, params.l2[l] / size, params.tol, params.max_iter);
         all_converged = all_converged && converged;
+        // By the dual, an error E of K moves the optimum by tr(R E R^T) / (2 l2), R the residuals: much, where they lie
+        // in directions that K hardly has.
+        const double residuals = solver.residual_norm(team) / (2 * params.l2[l] / size);
+        doubtful = doubtful || measured.rounding * residuals > 0.5 * params.tol * solver.objective;
         const std::int64_t answer = e * params.n_l2 + params.place[l];
         if (team.rank() == 0) {
             params.objective[answer] = solver.objective;
@@ -538,6 +542,7 @@ FX_BODY bool solve_logistic(const Team& team, const LogisticParams& params, std:
             team.sync();
         }
     }
+    if (team.rank() == 0) params.doubtful[e] = doubtful;
     write_logits(team, params, e, classes.number, c, own.solutions, stride, own.biases, own.queries);
     return all_converged;
 }
@@ -546,6 +551,7 @@ FX_BODY bool solve_logistic(const Team& team, const LogisticParams& params, std:
 template <class Team>
 FX_BODY void only_class(const Team& team, const LogisticParams& params, std::int64_t e, const int* number) {
     const Episodes& all = params.episodes;
+    if (team.rank() == 0) params.doubtful[e] = false;
     each_row(team, params.n_l2, [&](int l) {
         const std::int64_t at = e * params.n_l2 + l;
         params.objective[at] = 0;

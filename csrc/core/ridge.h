@@ -39,8 +39,8 @@ FX_BODY void ridge_episode(const Team& team, const RidgeParams& params, std::int
     RidgeMemory<Team, Gram> own(memory, params);
     const int m = all.m, stride = own.stride, ways = all.ways;
     gather_support(team, episode, m, own.K, own.row_mean);
-    const double measured = centre(team, m, own.K, own.row_mean);
-    const double size = measured > 0 ? measured : 1;
+    const Size measured = centre<Gram>(team, m, own.K, own.row_mean);
+    const double size = measured.centred;
     // Rounding of the Gram matrix may leave pivots below zero where images coincide.
     const double least = m * static_cast<double>(Format<Gram>::epsilon);
 
@@ -70,6 +70,17 @@ FX_BODY void ridge_episode(const Team& team, const RidgeParams& params, std::int
         team.sync();
     }
 
+    // A score is Σ a_i k_i with k_i as uncertain as the entries of K.
+    if (team.rank() == 0) {
+        double largest = 0;
+        for (int row = 0; row < params.n_l2 * ways; ++row) {
+            const double* a = own.A + static_cast<std::int64_t>(row) * stride;
+            double square = 0;
+            for (int i = 0; i < m; ++i) square += a[i] * a[i];
+            largest = square > largest ? square : largest;
+        }
+        params.doubtful[e] = measured.rounding * size * sqrt(largest) > 1e-4;
+    }
     for (int first = 0; first < all.q; first += query_block) {
         const int count = first + query_block <= all.q ? query_block : all.q - first;
         own.queries.gather(team, episode, m, first, count);

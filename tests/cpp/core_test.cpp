@@ -126,6 +126,7 @@ struct Answer {
     std::vector<double> objective;
     std::vector<std::int32_t> iterations;
     std::vector<char> converged;
+    bool doubtful = false;
     long syncs = 0;
 };
 
@@ -158,7 +159,8 @@ Answer logistic(World<Gram>& world, const std::vector<double>& l2, double tol, i
                                              2000,
                                              answer.objective.data(),
                                              answer.iterations.data(),
-                                             reinterpret_cast<bool*>(answer.converged.data())};
+                                             reinterpret_cast<bool*>(answer.converged.data()),
+                                             &answer.doubtful};
     answer.syncs = run(
         threads, drop,
         [&] {
@@ -173,7 +175,7 @@ template <class Gram>
 Answer ridge(World<Gram>& world, const std::vector<double>& l2, int threads, long drop = -1) {
     Answer answer;
     const int n_l2 = static_cast<int>(l2.size());
-    const fastxfer::RidgeParams params = {world.episodes(answer.scores, n_l2), n_l2, l2.data()};
+    const fastxfer::RidgeParams params = {world.episodes(answer.scores, n_l2), n_l2, l2.data(), &answer.doubtful};
     answer.syncs = run(
         threads, drop,
         [&] { return threads ? ridge_bytes<Gram, ThreadTeam>(params) : ridge_bytes<Gram, SerialTeam>(params); },

@@ -1,0 +1,174 @@
+"""What all episodes of one (backbone, target) share, and the check of what an op is asked for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from fastxfer.errors import DataError, UsageError
+from fastxfer.ops.backend import resolve_backend
+
+Array = NDArray[Any]
+
+# A pool's Gram matrix may take this much memory.
+GRAM_BYTES = 4 * 2**30
+# What is made block by block is made in blocks of about this size.
+BLOCK_BYTES = 64 * 2**20
+# A BLAS product of the whole pool runs about this much faster, flop by flop, than many small ones.
+GRAM_ADVANTAGE = 2.0
+
+
+class Pool:
+    """What all episodes of one (backbone, target) share: embeddings about their mean, and their inner products.
+
+    x        (n_images, dim) embeddings, float16, float32 or float64
+    dtype    precision of inner products and solver, "float32" or "float64"; episodes that float32's rounding could
+             change visibly (images that nearly coincide, more images than dimensions) are solved in float64 all the same
+    gram     True: one Gram matrix of the whole pool (n_images² numbers); False: inner products are made episode by
+             episode; "auto": the Gram matrix once the episodes asked for would cost more without it, if it fits in 4 GiB
+    threads  how many (default: OMP_NUM_THREADS, else all cores); changes no bit of an answer
+
+    `DataError` for a wrong shape or type, or a value that is not finite.
+    """
+
+    def __init__(
+        self,
+        x: ArrayLike,
+        *,
+        backend: str = "auto",
+        dtype: str = "float32",
+        gram: Literal["auto"] | bool = "auto",
+        threads: int | None = None,
+    ) -> None:
+        self.backend = resolve_backend(backend)
+        if dtype not in ("float32", "float64"):
+            raise UsageError(f"dtype must be 'float32' or 'float64', got '{dtype}'")
+        if gram not in (True, False, "auto"):
+            raise UsageError(f"gram must be True, False or 'auto', got {gram!r}")
+        if threads is not None and threads < 1:
+            raise UsageError(f"threads must be at least 1, got {threads}")
+        values = np.asarray(x)
+        if values.ndim != 2 or values.dtype.kind != "f" or 0 in values.shape:
+            raise DataError(f"embeddings must be a float array (n_images, dim), got {values.dtype} {values.shape}")
+        self.x = values
+        self.n_images, self.dim = values.shape
+        self.dtype = np.dtype(dtype)
+        self.threads = threads or _threads()
+        self.device: Any = None  # what the cuda backend keeps on the device
+        self._gram_rule = gram
+        self._gram: Array | None = None
+        self._products = 0.0  # inner products that episodes have paid for themselves
+        for rows in blocks(self.n_images, 8 * self.dim):
+            finite = np.isfinite(values[rows]).all(axis=1)
+            if not finite.all():
+                raise DataError(f"embedding of row {rows.start + int(np.flatnonzero(~finite)[0])} is not finite")
+        if self.backend != "reference":
+            self._centre()
+
+    def _centre(self) -> None:
+        # About the pool's mean, inner products keep more digits; `offset` tells what that took from them:
+        # x_i·x_j = x̃_i·x̃_j + offset_i + offset_j.
+        mean = self.x.mean(axis=0, dtype=np.float64)
+        self.centred = np.empty(self.x.shape, self.dtype)
+        self.square, self.offset, self.inverse_length = (np.zeros(self.n_images) for _ in range(3))
+        for rows in blocks(self.n_images, 8 * self.dim):
+            wide = self.x[rows].astype(np.float64)
+            length = np.sqrt(np.einsum("ij,ij->i", wide, wide))
+            np.divide(1.0, length, out=self.inverse_length[rows], where=length > 0)
+            wide -= mean
+            self.square[rows] = np.einsum("ij,ij->i", wide, wide)
+            self.offset[rows] = wide @ mean + 0.5 * (mean @ mean)
+            self.centred[rows] = wide
+
+    def __len__(self) -> int:
+        return self.n_images
+
+    def gram(self) -> Array:
+        """The (n_images, n_images) inner products of the centred embeddings, made on first use."""
+        if self._gram is None:
+            self._gram = self.centred @ self.centred.T
+        return self._gram
+
+    def uses_gram(self, count: int, m: int, q: int) -> bool:
+        """Whether `count` episodes of m + q images should use the pool's Gram matrix; they are counted."""
+        if self._gram_rule != "auto":
+            return bool(self._gram_rule)
+        if self._gram is not None:
+            return True
+        if self.n_images**2 * self.dtype.itemsize > GRAM_BYTES:
+            return False
+        # Symmetric, so half the products. As long as episodes have paid less for their own, they go on doing so.
+        self._products += float(count) * m * (m + q)
+        return self._products * GRAM_ADVANTAGE >= 0.5 * self.n_images**2
+
+    def precise(self, support: Array, query: Array) -> tuple[Pool, Array, Array]:
+        """A float64 pool of the images that some episodes need, and the episodes' rows in it."""
+        rows, where = np.unique(np.concatenate([support.ravel(), query.ravel()]), return_inverse=True)
+        pool = Pool(self.x[rows], backend=self.backend, dtype="float64", threads=self.threads)
+        return pool, where[: support.size].reshape(support.shape), where[support.size :].reshape(query.shape)
+
+
+def blocks(n: int, row_bytes: int) -> Iterator[slice]:
+    step = max(1, BLOCK_BYTES // row_bytes)
+    for start in range(0, n, step):
+        yield slice(start, min(start + step, n))
+
+
+def windows(pool: Pool, count: int, m: int, q: int) -> Iterator[slice]:
+    """Episodes whose own inner products and embeddings fit into one block of memory at a time; at least one window."""
+    yield from blocks(count, pool.dtype.itemsize * ((m + q) * pool.dim + m * (m + q)))
+    if count == 0:
+        yield slice(0, 0)
+
+
+def _threads() -> int:
+    asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    if asked.isdecimal() and int(asked) > 0:
+        return int(asked)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def check_episodes(
+    pool: Pool, support: ArrayLike, labels: ArrayLike, query: ArrayLike, ways: int
+) -> tuple[Array, Array, Array]:
+    """support (E, m), query (E or 1, q) as int64; labels (E or 1, m) as int32; everything in range.
+
+    `UsageError` names the argument that is not what it should be.
+    """
+    s, y, q = np.asarray(support), np.asarray(labels), np.asarray(query)
+    if s.ndim != 2 or q.ndim != 2 or s.shape[1] < 1 or len(q) not in (1, len(s)):
+        raise UsageError(f"support must be (E, m) with m ≥ 1 and query (E, q) or (1, q), got {s.shape} and {q.shape}")
+    if y.shape not in (s.shape, s.shape[1:]):
+        raise UsageError(f"labels must be (m,) or (E, m) for a support of {s.shape}, got {y.shape}")
+    for name, rows in (("support", s), ("query", q)):
+        if rows.dtype.kind not in "iu":
+            raise UsageError(f"{name} must be integer rows of the pool, got {rows.dtype}")
+        if rows.size and (rows.min() < 0 or rows.max() >= len(pool)):
+            raise UsageError(f"{name} must be rows 0 … {len(pool) - 1} of the pool, got {rows.min()} … {rows.max()}")
+    if ways < 1 or y.dtype.kind not in "iu" or (y.size and (y.min() < 0 or y.max() >= ways)):
+        raise UsageError(f"labels must be integers 0 … ways − 1 = {ways - 1}")
+    return (
+        np.ascontiguousarray(s, np.int64),
+        np.ascontiguousarray(np.atleast_2d(y), np.int32),
+        np.ascontiguousarray(q, np.int64),
+    )
+
+
+def check_l2(values: Sequence[float]) -> NDArray[np.float64]:
+    """Penalties as an array (L,); `UsageError` unless all are positive numbers."""
+    made = np.ascontiguousarray(values, np.float64)
+    if made.ndim != 1 or not made.size or not (np.isfinite(made).all() and (made > 0).all()):
+        raise UsageError(f"l2 must be a list of positive numbers, got {values}")
+    return made
+
+
+def check_k(values: Sequence[int]) -> NDArray[np.int32]:
+    """Numbers of neighbours as an array; `UsageError` unless all are whole and at least 1."""
+    made = np.asarray(values)
+    if made.ndim != 1 or not made.size or made.dtype.kind not in "iu" or made.min() < 1:
+        raise UsageError(f"k must be a list of whole numbers from 1, got {values}")
+    return made.astype(np.int32)
