@@ -28,7 +28,7 @@ def embeddings(
         raise ValueError(f"n_images must be a multiple of 20 up to {20 * PER_CLASS}, got {n_images}")
     labels = np.arange(n_images) % 20
     if synthetic or not (REAL / "cifar10_subset" / "labels.csv").is_file():
-        return _synthetic(labels, dim), labels, "synthetic, ReLU-like (no real images at hand)"
+        return _synthetic(labels, dim), labels, "synthetic embeddings, ReLU-like"
     x = _real()[:n_images]
     how = "" if x.shape[1] == dim else f", columns {'repeated' if dim > x.shape[1] else 'cut'} to {dim:,}"
     words = (

@@ -66,7 +66,7 @@ def _entry(x: NDArray[np.float32], words: str, target: Target, ways: int, shots:
         rounds = 2 if tiny else 5
         pools = np.array([_pool_seconds(x, options.threads) for _ in range(rounds)])
         batch = _batch(shared, episodes, l2, 0.02 if tiny else 0.5)
-        n_peer = 1 if tiny else _peer_batch(x, episodes, 0.8)
+        n_peer = 1 if tiny else _peer_batch(x, episodes, 0.6)
         ours, peer, ours_one, peer_one = [], [], [], []
         converged = 0
         for i in range(rounds):  # alternately, so that a change of the machine's mood hits both
