@@ -73,7 +73,7 @@ class Build(build_ext):
             ]
             source = str(CSRC / "cpu" / "kernels.cpp")
             jobs[folder / f"kernels_{name}.o"] = [compiler, *FLAGS, *flags, *defines, "-c", source]
-        nvcc = cuda_compiler() if (CSRC / "cuda" / "kernels.cu").exists() else None
+        nvcc = cuda_compiler()
         cuda = ["-DFX_CUDA"] if nvcc else []
         x86 = ["-DFX_X86_KERNELS"] if X86 else []
         jobs[folder / "run.o"] = [compiler, *FLAGS, *x86, "-c", str(CSRC / "cpu" / "run.cpp")]
@@ -82,9 +82,10 @@ class Build(build_ext):
         jobs[folder / "bindings.o"] = bindings
         link = [compiler, "-shared", "-fopenmp"]
         if nvcc:
-            archs = os.environ.get("FASTXFER_CUDA_ARCHS", "80;90").replace(",", ";").split(";")
-            code = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in archs if a]
-            code.append(f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}")
+            archs = [a for a in os.environ.get("FASTXFER_CUDA_ARCHS", "80;90").replace(",", ";").split(";") if a]
+            code = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in archs[:-1]]
+            # PTX of the last, for whatever comes after it.
+            code.append(f"-gencode=arch=compute_{archs[-1]},code=[sm_{archs[-1]},compute_{archs[-1]}]")
             jobs[folder / "cuda.o"] = [
                 nvcc, "-std=c++20", "-O3", *code, "-Xcompiler", "-fPIC,-fvisibility=hidden,-Wall", "--threads=0",
                 "-c", str(CSRC / "cuda" / "kernels.cu"),
