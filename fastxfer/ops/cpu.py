@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastxfer.ops.backend import compiled
-from fastxfer.ops.pool import Pool, windows
+from fastxfer.ops.pool import Pool, first_places, windows
 
 Array = NDArray[Any]
 Call = tuple[Pool, Array, Array, Array, int]  # pool, support, labels, query, ways
@@ -45,7 +45,6 @@ def _batches(pool: Pool, support: Array, labels: Array, query: Array, ways: int)
         images = (v[None] for v in (pool.offset, pool.inverse_length, pool.square))
         yield pool.gram(), support, query, labels, *images, count, ways
         return
-    at_support, at_query = np.arange(m)[None], np.arange(m, m + q)[None]
     for window in windows(pool, count, m, q):
         n = window.stop - window.start
         queries = query if len(query) == 1 else query[window]
@@ -60,4 +59,6 @@ def _batches(pool: Pool, support: Array, labels: Array, query: Array, ways: int)
             np.matmul(own[:, :m], own.transpose(0, 2, 1), out=block)
         images = (v[rows] for v in (pool.offset, pool.inverse_length, pool.square))
         own_labels = labels if len(labels) == 1 else labels[window]
+        places = first_places(rows)
+        at_support, at_query = (np.ascontiguousarray(part) for part in (places[:, :m], places[:, m:]))
         yield block, at_support, at_query, own_labels, *images, n, ways

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from fastxfer.ops.backend import compiled
 from fastxfer.ops.cpu import Call
-from fastxfer.ops.pool import Pool, windows
+from fastxfer.ops.pool import Pool, first_places, windows
 
 Array = NDArray[Any]
 
@@ -164,7 +164,6 @@ def _batches(call: Call, settings: int, place: str) -> Iterator[tuple[Any, int, 
         )  # fmt: skip
         yield episodes, count, out, (s, y, asked, gram)
         return
-    at_support, at_query = _tensors(place, np.arange(m), np.arange(m, m + q))
     for window in windows(pool, count, m, q):
         n = window.stop - window.start
         queries = asked.expand(n, q) if len(query) == 1 else asked[window]
@@ -172,10 +171,12 @@ def _batches(call: Call, settings: int, place: str) -> Iterator[tuple[Any, int, 
         own = on["centred"][rows]
         block = own[:, :m] @ own.transpose(1, 2)
         images = [on[name][rows].contiguous() for name in ("offset", "inverse_length", "square")]
+        places = first_places(rows.cpu().numpy())
+        at_support, at_query = _tensors(place, places[:, :m].copy(), places[:, m:].copy())
         own_labels, out = (y if len(labels) == 1 else y[window].contiguous()), scores(n)
         episodes = compiled.EpisodesAt(
             n, m, q, ways, block.data_ptr(), is_double, m + q, m * (m + q),
-            at_support.data_ptr(), 0, at_query.data_ptr(), 0, own_labels.data_ptr(), label_step,
+            at_support.data_ptr(), m, at_query.data_ptr(), q, own_labels.data_ptr(), label_step,
             *(v.data_ptr() for v in images), m + q, out.data_ptr(),
         )  # fmt: skip
-        yield episodes, n, out, (block, images, own_labels)
+        yield episodes, n, out, (block, images, own_labels, at_support, at_query)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
@@ -67,6 +68,7 @@ class Pool:
             if not finite.all():
                 raise DataError(f"embedding of row {rows.start + int(np.flatnonzero(~finite)[0])} is not finite")
         if self.backend != "reference":
+            self._first = _first_alike(values)
             self._centre()
 
     def _centre(self) -> None:
@@ -105,11 +107,41 @@ class Pool:
         self._products += float(count) * m * (m + q)
         return self._products * GRAM_ADVANTAGE >= 0.5 * self.n_images**2
 
+    def first_alike(self, rows: Array) -> Array:
+        """Rows with each one replaced by the first row of the pool that holds the same embedding.
+
+        BLAS may give equal rows products of different last bits, by where they stand; so equal images are made one,
+        and what ought to tie does.
+        """
+        return rows if self.backend == "reference" else self._first[rows]
+
     def precise(self, support: Array, query: Array) -> tuple[Pool, Array, Array]:
         """A float64 pool of the images that some episodes need, and the episodes' rows in it."""
         rows, where = np.unique(np.concatenate([support.ravel(), query.ravel()]), return_inverse=True)
         pool = Pool(self.x[rows], backend=self.backend, dtype="float64", threads=self.threads)
         return pool, where[: support.size].reshape(support.shape), where[support.size :].reshape(query.shape)
+
+
+def _first_alike(values: Array) -> Array:
+    """(n,) for each row the first row that is equal to it."""
+    first = np.arange(len(values))
+    seen: dict[bytes, int] = {}
+    for i, row in enumerate(values):
+        # + 0 makes −0 and 0 one. 128 bits of a hash stand for the row, so that the rows are not held twice.
+        digest = hashlib.blake2b(np.ascontiguousarray(row + row.dtype.type(0)), digest_size=16).digest()
+        first[i] = seen.setdefault(digest, i)
+    return first
+
+
+def first_places(rows: Array) -> Array:
+    """(n, k) rows -> (n, k) for each place the first place of its line that holds the same row."""
+    order = np.argsort(rows, axis=1, kind="stable")
+    ordered = np.take_along_axis(rows, order, axis=1)
+    starts = np.concatenate([np.ones((len(rows), 1), bool), ordered[:, 1:] != ordered[:, :-1]], axis=1)
+    leader = np.maximum.accumulate(np.where(starts, np.arange(rows.shape[1]), 0), axis=1)
+    places = np.empty_like(order)
+    np.put_along_axis(places, order, np.take_along_axis(order, leader, axis=1), axis=1)
+    return places
 
 
 def blocks(n: int, row_bytes: int) -> Iterator[slice]:
@@ -152,9 +184,9 @@ def check_episodes(
     if ways < 1 or y.dtype.kind not in "iu" or (y.size and (y.min() < 0 or y.max() >= ways)):
         raise UsageError(f"labels must be integers 0 … ways − 1 = {ways - 1}")
     return (
-        np.ascontiguousarray(s, np.int64),
+        np.ascontiguousarray(pool.first_alike(s), np.int64),
         np.ascontiguousarray(np.atleast_2d(y), np.int32),
-        np.ascontiguousarray(q, np.int64),
+        np.ascontiguousarray(pool.first_alike(q), np.int64),
     )
 
 
