@@ -56,7 +56,7 @@ struct RidgeParams {
     Episodes episodes;
     int n_l2;
     const double* l2;
-    bool* doubtful;  // (count): rounding of the inner products may have moved a score by more than 1e-4
+    bool* doubtful;  // (count): rounding of the inner products may have moved a score by more than some 1e-4
 };
 
 struct PrototypeParams {

@@ -79,6 +79,7 @@ class LogisticSolver {
     FX_BODY bool solve(const Team& team, double l2, double tol, int max_iter) {
         iterations = 0;
         bool converged = false;
+        scale_bias(team, l2);
         // Logits are followed by adding steps up. They are computed anew at the end; if that shows that rounding has
         // moved them, the search goes on from there.
         for (int round = 0; round < 3; ++round) {
@@ -103,7 +104,16 @@ class LogisticSolver {
     int iterations;
 
   private:
-    static constexpr Real theta_ = Real(0.7);  // K is scaled to a mean diagonal of one
+    // θ for this l2. Along weights the curvature is l2 and what the loss adds, at most the order of K's mean diagonal,
+    // one; along the biases it is θ² p (1 - p). θ makes it no less than l2: were it less, steps that suit the biases
+    // would be too long for weights, and in directions that K does not see they would grow without bound.
+    FX_BODY void scale_bias(const Team& team, double l2) {
+        const double classes = c_ > 1 ? c_ : 4;
+        const Real theta = static_cast<Real>(sqrt(0.5 + classes * l2)), change = theta_ / theta;
+        each_row(team, c_, [=, this](int c) { A[c * stride_ + m_] *= change; });
+        theta_ = theta;
+        team.sync();
+    }
 
     FX_FUNCTION Images<Real> images() const { return {c_, stride_, label, weight_}; }
 
@@ -214,7 +224,7 @@ class LogisticSolver {
     // The two-loop recursion (Nocedal 1980) on coefficients: q = g + Σ a_k y_k and r = γ q + Σ b_k s_k need only inner
     // products among stored vectors and with g, all known. Writes the weights of -H g in the order of rows_, returns
     // that of g. By one member.
-    FX_BODY double direction_weights() const {
+    FX_BODY double direction_weights(double l2) const {
         const int count = count_;
         double* weight = weights_;
         for (int i = count - 1; i >= 0; --i) {
@@ -224,7 +234,8 @@ class LogisticSolver {
             weight[2 * i + 1] = sum / sy(at, at);  // α_i
         }
         const int last = slot(count - 1);
-        const double gamma = sy(last, last) / yy(last, last);
+        // No curvature is below l2 but, perhaps, along the biases.
+        const double measured = sy(last, last) / yy(last, last), gamma = measured * l2 < 1 ? measured : 1 / l2;
         for (int i = 0; i < count; ++i) {
             const int at = slot(i);
             double sum = with_g_[2 * i + 1];
@@ -280,7 +291,7 @@ class LogisticSolver {
                         K_rows_[2 * i] = Ks_row(slot(i));
                         K_rows_[2 * i + 1] = Ky_row(slot(i));
                     }
-                    shared_[0] = direction_weights();
+                    shared_[0] = direction_weights(l2);
                 }
                 team.sync();
                 of_g = shared_[0];
@@ -421,6 +432,7 @@ class LogisticSolver {
     int m_, c_, stride_, n_, history_;
     int count_ = 0, oldest_ = 0;
     double a_norm_ = 0;
+    Real theta_ = 1;
     Real *weight_, *is_image_, *Z_, *R_, *G_, *KG_, *ZD_, *pairs_, *K_pairs_;
     const Real **rows_, **K_rows_;
     double *with_g_, *old_with_g_, *weights_, *sy_, *yy_, *bias_matrix_, *bias_vector_, *shared_;

@@ -44,6 +44,7 @@ FX_BODY void ridge_episode(const Team& team, const RidgeParams& params, std::int
     // Rounding of the Gram matrix may leave pivots below zero where images coincide.
     const double least = m * static_cast<double>(Format<Gram>::epsilon);
 
+    double pivot = 1;
     for (int l = 0; l < params.n_l2; ++l) {
         const double shift = m * params.l2[l] / size;
         each_row(team, m, [&](int i) {
@@ -52,6 +53,10 @@ FX_BODY void ridge_episode(const Team& team, const RidgeParams& params, std::int
         });
         team.sync();
         cholesky(team, m, own.factor, stride, least < shift ? least : shift);
+        for (int i = 0; i < m; ++i) {
+            const double root = own.factor[static_cast<std::int64_t>(i) * stride + i];
+            pivot = root * root < pivot ? root * root : pivot;
+        }
         each_row(team, ways, [&](int way) {
             double* a = own.A + (static_cast<std::int64_t>(l) * ways + way) * stride;
             double mean = 0;
@@ -70,7 +75,8 @@ FX_BODY void ridge_episode(const Team& team, const RidgeParams& params, std::int
         team.sync();
     }
 
-    // A score is Σ a_i k_i with k_i as uncertain as the entries of K.
+    // A score is Σ a_i k_i with k_i as uncertain as the entries of K, and so are the equations that a solves: the worse
+    // they are conditioned, the more.
     if (team.rank() == 0) {
         double largest = 0;
         for (int row = 0; row < params.n_l2 * ways; ++row) {
@@ -79,7 +85,7 @@ FX_BODY void ridge_episode(const Team& team, const RidgeParams& params, std::int
             for (int i = 0; i < m; ++i) square += a[i] * a[i];
             largest = square > largest ? square : largest;
         }
-        params.doubtful[e] = measured.rounding * size * sqrt(largest) > 1e-4;
+        params.doubtful[e] = measured.rounding * size * sqrt(largest / pivot) > 1e-4;
     }
     for (int first = 0; first < all.q; first += query_block) {
         const int count = first + query_block <= all.q ? query_block : all.q - first;

@@ -192,10 +192,10 @@ def check_episodes(
 
 def check_l2(values: Sequence[float]) -> NDArray[np.float64]:
     """Penalties as an array (L,); `UsageError` unless all are positive numbers."""
-    made = np.ascontiguousarray(values, np.float64)
+    made = np.asarray(values, np.float64)
     if made.ndim != 1 or not made.size or not (np.isfinite(made).all() and (made > 0).all()):
         raise UsageError(f"l2 must be a list of positive numbers, got {values}")
-    return made
+    return np.ascontiguousarray(made)
 
 
 def check_k(values: Sequence[int]) -> NDArray[np.int32]:
