@@ -42,9 +42,7 @@ def train_transform(recipe: Recipe, size: int, interpolation: str) -> Transform:
         [
             tv.Lambda(lambda image: tv.functional.center_crop(image, min(image.size))),
             tv.Resize((size, size), tv.InterpolationMode.BICUBIC),
-            tv.RandomAffine(
-                45, translate=(0.25, 0.25), scale=(0.9, 1.1), interpolation=tv.InterpolationMode.BILINEAR
-            ),
+            tv.RandomAffine(45, translate=(0.25, 0.25), scale=(0.9, 1.1), interpolation=tv.InterpolationMode.BILINEAR),
             tv.RandomHorizontalFlip(recipe.hflip),
             tv.Lambda(_to_uint8),
         ]
@@ -53,7 +51,5 @@ def train_transform(recipe: Recipe, size: int, interpolation: str) -> Transform:
 
 def eval_transform(size: int, interpolation: str, crop_pct: float) -> Transform:
     """Shorter side to size/crop_pct, centre crop (timm's evaluation)."""
-    plain: Transform = create_transform(
-        size, use_prefetcher=True, interpolation=interpolation, crop_pct=crop_pct
-    )
+    plain: Transform = create_transform(size, use_prefetcher=True, interpolation=interpolation, crop_pct=crop_pct)
     return plain

@@ -87,9 +87,7 @@ class _Run:
         self.network = _create(self.name, self.args, len(source.class_names)).to(device)
         self.parameters = sum(p.numel() for p in self.network.parameters())
         config: dict[str, Any] = self.network.pretrained_cfg  # type: ignore[assignment]
-        self.size = recipe.image_size or (
-            TINY_SIZE if recipe.arch in ARCHITECTURES else config["input_size"][1]
-        )
+        self.size = recipe.image_size or (TINY_SIZE if recipe.arch in ARCHITECTURES else config["input_size"][1])
         self.preprocessing = {
             "input_size": [3, self.size, self.size],
             "mean": list(recipe.mean or config["mean"]),
@@ -159,12 +157,8 @@ class _Run:
                 "Give the same options, or another --out"
             )
         if meta["source"] == UNTRAINED:
-            raise UsageError(
-                f"--resume: '{self.out}' is an untrained network's checkpoint: give another --out"
-            )
-        if training["images"] != len(self.source.train.paths) or meta["class_names"] != list(
-            self.source.class_names
-        ):
+            raise UsageError(f"--resume: '{self.out}' is an untrained network's checkpoint: give another --out")
+        if training["images"] != len(self.source.train.paths) or meta["class_names"] != list(self.source.class_names):
             raise DataError(
                 f"--resume: '{self.out}' was begun on {training['images']} images of the source, "
                 f"which now has {len(self.source.train.paths)}, or on other classes"
@@ -177,11 +171,7 @@ class _Run:
         torch.set_rng_state(training["torch_rng"])
         if training["cuda_rng"] is not None and self.device.type == "cuda":
             torch.cuda.set_rng_state(training["cuda_rng"], self.device)
-        say(
-            f"going on from step {self.step:,} of {self.steps:,}"
-            if self.step < self.steps
-            else "already finished"
-        )
+        say(f"going on from step {self.step:,} of {self.steps:,}" if self.step < self.steps else "already finished")
 
     # -- training ---------------------------------------------------------------------------------------------------
 
@@ -202,9 +192,7 @@ class _Run:
             f"{self.steps:,} steps of {self.batch_size} on {self.device}"
         )
         if source.held_out:
-            say(
-                f"no val split: {len(source.val.paths):,} train images held out for validation (seed {recipe.seed})"
-            )
+            say(f"no val split: {len(source.val.paths):,} train images held out for validation (seed {recipe.seed})")
         images, val = (
             Images(source.train.paths, cache_bytes=cache_bytes),
             Images(source.val.paths, cache_bytes=cache_bytes),
@@ -212,13 +200,9 @@ class _Run:
         in_memory = images.load("decode train") and val.load("decode val")
         if workers is None:
             workers = 0 if in_memory else max((os.cpu_count() or 1) - 1, 1)
-        normalise = Normaliser(
-            tuple(self.preprocessing["mean"]), tuple(self.preprocessing["std"]), self.device
-        )
+        normalise = Normaliser(tuple(self.preprocessing["mean"]), tuple(self.preprocessing["std"]), self.device)
         interpolation, crop_pct = self.preprocessing["interpolation"], self.preprocessing["crop_pct"]
-        batches = Batches(
-            images, train_transform(recipe, self.size, interpolation), self.batch_size, recipe.seed
-        )
+        batches = Batches(images, train_transform(recipe, self.size, interpolation), self.batch_size, recipe.seed)
         evaluation = eval_transform(self.size, interpolation, crop_pct)
         labels = torch.from_numpy(source.train.labels)
         trainer = Trainer(
@@ -283,9 +267,7 @@ class _Run:
             line[f"val_{metric}"] = float(metrics.METRICS[metric](logits, labels))
         self.window = []
         self.history.append(line)
-        quality = next(
-            f"{k.replace('_', ' ')} {v:.3f}" for k, v in line.items() if k in ("val_auc", "val_accuracy")
-        )
+        quality = next(f"{k.replace('_', ' ')} {v:.3f}" for k, v in line.items() if k in ("val_auc", "val_accuracy"))
         say(
             f"epoch {line['epoch']:.1f}/{self.recipe.epochs:g}: loss {line['loss']:.4f}, "
             f"val loss {line['val_loss']:.4f}, {quality}, lr {lr:.3g}, {rate:,.0f} images/s"

@@ -44,21 +44,15 @@ class Recipe:
     micro_batch: int = _field(0, "Images a forward pass; 0 = the whole batch.")
     lr: float = _field(0.4, "Peak learning rate for 256 images a step; scaled with the batch size.")
     warmup_epochs: float = _field(2.0, "Epochs of linear warm-up.")
-    warmup_start: float = _field(
-        0.0, "Share of the peak that the warm-up starts from (the paper: 1/workers)."
-    )
+    warmup_start: float = _field(0.0, "Share of the peak that the warm-up starts from (the paper: 1/workers).")
     schedule: str = _field("cosine", "cosine, step or constant.")
-    milestones: tuple[float, ...] = _field(
-        (), "Epochs of the step schedule's decays; empty = at 1/3, 2/3 and 8/9."
-    )
+    milestones: tuple[float, ...] = _field((), "Epochs of the step schedule's decays; empty = at 1/3, 2/3 and 8/9.")
     decay: float = _field(0.1, "Factor of the step schedule.")
     min_lr: float = _field(0.0, "Where the cosine ends.")
     momentum: float = _field(0.9, "SGD momentum.")
     nesterov: bool = _field(True, "Nesterov's momentum.")
     weight_decay: float = _field(1e-4, "Weight decay.")
-    agc: float = _field(
-        0.0, "Adaptive gradient clipping factor, without the head; 0 = off (the paper: 0.01)."
-    )
+    agc: float = _field(0.0, "Adaptive gradient clipping factor, without the head; 0 = off (the paper: 0.01).")
     label_smoothing: float = _field(0.0, "Label smoothing.")
     augment: str = _field("crop", "crop (random resized crop), xray (shift, rotate, scale) or none.")
     crop_scale: float = _field(0.5, "Smallest share of the area in a crop (ImageNet's usual: 0.08).")
@@ -103,9 +97,7 @@ class Recipe:
         checked = {}
         for key, value in values.items():
             if key not in kinds:
-                raise DataError(
-                    f"{where}: unknown key '{key}'.{nearest(key, kinds)} Known: {', '.join(kinds)}"
-                )
+                raise DataError(f"{where}: unknown key '{key}'.{nearest(key, kinds)} Known: {', '.join(kinds)}")
             checked[key] = _as(kinds[key], key, value, where)
         return replace(self, **checked)
 

@@ -44,9 +44,7 @@ def open_source(
     `UsageError` for an unknown class, `DataError` for a source without train images or with one class only.
     """
     if target.root is None:
-        raise DataError(
-            f"source '{target.name}': its images are not known, only its table: load it from --data-root"
-        )
+        raise DataError(f"source '{target.name}': its images are not known, only its table: load it from --data-root")
     names, labels = _restrict(target, classes)
     rows = np.flatnonzero((~np.isnan(labels)).any(axis=1) if labels.ndim == 2 else labels >= 0)
     train = rows[target.split[rows] == "train"]
@@ -55,9 +53,7 @@ def open_source(
     if len(train) == 0:
         raise DataError(f"source '{target.name}' has no train images{of}")
     if labels.ndim == 1 and len(np.unique(labels[train])) < 2:
-        raise DataError(
-            f"source '{target.name}': all {len(train)} train images{of} are of one class: nothing to learn"
-        )
+        raise DataError(f"source '{target.name}': all {len(train)} train images{of} are of one class: nothing to learn")
     held_out = len(val) == 0
     if held_out:
         taken = _hold_out(target, train, labels[train], val_fraction, seed)

@@ -174,9 +174,7 @@ def spied(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     class Spy(module.Trainer):
         def step(self, pixels: torch.Tensor, labels: torch.Tensor, lr: float, mix: Any = None) -> float:
             if not seen:
-                seen.update(
-                    trainer=self, pixels=pixels, mix=mix, head=head_of(self.network).weight.detach().clone()
-                )
+                seen.update(trainer=self, pixels=pixels, mix=mix, head=head_of(self.network).weight.detach().clone())
             return super().step(pixels, labels, lr, mix)
 
     monkeypatch.setattr(module, "Trainer", Spy)
@@ -225,9 +223,7 @@ def test_paper_resizes_the_shorter_side_bit_both() -> None:
 
 def test_oversampling_draws_classes_equally_often(digits: Target, bit: str, spied: dict[str, Any]) -> None:
     train = digits.rows("train")
-    rare = np.concatenate(
-        [train[digits.labels[train] != 3], train[digits.labels[train] == 3][:2], digits.rows("test")]
-    )
+    rare = np.concatenate([train[digits.labels[train] != 3], train[digits.labels[train] == 3][:2], digits.rows("test")])
     target = digits.take(rare)
     from fastxfer.training import rows_of_step
 
@@ -256,9 +252,7 @@ def test_multi_label_with_unknown_entries_and_val(digits: Target, bit: str) -> N
 
 
 def test_divergence_says_what_to_try(digits: Target, bit: str) -> None:
-    with pytest.raises(
-        DataError, match=r"the loss became (nan|inf) at step \d+ .*--base-lr .*--preset paper"
-    ):
+    with pytest.raises(DataError, match=r"the loss became (nan|inf) at step \d+ .*--base-lr .*--preset paper"):
         finetune(bit, digits, **{**QUICK, "base_lr": 1e30})
 
 
@@ -377,9 +371,7 @@ def test_plan_of_another_store(run: Callable[..., Result], studied: Path, world:
     assert "does not exist: `fastxfer select --out" in missing.stderr
 
 
-def test_everything_is_checked_before_the_first_run(
-    run: Callable[..., Result], studied: Path, world: Path
-) -> None:
+def test_everything_is_checked_before_the_first_run(run: Callable[..., Result], studied: Path, world: Path) -> None:
     whole = plan(studied, world)
     whole["entries"][1]["checkpoint"] = "gone.pt"
     (studied / "gone.json").write_text(json.dumps(whole))

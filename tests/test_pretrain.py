@@ -34,9 +34,7 @@ from pretrain.source import open_source
 # As small as a BiT can be: one stage of GroupNorm(32) and weight-standardised bottlenecks, with stochastic depth so
 # that the global generator matters too.
 TINY = {"channels": [32], "stem_chs": 32, "bottle_ratio": 1.0, "drop_path_rate": 0.2}
-SHORT = Recipe(
-    arch="resnetv2_50x1_bit", arch_args=TINY, image_size=16, epochs=3, batch_size=16, hflip=0.0, lr=0.8
-)
+SHORT = Recipe(arch="resnetv2_50x1_bit", arch_args=TINY, image_size=16, epochs=3, batch_size=16, hflip=0.0, lr=0.8)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -229,9 +227,7 @@ def test_masked_loss_ignores_what_is_unknown() -> None:
 
 def _trainer(micro: int, agc: float = 0.0, lr: float = 0.1) -> tuple[Trainer, torch.nn.Module]:
     torch.manual_seed(0)
-    network = timm.create_model(
-        "resnetv2_50x1_bit", num_classes=64, channels=[64], stem_chs=32, bottle_ratio=0.5
-    )
+    network = timm.create_model("resnetv2_50x1_bit", num_classes=64, channels=[64], stem_chs=32, bottle_ratio=0.5)
     normalise = Normaliser((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), torch.device("cpu"))
     return Trainer(network, torch.optim.SGD(network.parameters(), lr=lr), normalise, micro, agc=agc), network
 
@@ -257,15 +253,12 @@ def test_micro_batches_give_the_gradient_of_the_batch(multi_label: bool) -> None
 
 def test_agc_clips_everything_but_the_head() -> None:
     """A body convolution as wide as there are classes is clipped: the head is known by being the head."""
-    pixels = torch.randint(
-        0, 256, (8, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
-    )
+    pixels = torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     trainer, network = _trainer(8, agc=1e-4, lr=1.0)
     before = {k: p.detach().clone() for k, p in network.named_parameters()}
     trainer.step(pixels, torch.arange(8), lr=1.0)
     moved = {
-        k: (p.detach() - before[k]).norm() / before[k].norm().clamp(min=1e-3)
-        for k, p in network.named_parameters()
+        k: (p.detach() - before[k]).norm() / before[k].norm().clamp(min=1e-3) for k, p in network.named_parameters()
     }
     assert before["stages.0.blocks.0.conv3.weight"].shape[0] == 64
     assert moved["stages.0.blocks.0.conv3.weight"] <= 1.01e-4
@@ -313,9 +306,7 @@ def test_multi_label_source_trains(few: Target, tmp_path: Path) -> None:
 def test_nan_stops_with_a_message_and_keeps_the_checkpoint(few: Target, tmp_path: Path) -> None:
     pretrain(replace(SHORT, epochs=1.0), few, tmp_path / "ok.pt")
     bad = replace(SHORT, lr=1e18, warmup_epochs=0.0, momentum=0.0, nesterov=False)
-    with pytest.raises(
-        DivergedError, match=r"the loss became (nan|inf) at step \d+ .*\.png.*--lr .*--agc 0\.01"
-    ):
+    with pytest.raises(DivergedError, match=r"the loss became (nan|inf) at step \d+ .*\.png.*--lr .*--agc 0\.01"):
         pretrain(bad, few, tmp_path / "bad.pt")
     assert not (tmp_path / "bad.pt").exists()
 

@@ -24,26 +24,18 @@ from fastxfer.errors import UsageError
 
 
 @click.command(cls=ManyValues)
-@click.option(
-    "--plan", "plan_file", type=click.Path(path_type=Path), help="Plan that `fastxfer select` wrote."
-)
-@click.option(
-    "--only", type=click.IntRange(min=1), multiple=True, help="Only these entries of the plan (1, 2, …)."
-)
+@click.option("--plan", "plan_file", type=click.Path(path_type=Path), help="Plan that `fastxfer select` wrote.")
+@click.option("--only", type=click.IntRange(min=1), multiple=True, help="Only these entries of the plan (1, 2, …).")
 @click.option("--ckpt", help="Checkpoint or timm name, instead of a plan.")
 @click.option("--arch", help="timm architecture of --ckpt, where it doesn't say.")
 @click.option("--arch-arg", "arch_arg", multiple=True, help="Keyword argument of --arch: KEY=VALUE.")
 @click.option("--name", help="What the results call the backbone of --ckpt.")
 @click.option("--source", help="What --ckpt was trained on, where it doesn't say.")
 @click.option("--target", "targets", multiple=True, help="Target(s) for --ckpt.")
-@click.option(
-    "--preset", default="bit", show_default=True, help="bit (BiT-HyperRule) or paper (Cherti & Jitsev 2021)."
-)
+@click.option("--preset", default="bit", show_default=True, help="bit (BiT-HyperRule) or paper (Cherti & Jitsev 2021).")
 @click.option("--steps", type=click.IntRange(min=1), help="Steps; the schedule is scaled to them.")
 @click.option("--batch-size", type=click.IntRange(min=1), help="Images a step [bit: 512, paper: 128].")
-@click.option(
-    "--image-size", type=click.IntRange(min=8), help="Pixels a side [small images: 128, others: 480]."
-)
+@click.option("--image-size", type=click.IntRange(min=8), help="Pixels a side [small images: 128, others: 480].")
 @click.option("--base-lr", type=float, help="Learning rate after the warm-up [bit: 0.003, paper: 0.001].")
 @click.option(
     "--hflip",
@@ -53,12 +45,8 @@ from fastxfer.errors import UsageError
     help="Probability of a mirror image.",
 )
 @click.option("--oversample", is_flag=True, help="Draw every class equally often.")
-@click.option(
-    "--micro-batch", type=click.IntRange(min=1), help="Images a forward pass; the result stays the same."
-)
-@click.option(
-    "--curves", type=click.Path(path_type=Path, file_okay=False), help="Folder for the loss of every step."
-)
+@click.option("--micro-batch", type=click.IntRange(min=1), help="Images a forward pass; the result stays the same.")
+@click.option("--curves", type=click.Path(path_type=Path, file_okay=False), help="Folder for the loss of every step.")
 @click.option("--workers", type=click.IntRange(min=0), default=0, show_default=True, help="Loader processes.")
 @click.option("--device", default="auto", show_default=True, help="auto = cuda if there is one, else cpu.")
 @store_option
@@ -157,9 +145,7 @@ def finetune(
 
     kept = ResultStore.open(results or results_path(store_path))
     started = time.perf_counter()
-    outcomes = run_all(
-        runs, kept, seed=seed, curves=curves, micro_batch=micro_batch, workers=workers, device=device
-    )
+    outcomes = run_all(runs, kept, seed=seed, curves=curves, micro_batch=micro_batch, workers=workers, device=device)
     kept.log_run(
         {
             "command": command_line(),

@@ -38,21 +38,13 @@ def _recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @click.command(cls=ManyValues)
-@click.option(
-    "--recipe", "recipe_file", type=click.Path(path_type=Path), help="TOML file; options override its keys."
-)
-@click.option(
-    "--out", type=click.Path(path_type=Path, dir_okay=False), required=True, help="Checkpoint to write."
-)
+@click.option("--recipe", "recipe_file", type=click.Path(path_type=Path), help="TOML file; options override its keys.")
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), required=True, help="Checkpoint to write.")
 @_recipe_options
 @click.option("--resume", is_flag=True, help="Go on exactly where --out was left; begin if it isn't there.")
 @click.option("--overwrite", is_flag=True, help="Replace --out.")
-@click.option(
-    "--untrained", is_flag=True, help="Write the random initialisation of the same seed: the floor."
-)
-@click.option(
-    "--workers", type=click.IntRange(min=0), help="Loader processes; none if all images fit in memory."
-)
+@click.option("--untrained", is_flag=True, help="Write the random initialisation of the same seed: the floor.")
+@click.option("--workers", type=click.IntRange(min=0), help="Loader processes; none if all images fit in memory.")
 @click.option("--device", default="auto", show_default=True, help="auto = cuda if there is one, else cpu.")
 @click.option("--checkpoint-every", type=click.IntRange(min=0), default=0, help="Also every so many steps.")
 @data_root_option
@@ -110,9 +102,7 @@ def pretrain(
         emit_json(summary)
         return
     shown = {k: v for k, v in summary.items() if k not in ("history", "arch_args", "classes")}
-    print_table(
-        ("what", "value"), [(k, f"{v:,.4g}" if isinstance(v, float) else v) for k, v in shown.items()]
-    )
+    print_table(("what", "value"), [(k, f"{v:,.4g}" if isinstance(v, float) else v) for k, v in shown.items()])
 
 
 def _register(source: Path, data_root: Path) -> str:
