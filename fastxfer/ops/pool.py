@@ -128,7 +128,7 @@ def _first_alike(values: Array) -> Array:
     seen: dict[bytes, int] = {}
     for i, row in enumerate(values):
         # + 0 makes −0 and 0 one. 128 bits of a hash stand for the row, so that the rows are not held twice.
-        digest = hashlib.blake2b(np.ascontiguousarray(row + row.dtype.type(0)), digest_size=16).digest()
+        digest = hashlib.blake2b((row + row.dtype.type(0)).tobytes(), digest_size=16).digest()
         first[i] = seen.setdefault(digest, i)
     return first
 
