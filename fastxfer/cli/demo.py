@@ -138,20 +138,26 @@ def _learned(store_path: str) -> dict[str, Any]:
         )
     episodes = rows[rows["episode"] >= 0]
     solved = len(episodes[episodes["metric"] == "accuracy"])
+    unconverged = int((~episodes[episodes["metric"] == "accuracy"]["converged"]).sum())
+    missing = sorted({e.target for e in EmbeddingStore.open(store_path).entries()} - set(logistic["target"]))
     runs = results.runs()
     solving = sum(run["seconds"] for run in runs if run.get("stage") == "fewshot")
     embedding = sum(float(entry.attrs.get("seconds", 0.0)) for entry in EmbeddingStore.open(store_path).entries())
     tuned = rows[(rows["probe"] == "finetune") & (rows["metric"] == "seconds")]["value"]
     n_cells = len(logistic)
     everything = float(tuned.mean()) * n_cells
+    left_out = f" Left out, with too few images: {', '.join(missing)}." if missing else ""
     return {
+        "targets": sorted(set(logistic["target"])),
+        "unconverged": unconverged,
         "sentences": [
-            f"Learned: at 5 shots (accuracy, 95 % interval over episodes), {'; '.join(parts)}.",
-            f"Cost: {embedding:.0f} s of forward passes and {solving:.0f} s for {solved:,} classifiers, each solved to "
-            f"its optimum; {len(tuned)} fine-tunings that the selection asked for took {tuned.sum():.0f} s.",
-            f"Otherwise: fine-tuning each of these {n_cells} cells once, at the {tuned.mean():.0f} s measured here, "
-            f"would have taken {everything / 60:.0f} min; {EPISODES[False]:,} times each, "
-            f"{EPISODES[False] * everything / 86400:.0f} days.",
+            f"Learned: at 5 shots (accuracy, 95 % interval over episodes), {'; '.join(parts)}.{left_out}",
+            f"Cost: {embedding:.0f} s of forward passes and {solving:.0f} s for {solved:,} few-shot classifiers "
+            f"({unconverged:,} did not reach their tolerance); {len(tuned)} fine-tuning(s) that the selection asked for "
+            f"took {tuned.sum():.1f} s.",
+            f"Otherwise: fine-tuning each of these {n_cells} cells once, at the {tuned.mean():.1f} s of those above, "
+            f"would take about {everything / 60:.1f} min; {EPISODES[False]:,} times each, "
+            f"{EPISODES[False] * everything / 86400:.1f} days.",
         ],
         "classifiers": solved,
         "embedding_seconds": embedding,

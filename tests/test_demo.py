@@ -1,0 +1,36 @@
+"""The demo itself, smaller: every stage in order, on real images; and a second run that finds everything done."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fastxfer.results import ResultStore
+
+
+def demo(out: Path) -> dict[str, Any]:
+    command = [sys.executable, "-m", "fastxfer", "demo", "--small", "--json", "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout)  # one document, nothing else
+
+
+@pytest.mark.slow
+def test_the_demo_walks_the_whole_road_and_then_finds_it_walked(tmp_path: Path) -> None:
+    first = demo(tmp_path / "demo")
+    assert first["targets"] == ["digits", "digits-unseen", "faces", "textures"]
+    assert "Left out" not in first["sentences"][0]
+    assert first["classifiers"] == 3 * 4 * 4 * 4 * 60  # backbones, targets, shots, probes, episodes
+    assert (tmp_path / "demo" / "report" / "index.html").stat().st_size < 10 * 2**20
+    rows = ResultStore.open(tmp_path / "demo" / "store-results").read()
+    assert {"logistic", "ridge", "prototype", "knn", "finetune"} == set(rows["probe"])
+    logistic = rows[(rows["probe"] == "logistic") & (rows["shots"] == "10") & (rows["target"] == "digits")]
+    assert logistic.groupby("backbone", observed=True)["value"].mean()["efficientnet-lite0"] > 0.5  # chance: 0.2
+
+    demo(tmp_path / "demo")
+    assert len(ResultStore.open(tmp_path / "demo" / "store-results").read()) == len(rows)
