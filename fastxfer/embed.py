@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from fastxfer import __version__
 from fastxfer.backbones import PRECISIONS, Backbone
 from fastxfer.errors import DataError, UsageError
-from fastxfer.images import load_image
+from fastxfer.images import check_header, load_image
 from fastxfer.progress import progress, say
 from fastxfer.store import BLOCK_ROWS, EmbeddingStore, Writer, check_name
 from fastxfer.targets.table import Target
@@ -299,9 +299,11 @@ def _check_images(target: Target, rows: Sequence[int], threads: int, *, contents
         path = _path(target, row)
         if not os.path.isfile(path):
             return f"{path}: there is no such file"
-        if contents and not _looks_whole(path):
+        if contents:
             try:
-                load_image(path)
+                check_header(path)
+                if not _looks_whole(path):
+                    load_image(path)
             except DataError as error:
                 return str(error)
         return None

@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import struct
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -241,6 +243,22 @@ def test_bad_images_stop_before_anything_is_computed(tmp_path: Path, monkeypatch
     for name in ("002.jpg: truncated", "005.png: empty file", "006.jpg: not an image"):
         assert name in words
     assert [e.n_present for e in store.entries()] == [0, 0]
+
+
+def test_a_bomb_that_ends_like_a_whole_png_stops_before_anything_is_computed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = make_images(tmp_path, 4)
+    size = struct.pack(">II", 60_000, 60_000) + b"\x08\x00\x00\x00\x00"
+    chunks = [(b"IHDR", size), (b"IDAT", zlib.compress(b"\0" * 100)), (b"IEND", b"")]
+    png = b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    )
+    (Path(str(target.root)) / str(target.image_id[2])).write_bytes(png)
+    backbone, store = make_backbone(tmp_path), open_store(tmp_path / "s")
+    monkeypatch.setattr(type(backbone.network), "forward", lambda *_: pytest.fail("a forward pass"))
+    with pytest.raises(DataError, match=r"1 of 4 images cannot be used; nothing was computed.*60,?000"):
+        embed(backbone, [target], store)
 
 
 def test_skip_bad_leaves_them_out_names_and_counts_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
