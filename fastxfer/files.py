@@ -5,9 +5,10 @@ from __future__ import annotations
 import io
 import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,17 +16,18 @@ from numpy.typing import NDArray
 PARTIAL = ".partial"
 
 
-def write_whole(path: Path, content: bytes | memoryview) -> None:
-    """Write a file so that under its name there is either the old content or the whole new one, whatever happens.
+@contextmanager
+def whole_file(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write to, so that under `path` there is either the old content or the whole new one, whatever happens.
 
-    OSError (full disk, vanished mount) leaves the old content and no temporary file.
+    Any exception (a full disk, a vanished mount, Ctrl-C) leaves the old content and no temporary file.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}{PARTIAL}")
     try:
         with temporary.open("wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -37,6 +39,12 @@ def write_whole(path: Path, content: bytes | memoryview) -> None:
         os.fsync(folder)  # the rename itself
     finally:
         os.close(folder)
+
+
+def write_whole(path: Path, content: bytes | memoryview) -> None:
+    """Write a file by `whole_file`."""
+    with whole_file(path) as file:
+        file.write(content)
 
 
 def write_npz(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
