@@ -102,7 +102,7 @@ def run_protocol(
             else f"the store '{store.path}' holds no embeddings yet: run `fastxfer embed` first"
         )
 
-    work: list[tuple[str, str, Probe, Episodes, tuple[str, ...]]] = []
+    work: list[tuple[str, str, str, Probe, Episodes, tuple[str, ...]]] = []
     for target, episodes in chosen:
         metrics = protocol.metrics_of(episodes.spec)
         for backbone in plan[target.name]:
@@ -111,18 +111,18 @@ def run_protocol(
                 cells = _cells(source, backbone, probe, episodes, metrics)
                 done = min(results.episodes_done(cell, episodes.hash) for cell in cells)
                 if done < episodes.n_episodes:
-                    work.append((backbone, target.name, probe, episodes.window(done, episodes.n_episodes), metrics))
+                    rest = episodes.window(done, episodes.n_episodes)
+                    work.append((backbone, target.name, source, probe, rest, metrics))
 
     # Backbone by backbone and target by target, so that one pool serves all its shots and probes.
     work.sort(key=lambda item: item[:2])
     pool_of, pool = None, None
-    with progress("solving episodes", sum(item[3].n_episodes for item in work), "episodes") as advance:
-        for backbone, name, probe, episodes, metrics in work:
+    with progress("solving episodes", sum(item[4].n_episodes for item in work), "episodes") as advance:
+        for backbone, name, source, probe, episodes, metrics in work:
             started = time.perf_counter()
             if pool is None or pool_of != (backbone, name):
                 pool = None  # the old one goes before the new one comes
                 pool_of, pool = (backbone, name), ops.Pool(store.embeddings(backbone, name), backend=backend)
-            source = source_of(store, backbone, name)
             rows = pd.concat(
                 list(_episode_rows(pool, source, backbone, probe, episodes, metrics, advance)), ignore_index=True
             )
