@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fastxfer.episodes import Episodes, EpisodeSpec, sample_episodes
     from fastxfer.errors import DataError, FastxferError, UsageError
-    from fastxfer.evaluate import evaluate
+    from fastxfer.evaluation import evaluate
     from fastxfer.probes import make_probe
     from fastxfer.results import ResultStore
     from fastxfer.store import EmbeddingStore
@@ -29,7 +29,7 @@ _HOME = {
     "Target": "targets",
     "UsageError": "errors",
     "add_target": "targets",
-    "evaluate": "evaluate",
+    "evaluate": "evaluation",
     "load_target": "targets",
     "make_probe": "probes",
     "sample_episodes": "episodes",

@@ -15,7 +15,7 @@ FLOORS = [
     {"metrics", "targets", "store", "episodes", "results", "reference", "plans"},
     {"ops", "ops_full", "backbones", "protocol", "statistics", "hyperrule"},
     {"training", "probes", "embed"},
-    {"evaluate", "finetune"},
+    {"evaluation", "finetune"},
     {"selection", "report"},
     {"demo"},
     {"cli", "pretrain"},
@@ -95,7 +95,7 @@ def test_imports_go_down(path: Path):
 @pytest.mark.parametrize(
     ("file", "source", "found"),
     [
-        ("fastxfer/metrics.py", "from fastxfer.evaluate import evaluate", "metrics imports evaluate"),
+        ("fastxfer/metrics.py", "from fastxfer.evaluation import evaluate", "metrics imports evaluation"),
         ("fastxfer/store/new.py", "def f():\n    import torch", "store imports torch"),
         ("fastxfer/report/new.py", "import click.core", "report imports click"),
         ("fastxfer/probes.py", "from fastxfer import _C", "probes imports fastxfer._C"),
@@ -115,7 +115,7 @@ def test_fewshot_starts_without_torch():
     import sys
 
     code = (
-        "import sys; import fastxfer.evaluate, fastxfer.cli, fastxfer.cli.fewshot, fastxfer.selection;"
+        "import sys; import fastxfer.evaluation, fastxfer.cli, fastxfer.cli.fewshot, fastxfer.selection;"
         "print([m for m in ('torch', 'timm', 'plotly') if m in sys.modules])"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -110,7 +110,7 @@ def fewshot(
       fastxfer fewshot --backbone r50x1 --target pets --ways all --shots 1 5 10 --probe logistic
     """
     from fastxfer.errors import UsageError
-    from fastxfer.evaluate import run_protocol
+    from fastxfer.evaluation import run_protocol
     from fastxfer.ops import resolve_backend
     from fastxfer.probes import make_probe
     from fastxfer.progress import say
@@ -209,7 +209,7 @@ def _audit(
 ) -> dict[str, Any]:  # fmt: skip
     from fastxfer.episodes import sample_episodes
     from fastxfer.errors import UsageError
-    from fastxfer.evaluate import audit
+    from fastxfer.evaluation import audit
     from fastxfer.files import write_npz
 
     pairs = [

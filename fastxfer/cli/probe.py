@@ -105,7 +105,7 @@ def _run(
 ) -> None:  # fmt: skip
     import pandas as pd
 
-    from fastxfer.evaluate import run_full
+    from fastxfer.evaluation import run_full
     from fastxfer.progress import say
     from fastxfer.results import ResultStore, results_path
     from fastxfer.store import EmbeddingStore

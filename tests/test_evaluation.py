@@ -9,7 +9,7 @@ from sklearn.linear_model import LogisticRegression
 
 from fastxfer.episodes import EpisodeSpec, sample_episodes
 from fastxfer.errors import DataError, UsageError
-from fastxfer.evaluate import audit, evaluate, evaluate_full, run_full, run_protocol
+from fastxfer.evaluation import audit, evaluate, evaluate_full, run_full, run_protocol
 from fastxfer.metrics import METRICS
 from fastxfer.probes import PROBES, KnnProbe, LogisticProbe, make_probe
 from fastxfer.protocol import Protocol
@@ -67,7 +67,7 @@ def test_windows_do_not_change_values(tmp_path, monkeypatch):
     episodes = sample_episodes(store.target("blobs"), EpisodeSpec("all", 2, "all"), 0, 30)
     metrics = ["accuracy", "balanced_accuracy", "auc"]
     whole = evaluate(store, episodes, ALL_PROBES, metrics=metrics)
-    monkeypatch.setattr("fastxfer.evaluate.WINDOW_SCORES", 7 * 120 * 6)
+    monkeypatch.setattr("fastxfer.evaluation.WINDOW_SCORES", 7 * 120 * 6)
     parts = evaluate(store, episodes, ALL_PROBES, metrics=metrics)
     keys = [*KEY]
     assert np.array_equal(whole.sort_values(keys)["value"].to_numpy(), parts.sort_values(keys)["value"].to_numpy())
