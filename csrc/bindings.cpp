@@ -25,13 +25,12 @@ void require(bool holds, const std::string& what) {
 
 template <class T>
 void in_range(const Array<T>& values, std::int64_t below, const char* name) {
-    const T* p = values.data();
-    for (py::ssize_t i = 0; i < values.size(); ++i) {
-        require(p[i] >= 0 && p[i] < below, std::string(name) + " out of range");
-    }
+    const auto [low, high] = std::minmax_element(values.data(), values.data() + values.size());
+    require(values.size() == 0 || (*low >= 0 && *high < below), std::string(name) + " out of range");
 }
 
-// Checked views of the arrays of one call. `gram` is (n, n), or (count, m, m + q) with indices into the block.
+// Checked views of the arrays of one call. `gram` is (rows, images), its first images being its rows, for all
+// episodes, or (count, m, m + q) with indices into the block.
 struct Batch {
     Episodes episodes{};
 
@@ -55,26 +54,20 @@ struct Batch {
         e.ways = ways;
         e.gram = gram.data();
         e.gram_is_double = py::isinstance<py::array_t<double>>(gram);
-        py::ssize_t images = 0;
-        if (gram.ndim() == 2) {
-            images = gram.shape(0);
-            require(gram.shape(1) == images, "gram must be square");
-            in_range(support, images, "support");
-        } else {
-            require(gram.ndim() == 3 && gram.shape(0) == count, "gram must be (n, n) or (count, m, columns)");
-            images = gram.shape(2);
-            e.gram_episode = gram.shape(1) * gram.shape(2);
-            in_range(support, std::min(gram.shape(1), images), "support");
-        }
+        const bool shared = gram.ndim() == 2;
+        require(shared || (gram.ndim() == 3 && gram.shape(0) == count),
+                "gram must be (rows, images) or (count, m, images)");
+        const py::ssize_t rows = gram.shape(shared ? 0 : 1), images = gram.shape(shared ? 1 : 2);
+        in_range(support, std::min(rows, images), "support");
+        e.gram_episode = shared ? 0 : rows * images;
         e.gram_row = images;
         in_range(query, images, "query");
         in_range(labels, ways, "labels");
         for (const Array<double>* values : {&offset, &inverse_length, &square}) {
-            require(
-                values->ndim() == 2 && values->shape(1) == images && values->shape(0) == (gram.ndim() == 2 ? 1 : count),
-                "values of images must match gram");
+            require(values->ndim() == 2 && values->shape(1) == images && values->shape(0) == (shared ? 1 : count),
+                    "values of images must match gram");
         }
-        e.image_episode = gram.ndim() == 2 ? 0 : images;
+        e.image_episode = shared ? 0 : images;
         e.support = support.data();
         e.query = query.data();
         e.labels = labels.data();

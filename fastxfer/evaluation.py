@@ -46,7 +46,7 @@ def evaluate(
     target = store.target(episodes.target)
     frames = []
     for backbone in _backbones(store, [target.name], backbones)[target.name]:
-        pool = ops.Pool(store.embeddings(backbone, target.name), backend=backend)
+        pool = _pool(store, backbone, target, [episodes], backend)
         source = source_of(store, backbone, target.name)
         for probe in probes:
             frames += list(_episode_rows(pool, source, backbone, probe, episodes, metrics))
@@ -114,15 +114,17 @@ def run_protocol(
                     rest = episodes.window(done, episodes.n_episodes)
                     work.append((backbone, target.name, source, probe, rest, metrics))
 
-    # Backbone by backbone and target by target, so that one pool serves all its shots and probes.
+    # Backbone by backbone and target by target, so that one pool serves all its shots and probes. How it makes its inner
+    # products depends on the whole study, not on what is left of it, so that a resumed run finds the same bits.
     work.sort(key=lambda item: item[:2])
+    studied = {t.name: (t, [e for other, e in chosen if other is t]) for t, _ in chosen}
     pool_of, pool = None, None
     with progress("solving episodes", sum(item[4].n_episodes for item in work), "episodes") as advance:
         for backbone, name, source, probe, episodes, metrics in work:
             started = time.perf_counter()
             if pool is None or pool_of != (backbone, name):
                 pool = None  # the old one goes before the new one comes
-                pool_of, pool = (backbone, name), ops.Pool(store.embeddings(backbone, name), backend=backend)
+                pool_of, pool = (backbone, name), _pool(store, backbone, *studied[name], backend)
             rows = pd.concat(
                 list(_episode_rows(pool, source, backbone, probe, episodes, metrics, advance)), ignore_index=True
             )
@@ -149,7 +151,7 @@ def audit(
     exported embeddings, `support_labels` (N, m), `query_labels` (N, q) in 0 … ways − 1, `l2` (N,), `objective` (N,) at
     the returned solution, `scores` (N, q, ways), `converged` (N,), `episode` (N,), `classes` (N, ways).
     """
-    pool = ops.Pool(store.embeddings(backbone, episodes.target), backend=backend)
+    pool = _pool(store, backbone, store.target(episodes.target), [episodes], backend)
     entries: list[dict[str, Any]] = []
     for position in which:
         one = episodes.window(position, position + 1)
@@ -232,6 +234,13 @@ def evaluate_full(store: EmbeddingStore, backbone: str, target: Target, probe: P
                 }
             )
     return complete(pd.DataFrame(rows))
+
+
+def _pool(store: EmbeddingStore, backbone: str, target: Target, studied: Sequence[Episodes], backend: str) -> ops.Pool:
+    """The pool for some lists of episodes of a target: one Gram matrix if they pay for it, taken together."""
+    x, support = store.embeddings(backbone, target.name), target.rows("train")
+    products = sum(float(e.n_episodes) * e.support.shape[1] * (e.support.shape[1] + e.query.shape[1]) for e in studied)
+    return ops.Pool(x, support=support, backend=backend, gram=ops.gram_pays(len(support), len(x), products))
 
 
 def source_of(store: EmbeddingStore, backbone: str, target: str) -> str:

@@ -299,17 +299,62 @@ def test_windows_of_episodes_are_joined(op, plain, monkeypatch):
     np.testing.assert_allclose(again, shared, **close)
 
 
-def test_gram_is_made_once_it_pays(plain):
+def test_gram_is_made_where_it_pays_whatever_was_asked_before(plain):
     x, s, y, q = plain
     pool = ops.Pool(x, threads=1, backend="cpu")
-    ops.ridge(pool, s[:1], y[:1], q[:1], 5, [0.1])
-    assert pool._gram is None  # 20 · 31 inner products twice over are less than 90² / 2
-    for _ in range(3):
-        ops.ridge(pool, s, y, q, 5, [0.1])
+    for _ in range(9):  # 20 · 31 inner products twice over are less than 90² / 2
+        few = ops.ridge(pool, s[:1], y[:1], q[:1], 5, [0.1])
+        assert pool._gram is None
+    ops.ridge(pool, s, y, q, 5, [0.1])
     assert pool._gram is not None
+    np.testing.assert_array_equal(ops.ridge(pool, s[:1], y[:1], q[:1], 5, [0.1]), few)
     never = ops.Pool(x, gram=False, threads=1, backend="cpu")
     ops.ridge(never, s, y, q, 5, [0.1])
     assert never._gram is None
+
+
+@each_op
+@pytest.mark.parametrize("gram", [True, False])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_pool_told_its_support_gives_the_same_answers(op, gram, dtype, plain):
+    """Images are put in another order, those that only serve as queries behind; equal ones still count as one."""
+    x, s, y, q = plain
+    x, rows = x.copy(), np.unique(s)
+    others = np.setdiff1d(np.arange(len(x)), rows)
+    x[others[0]] = x[rows[-1]]  # a copy of an image of the support, before it and outside
+    q = np.where(q == q[0, 0], others[0], q)
+    plainly = SOLVE[op](ops.Pool(x, gram=gram, dtype=dtype, threads=1, backend="cpu"), s, y, q, 5)
+    pool = ops.Pool(x, support=rows, gram=gram, dtype=dtype, threads=1, backend="cpu")
+    told = SOLVE[op](pool, s, y, q, 5)
+    if gram:
+        assert pool.gram().shape == (len(rows), len(x))
+    close = {"rtol": 1e-5, "atol": 1e-2 if op == "logistic" else 1e-5}
+    np.testing.assert_allclose(told, plainly, **close)
+
+
+def test_support_that_a_pool_was_not_told_of():
+    x = np.eye(6, dtype=np.float32)
+    pool = ops.Pool(x, support=[0, 1, 2], backend="cpu")
+    with pytest.raises(UsageError, match="support holds rows that the pool was told not to expect"):
+        ops.ridge(pool, [[0, 3]], [0, 1], [[5]], 2, [0.1])
+    for bad in ([0.5], [[0]], [6], [-1]):
+        with pytest.raises(UsageError, match="support must be integer rows 0 … 5"):
+            ops.Pool(x, support=bad, backend="cpu")
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_equal_images_share_a_place(dtype):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(50, 7)).astype(dtype)
+    x[:, 3] = 0
+    x[20] = x[4]
+    x[21] = x[4]
+    x[21, 3] = -0.0
+    x[30] = x[4][::-1]  # the same numbers in another order
+    pool = ops.Pool(x, support=np.arange(10, 50), backend="cpu")
+    places = pool.places(np.arange(50))
+    assert places[4] == places[20] == places[21] == 10
+    assert len(np.unique(places)) == 48
 
 
 def test_a_path_equals_its_values_one_by_one(plain):

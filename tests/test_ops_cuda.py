@@ -47,8 +47,9 @@ def test_addresses_of_torch_reach_the_same_op(op, dtype, gram, shared):
     call = world(dtype, gram, shared)
     for ours, theirs in zip(OPS[op](cuda, call, "cpu"), OPS[op](cpu, call), strict=True):
         assert ours.dtype == theirs.dtype
-        # inner products come from another BLAS
-        np.testing.assert_allclose(ours, theirs, rtol=2e-3, atol=2e-3 if op == "logistic" else 1e-5)
+        # Inner products come from another BLAS; their last bits may decide whether one more iteration is needed.
+        close = {"atol": 3} if ours.dtype == np.int32 else {"atol": 2e-3 if op == "logistic" else 1e-5}
+        np.testing.assert_allclose(ours, theirs, rtol=2e-3, **close)
 
 
 def test_windows_of_episodes_are_joined(monkeypatch):

@@ -60,24 +60,36 @@ struct Classes {
     }
 };
 
+// K[i][j] := row[index[j]], zero behind `count`. The numbers are spread over the whole matrix and would be waited for
+// one by one, so those of `next`, the row after this one, are asked for on the way.
+template <class Team, class Real, class Gram>
+FX_FUNCTION void gather_row(const Panels<Team, Real>& K, int i, const Gram* row, const Gram* next,
+                            const std::int64_t* index, int count) {
+    for (int first = 0; first < K.columns; first += K.P) {
+        Real* to = K.at(i, first);
+        const int width = K.panel_width(first), filled = count - first < width ? count - first : width;
+        for (int j = 0; j < filled; ++j) {
+            const std::int64_t column = index[first + j];
+            prefetch(next + column);
+            to[j] = static_cast<Real>(row[column]);
+        }
+        for (int j = filled; j < width; ++j) to[j] = Real(0);
+    }
+}
+
 // Inner products of the support with itself: raw into K (rows m, columns padded), sums of rows beside it.
 template <class Team, class Real, class Gram>
 FX_BODY void gather_support(const Team& team, const Episode<Gram>& episode, int m, const Panels<Team, Real>& K,
                             double* row_sum) {
     each_row(team, m, [&](int i) {
-        const Gram* row = episode.row(i);
-        double sum = 0;
+        gather_row(K, i, episode.row(i), episode.row(i + team.size() < m ? i + team.size() : i), episode.support, m);
+        double sum[4] = {};  // four chains of additions, since one would be waited for
         for (int first = 0; first < K.columns; first += K.P) {
-            Real* to = K.at(i, first);
+            const Real* here = K.at(i, first);
             const int width = K.panel_width(first);
-            for (int j = 0; j < width; ++j) {
-                const int column = first + j;
-                const Real value = column < m ? static_cast<Real>(row[episode.support[column]]) : Real(0);
-                to[j] = value;
-                sum += value;
-            }
+            for (int j = 0; j < width; ++j) sum[j % 4] += here[j];
         }
-        row_sum[i] = sum;
+        row_sum[i] = (sum[0] + sum[1]) + (sum[2] + sum[3]);
     });
     team.sync();
 }
@@ -105,11 +117,9 @@ FX_BODY Size centre(const Team& team, int m, const Panels<Team, Real>& K, double
     each_row(team, m, [&](int i) {
         for (int first = 0; first < K.columns; first += K.P) {
             Real* to = K.at(i, first);
-            const int width = K.panel_width(first);
-            for (int j = 0; j < width; ++j) {
-                const int column = first + j;
-                if (column < m) to[j] = static_cast<Real>((to[j] - row_sum[i] - row_sum[column] + grand) * scale);
-            }
+            const int width = K.panel_width(first), filled = m - first < width ? m - first : width;
+            const double shift = grand - row_sum[i];
+            for (int j = 0; j < filled; ++j) to[j] = static_cast<Real>((to[j] - row_sum[first + j] + shift) * scale);
         }
     });
     team.sync();
@@ -130,15 +140,8 @@ struct QueryScores {
         inner_products.columns = padded<Team, Real>(count);
         const Panels<Team, Real> K = inner_products;
         each_row(team, m, [&](int i) {
-            const Gram* row = episode.row(i);
-            for (int block = 0; block < K.columns; block += K.P) {
-                Real* to = K.at(i, block);
-                const int width = K.panel_width(block);
-                for (int j = 0; j < width; ++j) {
-                    const int column = block + j;
-                    to[j] = column < count ? static_cast<Real>(row[episode.query[first + column]]) : Real(0);
-                }
-            }
+            const Gram* next = episode.row(i + team.size() < m ? i + team.size() : i);
+            gather_row(K, i, episode.row(i), next, episode.query + first, count);
         });
         team.sync();
     }

@@ -51,6 +51,15 @@ FX_FUNCTION void store(Real* p, const V& v) {
     memcpy(p, &v, sizeof(V));
 }
 
+// Ask for memory that will be read soon; nothing happens where there is no such thing.
+FX_FUNCTION void prefetch(const void* p) {
+#if defined(__GNUC__) && !defined(__CUDA_ARCH__)
+    __builtin_prefetch(p);
+#else
+    (void)p;
+#endif
+}
+
 template <class To, class From>
 FX_FUNCTION To bits(const From& from) {
     static_assert(sizeof(To) == sizeof(From));

@@ -17,13 +17,14 @@ from fastxfer import reference
 from fastxfer.errors import UsageError
 from fastxfer.ops import cpu, cuda
 from fastxfer.ops.backend import instruction_set, resolve_backend
-from fastxfer.ops.pool import Pool, check_episodes, check_k, check_l2
+from fastxfer.ops.pool import Pool, check_episodes, check_k, check_l2, gram_pays
 from fastxfer.ops_full import knn_full, logistic_full
 from fastxfer.reference import LogisticResult
 
 __all__ = [
     "LogisticResult",
     "Pool",
+    "gram_pays",
     "instruction_set",
     "knn",
     "knn_full",

@@ -155,7 +155,7 @@ def _batches(call: Call, settings: int, place: str) -> Iterator[tuple[Any, int, 
 
     if pool.uses_gram(count, m, q):
         if "gram" not in pool.device:
-            pool.device["gram"] = on["centred"] @ on["centred"].T
+            pool.device["gram"] = on["centred"][: pool.n_support] @ on["centred"].T
         gram, out = pool.device["gram"], scores(count)
         episodes = compiled.EpisodesAt(
             count, m, q, ways, gram.data_ptr(), is_double, pool.n_images, 0,

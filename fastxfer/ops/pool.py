@@ -17,20 +17,31 @@ Array = NDArray[Any]
 
 # A pool's Gram matrix may take this much memory.
 GRAM_BYTES = 4 * 2**30
-# What is made block by block is made in blocks of about this size.
+# What is made block by block is made in blocks of about this size, or of this one where a cache should hold them.
 BLOCK_BYTES = 64 * 2**20
+CACHE_BYTES = 2**20
 # A BLAS product of the whole pool runs about this much faster, flop by flop, than many small ones.
 GRAM_ADVANTAGE = 2.0
+
+
+def gram_pays(n_support: int, n_images: int, products: float, itemsize: int = 4) -> bool:
+    """Whether the Gram matrix of a pool costs less than `products`, the inner products that episodes would make alone."""
+    if n_support * n_images * itemsize > GRAM_BYTES:
+        return False
+    # Between images that serve as support it is symmetric, so half of it.
+    return products * GRAM_ADVANTAGE >= n_support * (n_images - 0.5 * n_support)
 
 
 class Pool:
     """What all episodes of one (backbone, target) share: embeddings about their mean, and their inner products.
 
     x        (n_images, dim) embeddings, float16, float32 or float64
+    support  rows that may serve as support (default: all). Products of two images that only serve as queries are never
+             asked for, so the Gram matrix leaves them out.
     dtype    precision of inner products and solver, "float32" or "float64"; episodes that float32's rounding could
              change visibly (images that nearly coincide, more images than dimensions) are solved in float64 all the same
-    gram     True: one Gram matrix of the whole pool (n_images² numbers); False: inner products are made episode by
-             episode; "auto": the Gram matrix once the episodes asked for would cost more without it, if it fits in 4 GiB
+    gram     True: one Gram matrix, n_support · n_images numbers; False: inner products are made episode by episode;
+             "auto": every call decides by its own cost (`gram_pays`), whatever was asked before
     threads  how many (default: OMP_NUM_THREADS, else all cores); changes no bit of an answer
 
     `DataError` for a wrong shape or type, or a value that is not finite.
@@ -40,6 +51,7 @@ class Pool:
         self,
         x: ArrayLike,
         *,
+        support: ArrayLike | None = None,
         backend: str = "auto",
         dtype: str = "float32",
         gram: Literal["auto"] | bool = "auto",
@@ -62,13 +74,17 @@ class Pool:
         self.device: Any = None  # what the cuda backend keeps on the device
         self._gram_rule = gram
         self._gram: Array | None = None
-        self._products = 0.0  # inner products that episodes have paid for themselves
-        for rows in blocks(self.n_images, 8 * self.dim):
+        for rows in blocks(self.n_images, values.itemsize * self.dim, CACHE_BYTES):
             finite = np.isfinite(values[rows]).all(axis=1)
             if not finite.all():
                 raise DataError(f"embedding of row {rows.start + int(np.flatnonzero(~finite)[0])} is not finite")
+        self._may_support = _mask(support, self.n_images)
+        self.n_support = int(self._may_support.sum())
         if self.backend != "reference":
-            self._first = _first_alike(values)
+            self._order = np.argsort(~self._may_support, kind="stable")  # place -> row: support first
+            self._place = np.empty(self.n_images, np.int64)
+            self._place[self._order] = np.arange(self.n_images)
+            self._place = _first_alike(values, self._order)[self._place]
             self._centre()
 
     def _centre(self) -> None:
@@ -77,59 +93,78 @@ class Pool:
         mean = self.x.mean(axis=0, dtype=np.float64)
         self.centred = np.empty(self.x.shape, self.dtype)
         self.square, self.offset, self.inverse_length = (np.zeros(self.n_images) for _ in range(3))
-        for rows in blocks(self.n_images, 8 * self.dim):
-            wide = self.x[rows].astype(np.float64)
+        for places in blocks(self.n_images, 8 * self.dim, CACHE_BYTES):
+            wide = self.x[self._order[places]].astype(np.float64)
             length = np.sqrt(np.einsum("ij,ij->i", wide, wide))
-            np.divide(1.0, length, out=self.inverse_length[rows], where=length > 0)
+            np.divide(1.0, length, out=self.inverse_length[places], where=length > 0)
             wide -= mean
-            self.square[rows] = np.einsum("ij,ij->i", wide, wide)
-            self.offset[rows] = wide @ mean + 0.5 * (mean @ mean)
-            self.centred[rows] = wide
+            self.square[places] = np.einsum("ij,ij->i", wide, wide)
+            self.offset[places] = wide @ mean + 0.5 * (mean @ mean)
+            self.centred[places] = wide
 
     def __len__(self) -> int:
         return self.n_images
 
     def gram(self) -> Array:
-        """The (n_images, n_images) inner products of the centred embeddings, made on first use."""
+        """(n_support, n_images) inner products of the centred embeddings by place, made on first use."""
         if self._gram is None:
-            self._gram = self.centred @ self.centred.T
+            n = self.n_support
+            self._gram = np.empty((n, self.n_images), self.dtype)
+            np.matmul(self.centred[:n], self.centred[:n].T, out=self._gram[:, :n])  # NumPy sees the symmetry
+            np.matmul(self.centred[:n], self.centred[n:].T, out=self._gram[:, n:])
         return self._gram
 
     def uses_gram(self, count: int, m: int, q: int) -> bool:
-        """Whether `count` episodes of m + q images should use the pool's Gram matrix; they are counted."""
+        """Whether `count` episodes of m + q images should use the pool's Gram matrix."""
         if self._gram_rule != "auto":
             return bool(self._gram_rule)
-        if self._gram is not None:
-            return True
-        if self.n_images**2 * self.dtype.itemsize > GRAM_BYTES:
-            return False
-        # Symmetric, so half the products. As long as episodes have paid less for their own, they go on doing so.
-        self._products += float(count) * m * (m + q)
-        return self._products * GRAM_ADVANTAGE >= 0.5 * self.n_images**2
+        return gram_pays(self.n_support, self.n_images, float(count) * m * (m + q), self.dtype.itemsize)
 
-    def first_alike(self, rows: Array) -> Array:
-        """Rows with each one replaced by the first row of the pool that holds the same embedding.
+    def places(self, rows: Array) -> Array:
+        """Where rows of `x` stand in the pool's own arrays: images that may serve as support first.
 
-        BLAS may give equal rows products of different last bits, by where they stand; so equal images are made one,
-        and what ought to tie does.
+        Rows that hold the same embedding share a place. BLAS may give equal rows products of different last bits, by
+        where they stand; so equal images are made one, and what ought to tie does.
         """
-        return rows if self.backend == "reference" else self._first[rows]
+        return rows if self.backend == "reference" else self._place[rows]
+
+    def may_support(self, rows: Array) -> Array:
+        """Which rows of `x` may serve as support."""
+        return self._may_support[rows]
 
     def precise(self, support: Array, query: Array) -> tuple[Pool, Array, Array]:
-        """A float64 pool of the images that some episodes need, and the episodes' rows in it."""
-        rows, where = np.unique(np.concatenate([support.ravel(), query.ravel()]), return_inverse=True)
-        pool = Pool(self.x[rows], backend=self.backend, dtype="float64", threads=self.threads)
+        """A float64 pool of the images that some episodes need, and the places of their images in it."""
+        places, where = np.unique(np.concatenate([support.ravel(), query.ravel()]), return_inverse=True)
+        pool = Pool(self.x[self._order[places]], backend=self.backend, dtype="float64", threads=self.threads)
         return pool, where[: support.size].reshape(support.shape), where[support.size :].reshape(query.shape)
 
 
-def _first_alike(values: Array) -> Array:
-    """(n,) for each row the first row that is equal to it."""
+def _mask(rows: ArrayLike | None, n: int) -> Array:
+    if rows is None:
+        return np.ones(n, bool)
+    chosen = np.asarray(rows)
+    if chosen.ndim != 1 or chosen.dtype.kind not in "iu" or (chosen.size and not 0 <= chosen.min() <= chosen.max() < n):
+        raise UsageError(f"support must be integer rows 0 … {n - 1} of the embeddings")
+    mask = np.zeros(n, bool)
+    mask[chosen] = True
+    return mask
+
+
+def _first_alike(values: Array, order: Array) -> Array:
+    """(n,) for each place of `order` the first place whose row is equal to it."""
+    word = np.dtype(f"u{min(values.itemsize, 8)}")
+    sums = np.empty(len(values), np.uint64)
+    for rows in blocks(len(values), values.itemsize * values.shape[1], CACHE_BYTES):
+        # + 0 makes −0 and 0 one.
+        sums[rows] = (values[rows] + values.dtype.type(0)).view(word).sum(axis=1, dtype=np.uint64)
     first = np.arange(len(values))
+    _, which, counts = np.unique(sums[order], return_inverse=True, return_counts=True)
     seen: dict[bytes, int] = {}
-    for i, row in enumerate(values):
-        # + 0 makes −0 and 0 one. 128 bits of a hash stand for the row, so that the rows are not held twice.
-        digest = hashlib.blake2b((row + row.dtype.type(0)).tobytes(), digest_size=16).digest()
-        first[i] = seen.setdefault(digest, i)
+    for place in np.flatnonzero(counts[which] > 1):  # equal rows have equal sums; others rarely do
+        row = values[order[place]] + values.dtype.type(0)
+        # 128 bits of a hash stand for the row, so that the rows are not held twice.
+        digest = hashlib.blake2b(row.tobytes(), digest_size=16).digest()
+        first[place] = seen.setdefault(digest, int(place))
     return first
 
 
@@ -144,8 +179,9 @@ def first_places(rows: Array) -> Array:
     return places
 
 
-def blocks(n: int, row_bytes: int) -> Iterator[slice]:
-    step = max(1, BLOCK_BYTES // row_bytes)
+def blocks(n: int, row_bytes: int, block_bytes: int | None = None) -> Iterator[slice]:
+    """Slices of n rows, each of about `block_bytes` (default: BLOCK_BYTES)."""
+    step = max(1, (block_bytes or BLOCK_BYTES) // row_bytes)
     for start in range(0, n, step):
         yield slice(start, min(start + step, n))
 
@@ -167,7 +203,7 @@ def _threads() -> int:
 def check_episodes(
     pool: Pool, support: ArrayLike, labels: ArrayLike, query: ArrayLike, ways: int
 ) -> tuple[Array, Array, Array]:
-    """support (E, m), query (E or 1, q) as int64; labels (E or 1, m) as int32; everything in range.
+    """Places of support (E, m) and query (E or 1, q) as int64; labels (E or 1, m) as int32; everything in range.
 
     `UsageError` names the argument that is not what it should be.
     """
@@ -181,12 +217,14 @@ def check_episodes(
             raise UsageError(f"{name} must be integer rows of the pool, got {rows.dtype}")
         if rows.size and (rows.min() < 0 or rows.max() >= len(pool)):
             raise UsageError(f"{name} must be rows 0 … {len(pool) - 1} of the pool, got {rows.min()} … {rows.max()}")
+    if not pool.may_support(s).all():
+        raise UsageError("support holds rows that the pool was told not to expect there: see its `support`")
     if ways < 1 or y.dtype.kind not in "iu" or (y.size and (y.min() < 0 or y.max() >= ways)):
         raise UsageError(f"labels must be integers 0 … ways − 1 = {ways - 1}")
     return (
-        np.ascontiguousarray(pool.first_alike(s), np.int64),
+        np.ascontiguousarray(pool.places(s), np.int64),
         np.ascontiguousarray(np.atleast_2d(y), np.int32),
-        np.ascontiguousarray(pool.first_alike(q), np.int64),
+        np.ascontiguousarray(pool.places(q), np.int64),
     )
 
 
