@@ -60,11 +60,12 @@ def _entry(x: NDArray[np.float32], words: str, target: Target, ways: int, shots:
     with threadpool_limits(options.threads), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         warnings.simplefilter("ignore", FutureWarning)
-        shared = ops.Pool(x, gram=True, threads=options.threads)
+        support = target.rows("train")
+        shared = ops.Pool(x, support=support, gram=True, threads=options.threads)
         gap, same = _check(shared, x, episodes, l2, 2 if tiny else 3 if ways * shots > 200 else 10)
         print(f"fewshot/{name}: timing", file=sys.stderr)
         rounds = 2 if tiny else 5
-        pools = np.array([_pool_seconds(x, options.threads) for _ in range(rounds)])
+        pools = np.array([_pool_seconds(x, support, options.threads) for _ in range(rounds)])
         batch = _batch(shared, episodes, l2, 0.02 if tiny else 0.5)
         n_peer = 1 if tiny else _peer_batch(x, episodes, 0.6)
         ours, peer, ours_one, peer_one = [], [], [], []
@@ -125,8 +126,8 @@ def _ours(pool: ops.Pool, e: Episodes, l2: float) -> ops.LogisticResult:
     return ops.logistic(pool, e.support, e.support_labels, e.query, e.ways, [l2])
 
 
-def _pool_seconds(x: NDArray[np.float32], threads: int) -> tuple[float, float]:
-    return seconds(lambda: ops.Pool(x, gram=True, threads=threads).gram())
+def _pool_seconds(x: NDArray[np.float32], support: NDArray[np.int64], threads: int) -> tuple[float, float]:
+    return seconds(lambda: ops.Pool(x, support=support, gram=True, threads=threads).gram())
 
 
 def _peer(x: NDArray[np.float32], e: Episodes) -> list[LogisticRegression]:

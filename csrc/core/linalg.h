@@ -51,6 +51,18 @@ FX_FUNCTION void fill(const Team& team, int n, Real* x, Real value) {
     each<Real>(team, n, [=](int i) { store(x + i, V{} + value); });
 }
 
+// Σ_{i<n} f(i) by one member alone, in four chains of additions, since one would be waited for.
+template <class F>
+FX_FUNCTION double lone_sum(int n, F f) {
+    double sum[4] = {};
+    int i = 0;
+    for (; i + 4 <= n; i += 4) {
+        for (int k = 0; k < 4; ++k) sum[k] += f(i + k);
+    }
+    for (; i < n; ++i) sum[0] += f(i);
+    return (sum[0] + sum[1]) + (sum[2] + sum[3]);
+}
+
 // A matrix in panels of a few columns: the rows of a panel follow each other, so that a product reads it in one stream.
 template <class Team, class Real>
 struct Panels {

@@ -34,7 +34,9 @@ class LogisticSolver {
         weight_ = memory.take<Real>(stride_);
         is_image_ = memory.take<Real>(n);
         A = memory.take<Real>(n);
+        A_before_ = memory.take<Real>(n);
         Z_ = memory.take<Real>(n);
+        Z_before_ = memory.take<Real>(n);
         R_ = memory.take<Real>(n);
         G_ = memory.take<Real>(n);
         KG_ = memory.take<Real>(n);
@@ -66,6 +68,7 @@ class LogisticSolver {
         fill(team, n_, Z_, Real(0));
         fill(team, n_, ZD_, Real(0));
         objective = 1e300;
+        solved_ = 0;
         team.sync();
     }
 
@@ -75,6 +78,10 @@ class LogisticSolver {
         iterations = 0;
         bool converged = false;
         scale_bias(team, l2);
+        if (solved_ > 0) extrapolate(team, l2);
+        l2_before_ = l2_last_;
+        l2_last_ = l2;
+        ++solved_;
         // Logits are followed by adding steps up. They are computed anew at the end; if that shows that rounding has
         // moved them, the search goes on from there.
         for (int round = 0; round < 3; ++round) {
@@ -105,9 +112,53 @@ class LogisticSolver {
     FX_BODY void scale_bias(const Team& team, double l2) {
         const double classes = c_ > 1 ? c_ : 4;
         const Real theta = static_cast<Real>(sqrt(0.5 + classes * l2)), change = theta_ / theta;
-        each_row(team, c_, [=, this](int c) { A[c * stride_ + m_] *= change; });
+        each_row(team, c_, [=, this](int c) {
+            A[c * stride_ + m_] *= change;
+            A_before_[c * stride_ + m_] *= change;
+        });
         theta_ = theta;
         team.sync();
+    }
+
+    // Along a path the solution is nearly a line in log l2, so the next one is looked for where the last two point to,
+    // unless the objective is larger there than at the last one.
+    FX_BODY void extrapolate(const Team& team, double l2) {
+        const double step = solved_ > 1 ? log(l2_last_ / l2_before_) : 0;
+        const Real w = step != 0 ? static_cast<Real>(log(l2 / l2_last_) / step) : Real(0);
+        Real *a = A, *z = Z_, *a_before = A_before_, *z_before = Z_before_;
+        each<Real>(team, n_, [=](int i) {
+            const V a_last = load<V>(a + i), z_last = load<V>(z + i);
+            if (w != Real(0)) {
+                store(a + i, a_last + (a_last - load<V>(a_before + i)) * w);
+                store(z + i, z_last + (z_last - load<V>(z_before + i)) * w);
+            }
+            store(a_before + i, a_last);
+            store(z_before + i, z_last);
+        });
+        team.sync();
+        if (w == Real(0)) return;
+        const double norm = a_norm_, last = objective + 0.5 * (l2 - l2_last_) * norm;
+        a_norm_ = squared_norm(team);
+        if (value(team, l2) <= last) return;
+        a_norm_ = norm;
+        team.sync();
+        each<Real>(team, n_, [=](int i) {
+            store(a + i, load<V>(a_before + i));
+            store(z + i, load<V>(z_before + i));
+        });
+        team.sync();
+    }
+
+    // ‖W‖² from A and the logits of A, biases taken off.
+    FX_BODY double squared_norm(const Team& team) const {
+        double sum = 0;
+        for (int c = 0; c < c_; ++c) {
+            const Real b = bias(c);
+            const Real *a = A + c * stride_, *z = Z_ + c * stride_, *mask = is_image_ + c * stride_;
+            sum += total<Real>(team, stride_,
+                               [=](int i) { return load<V>(a + i) * (load<V>(z + i) - b) * load<V>(mask + i); });
+        }
+        return sum;
     }
 
     FX_FUNCTION Images<Real> images() const { return {c_, stride_, label, weight_}; }
@@ -170,9 +221,7 @@ class LogisticSolver {
     FX_BODY double bias_gain(const Team& team) {
         const Images<Real> of = images();
         const int c = c_;
-        each_row(team, c * c, [=, this](int at) {
-            if (at / c >= at % c) bias_matrix_[at] = Loss::bias_hessian(of, R_, at / c, at % c);
-        });
+        Loss::bias_hessian(team, of, R_, bias_matrix_);
         each_row(team, c, [=, this](int i) { bias_vector_[i] = G_[i * stride_ + m_] / theta_; });
         team.sync();
         if (team.rank() == 0) {
@@ -426,9 +475,11 @@ class LogisticSolver {
 
     int m_, c_, stride_, n_;
     int count_ = 0, oldest_ = 0;
+    int solved_ = 0;  // penalties of the path so far
+    double l2_last_ = 0, l2_before_ = 0;
     double a_norm_ = 0;
     Real theta_ = 1;
-    Real *weight_, *is_image_, *Z_, *R_, *G_, *KG_, *ZD_, *pairs_, *K_pairs_;
+    Real *weight_, *is_image_, *A_before_, *Z_before_, *Z_, *R_, *G_, *KG_, *ZD_, *pairs_, *K_pairs_;
     const Real **rows_, **K_rows_;
     double *with_g_, *old_with_g_, *weights_, *sy_, *yy_, *bias_matrix_, *bias_vector_, *shared_;
 };
@@ -450,19 +501,16 @@ FX_BODY void write_logits(const Team& team, const LogisticParams& params, std::i
             queries.score(team, c, solutions + at * stride, stride);
             float* to = all.scores + ((e * params.n_l2 + params.place[l]) * all.q + first) * all.ways;
             const Real* S = queries.S;
-            each_row(team, count, [=](int j) {
-                for (int way = 0; way < all.ways; ++way) {
-                    const int row = number[way];
-                    float score = -INFINITY;
-                    if (row >= 0 && c == 1) {
-                        const double z = S[j] + biases[at];
-                        score = static_cast<float>(row == 0 ? -0.5 * z : 0.5 * z);
-                    } else if (row >= 0) {
-                        score = static_cast<float>(S[row * query_block + j] + biases[at + row]);
-                    }
-                    to[static_cast<std::int64_t>(j) * all.ways + way] = score;
-                }
-            });
+            for (int way = 0; way < all.ways; ++way) {
+                const int row = number[way];
+                const Real bias = row >= 0 ? static_cast<Real>(biases[c == 1 ? at : at + row]) : Real(0);
+                const Real factor = c > 1 ? Real(1) : row == 0 ? Real(-0.5) : Real(0.5);
+                const Real* from = S + (c == 1 || row < 0 ? 0 : row * query_block);
+                each_row(team, count, [=](int j) {
+                    to[static_cast<std::int64_t>(j) * all.ways + way] =
+                        row >= 0 ? static_cast<float>(factor * (from[j] + bias)) : -INFINITY;
+                });
+            }
             team.sync();
         }
     }
@@ -522,30 +570,30 @@ FX_BODY bool solve_logistic(const Team& team, const LogisticParams& params, std:
         double* biases = own.biases + static_cast<std::int64_t>(l) * c;
         each_row(team, c, [&](int row) {
             const Real* from = solver.A + row * stride;
-            double mean = 0, bias = solver.bias(row);
-            for (int i = 0; i < m; ++i) mean += from[i];
-            mean /= m;
-            for (int i = 0; i < m; ++i) {
-                const double a = (from[i] - mean) / size;
-                solution[row * stride + i] = static_cast<Real>(a);
-                bias -= a * own.row_mean[i];
-            }
-            biases[row] = bias;
+            Real* to = solution + row * stride;
+            const Real mean = static_cast<Real>(lone_sum(m, [=](int i) { return from[i]; }) / m);
+            const Real scale = static_cast<Real>(1 / size);
+            for (int i = 0; i < stride; ++i) to[i] = i < m ? (from[i] - mean) * scale : Real(0);
+            const double* row_mean = own.row_mean;
+            biases[row] = solver.bias(row) - lone_sum(m, [=](int i) { return to[i] * row_mean[i]; });
         });
         team.sync();
         if (c > 1) {
-            each_row(team, m + 1, [&](int i) {
-                double mean = 0;
-                for (int row = 0; row < c; ++row) mean += i < m ? solution[row * stride + i] : biases[row];
-                mean /= c;
+            using V = typename Lanes<Real, Team::template width<Real>>::V;
+            each<Real>(team, stride, [=](int i) {
+                V mean = V{};
+                for (int row = 0; row < c; ++row) mean += load<V>(solution + row * stride + i);
+                mean = mean * (Real(1) / c);
                 for (int row = 0; row < c; ++row) {
-                    if (i < m) {
-                        solution[row * stride + i] -= static_cast<Real>(mean);
-                    } else {
-                        biases[row] -= mean;
-                    }
+                    Real* at = solution + row * stride + i;
+                    store(at, load<V>(at) - mean);
                 }
             });
+            if (team.rank() == 0) {
+                double mean = 0;
+                for (int row = 0; row < c; ++row) mean += biases[row] / c;
+                for (int row = 0; row < c; ++row) biases[row] -= mean;
+            }
             team.sync();
         }
     }

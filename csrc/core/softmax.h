@@ -93,24 +93,41 @@ struct Softmax {
         });
     }
 
-    // Hessian of the mean loss with respect to the biases, entry (a, b), from R; by one member alone.
-    template <class Real>
-    FX_BODY static double bias_hessian(const Images<Real>& of, const Real* R, int a, int b) {
-        double sum = 0;
-        for (int i = 0; i < of.stride; ++i) {
-            const double w = of.weight[i];
-            if (!(w > 0)) continue;
-            const bool own_a = of.label[i] == Real(a), own_b = of.label[i] == Real(b);
-            const double ra = R[static_cast<std::int64_t>(a) * of.stride + i];
-            const double pa = ra + (own_a ? w : 0);
-            if (a == b) {
-                // p (1 - p), where 1 - p of the own class is minus its residual
-                sum += own_a ? pa * -ra / w : pa * (w - pa) / w;
-            } else {
-                sum -= pa * (R[static_cast<std::int64_t>(b) * of.stride + i] + (own_b ? w : 0)) / w;
-            }
+    // Lower triangle of the Hessian of the mean loss with respect to the biases, from R, into H (c x c). It is a
+    // graph's Laplacian: entry (a, b) is -Σ weight·p_a·p_b, the diagonal is minus the rest of its row, so nothing
+    // cancels.
+    template <class Team, class Real>
+    FX_BODY static void bias_hessian(const Team& team, const Images<Real>& of, const Real* R, double* H) {
+        const int c = of.c;
+        each_row(team, c * c, [=](int at) {
+            const int a = at / c, b = at % c;
+            if (a > b) H[at] = -coupling<Team>(of, R, a, b);
+        });
+        team.sync();
+        each_row(team, c, [=](int a) {
+            double sum = 0;
+            for (int b = 0; b < c; ++b) sum += b < a ? H[a * c + b] : b > a ? H[b * c + a] : 0;
+            H[a * c + a] = -sum;
+        });
+        team.sync();
+    }
+
+  private:
+    // Σ weight·p_a·p_b, a ≠ b, by one member alone.
+    template <class Team, class Real>
+    FX_FUNCTION static double coupling(const Images<Real>& of, const Real* R, int a, int b) {
+        constexpr int W = Team::template width<Real>;
+        using V = typename Lanes<Real, W>::V;
+        const Real *ra = R + static_cast<std::int64_t>(a) * of.stride,
+                   *rb = R + static_cast<std::int64_t>(b) * of.stride;
+        V sum = V{};
+        for (int i = 0; i < of.stride; i += W) {
+            const V label = load<V>(of.label + i), weight = load<V>(of.weight + i);
+            const V pa = load<V>(ra + i) + (label == V{} + Real(a) ? weight : V{});
+            const V pb = load<V>(rb + i) + (label == V{} + Real(b) ? weight : V{});
+            sum += weight > V{} ? pa * (pb / weight) : V{};
         }
-        return sum;
+        return across<Real, W>(sum);
     }
 };
 
@@ -154,14 +171,15 @@ struct Binary {
         });
     }
 
-    template <class Real>
-    FX_BODY static double bias_hessian(const Images<Real>& of, const Real* R, int, int) {
-        double sum = 0;
-        for (int i = 0; i < of.stride; ++i) {
-            const double w = of.weight[i], r = R[i] > 0 ? R[i] : -R[i];
-            if (w > 0) sum += r * (1 - r / w);
+    template <class Team, class Real>
+    FX_BODY static void bias_hessian(const Team& team, const Images<Real>& of, const Real* R, double* H) {
+        if (team.rank() == 0) {
+            H[0] = lone_sum(of.stride, [=](int i) {
+                const double w = of.weight[i], r = R[i] > 0 ? R[i] : -R[i];
+                return w > 0 ? r * (1 - r / w) : 0;
+            });
         }
-        return sum;
+        team.sync();
     }
 };
 
