@@ -46,10 +46,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _table(entries: list[Entry]) -> None:
-    print(f"{'':<16}{'ours':>12}{'peer':>12}{'ratio':>9}{'a core':>9}  checked  peer")
+    print(f"{'':<22}{'ours':>12}{'peer':>12}{'ratio':>9}{'a core':>9}  checked  peer")
     for e in entries:
         print(
-            f"{e['name']:<16}{e['ours_ms']:>9.3f} ms{e['peer_ms']:>9.2f} ms{e['ratio']:>8.0f}x{e['ratio_per_core']:>8.0f}x"
+            f"{e['name']:<22}{e['ours_ms']:>9.3f} ms{e['peer_ms']:>9.2f} ms{e['ratio']:>8.3g}x{e['ratio_per_core']:>8.3g}x"
             f"  {'yes' if e['checked'] else 'NO ':<7}  {e['peer']}"
         )
     if entries:

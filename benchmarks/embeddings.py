@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from fastxfer.targets.table import Target
+
 ROOT = Path(__file__).parents[1]
 REAL = Path(os.environ.get("FASTXFER_REAL") or ROOT.parent / "shared" / "real")
 CACHE = ROOT / "build" / "benchmarks"
@@ -22,19 +24,37 @@ def embeddings(
 ) -> tuple[NDArray[np.float32], NDArray[np.int64], str]:
     """x (n_images, dim) float32, labels (n_images,) of 20 classes in turn, and in words what they are.
 
-    Real ones are 1,280 wide and 2,000 in number; a wider or narrower `dim` repeats or cuts their columns.
+    Real ones are 1,280 wide and 2,000 in number; a wider or narrower `dim` repeats or cuts their columns, a larger number
+    of images repeats them with noise a tenth as large as their spread, so that no two are equal.
     """
-    if n_images % 20 or n_images > 20 * PER_CLASS:
-        raise ValueError(f"n_images must be a multiple of 20 up to {20 * PER_CLASS}, got {n_images}")
+    if n_images % 20:
+        raise ValueError(f"n_images must be a multiple of 20, got {n_images}")
     labels = np.arange(n_images) % 20
     if synthetic or not (REAL / "cifar10_subset" / "labels.csv").is_file():
         return _synthetic(labels, dim), labels, "synthetic embeddings, ReLU-like"
-    x = _real()[:n_images]
-    how = "" if x.shape[1] == dim else f", columns {'repeated' if dim > x.shape[1] else 'cut'} to {dim:,}"
-    words = (
-        f"real EfficientNet-Lite0 embeddings ({x.shape[1]:,} wide{how}) of cifar10_subset and dtd10 at {SIDE} pixels"
+    x = _real()
+    words = f"real EfficientNet-Lite0 embeddings ({x.shape[1]:,} wide) of cifar10_subset and dtd10 at {SIDE} pixels"
+    if x.shape[1] != dim:
+        words += f", columns {'repeated' if dim > x.shape[1] else 'cut'} to {dim:,}"
+    if n_images > len(x):
+        words += f", {len(x):,} images repeated with noise to {n_images:,}"
+        rng = np.random.default_rng(0)
+        copies = -(-n_images // len(x))
+        noise = 0.1 * x.std(axis=0)
+        x = np.concatenate([x] + [x + noise * rng.normal(size=x.shape).astype(np.float32) for _ in range(copies - 1)])
+    return np.ascontiguousarray(_repeat(x[:n_images], dim)), labels, words
+
+
+def two_halves(labels: NDArray[np.int64]) -> Target:
+    """A target of 20 classes, one half of each for support (train), the other for queries (test)."""
+    n = len(labels)
+    return Target(
+        name="benchmark",
+        image_id=np.array([f"{i:06}" for i in range(n)]),
+        class_names=tuple(f"class {c}" for c in range(20)),
+        labels=labels,
+        split=np.where(np.arange(n) // 20 % 2 == 0, "train", "test"),
     )
-    return np.ascontiguousarray(_repeat(x, dim)), labels, words
 
 
 def _repeat(x: NDArray[np.float32], dim: int) -> NDArray[np.float32]:

@@ -1,9 +1,9 @@
-"""Few-shot logistic probes, an episode: ours against scikit-learn's LogisticRegression, at one penalty, C = 1.
+"""Few-shot logistic probes, an episode at one penalty, C = 1: ours against scikit-learn and against torch.
 
-`ours_ms` counts everything from embeddings in memory and episode indices to scores: the pool, its Gram matrix, shared
-out over 5,000 episodes, and the solution of an episode. `peer_ms` is fit plus scores of the same queries. Both are wall
-time at the threads asked for; `ratio_per_core` compares one thread with one thread in core seconds (`…_core_ms`), which
-other work on the machine hardly disturbs.
+`ours_ms` counts everything from embeddings in memory and episode indices to scores: the pool (and its Gram matrix, where one
+pays for 5,000 episodes), shared out over these, and the solution of an episode. `peer_ms` is fit plus scores of the same
+queries. Both are wall time at the threads asked for; `ratio_per_core` compares one thread with one thread in core seconds
+(`…_core_ms`), which other work on the machine hardly disturbs.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from __future__ import annotations
 import sys
 import time
 import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,8 +21,9 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
-from benchmarks.embeddings import embeddings
-from benchmarks.machine import seconds, summary
+from benchmarks import torch_lbfgs
+from benchmarks.embeddings import embeddings, two_halves
+from benchmarks.machine import ratios, seconds, side_by_side
 from fastxfer import ops
 from fastxfer.episodes import Episodes, EpisodeSpec, sample_episodes
 from fastxfer.targets.table import Target
@@ -28,144 +31,166 @@ from fastxfer.targets.table import Target
 WORK = [(5, 1), (5, 5), (20, 5), (20, 20)]
 QUERIES = 15
 EPISODES = 5000
-PEER = "scikit-learn LogisticRegression, defaults (C = 1), float32"
+SCIKIT = "scikit-learn LogisticRegression, defaults (C = 1), float32"
+TORCH = "torch LBFGS, {} episodes at a time, float32, to the same gap"
+
+Array = NDArray[Any]
+
+
+@dataclass
+class Case:
+    """One kind of episodes on one pool, and what the pool costs an episode."""
+
+    x: Array
+    words: str
+    target: Target
+    episodes: Episodes
+    options: Any
+
+    def __post_init__(self) -> None:
+        spec = self.episodes.spec
+        assert spec.ways != "all"
+        self.ways, self.shots = int(spec.ways), spec.shots
+        self.m = self.ways * self.shots
+        self.l2 = 1.0 / self.m
+        self.support = self.target.rows("train")
+        products = float(EPISODES) * self.m * (self.m + self.ways * QUERIES)
+        self.gram = ops.gram_pays(len(self.support), len(self.x), products)
+
+    def pool(self, threads: int) -> ops.Pool:
+        pool = ops.Pool(self.x, support=self.support, gram=self.gram, threads=threads)
+        if self.gram:
+            pool.gram()
+        return pool
+
+    def window(self, turn: int, count: int) -> Episodes:
+        start = (turn * count) % max(1, self.episodes.n_episodes - count + 1)
+        return self.episodes.window(start, start + count)
+
+    def ours(self, pool: ops.Pool, e: Episodes) -> ops.LogisticResult:
+        return ops.logistic(pool, e.support, e.support_labels, e.query, e.ways, [self.l2])
+
+    def scikit(self, e: Episodes) -> list[LogisticRegression]:
+        fitted = []
+        for support, query in zip(e.support, e.query, strict=True):
+            classifier = LogisticRegression(C=1.0).fit(self.x[support], e.support_labels)
+            classifier.decision_function(self.x[query])
+            fitted.append(classifier)
+        return fitted
 
 
 def run(options: Any) -> list[dict[str, Any]]:
-    """One entry a (ways, shots)."""
-    pool, dim = (800, 256) if options.tiny else (2000, 2048)
-    x, labels, words = embeddings(pool, dim, synthetic=options.tiny)
-    target = _target(labels)
-    return [_entry(x, words, target, *work, options) for work in WORK]
+    """One entry a (pool, ways, shots, peer)."""
+    entries = []
+    for n_images in (800,) if options.tiny else (2000, 20_000):
+        x, labels, words = embeddings(n_images, 256 if options.tiny else 2048, synthetic=options.tiny)
+        target = two_halves(labels)
+        for ways, shots in WORK:
+            spec = EpisodeSpec(ways, shots, QUERIES)
+            episodes = sample_episodes(target, spec, options.seed, 40 if options.tiny else EPISODES)
+            case = Case(x, words, target, episodes, options)
+            with threadpool_limits(options.threads), warnings.catch_warnings():
+                warnings.simplefilter("ignore", ConvergenceWarning)
+                warnings.simplefilter("ignore", FutureWarning)
+                entries += _entries(case, with_torch=n_images <= 2000)
+    return entries
 
 
-def _target(labels: NDArray[np.int64]) -> Target:
-    """Both splits draw from a half of each class."""
-    n = len(labels)
-    return Target(
-        name="benchmark",
-        image_id=np.array([f"{i:06}" for i in range(n)]),
-        class_names=tuple(f"class {c}" for c in range(20)),
-        labels=labels,
-        split=np.where(np.arange(n) // 20 % 2 == 0, "train", "test"),
-    )
-
-
-def _entry(x: NDArray[np.float32], words: str, target: Target, ways: int, shots: int, options: Any) -> dict[str, Any]:
-    tiny = options.tiny
-    episodes = sample_episodes(target, EpisodeSpec(ways, shots, QUERIES), options.seed, 40 if tiny else EPISODES)
-    l2 = 1.0 / (ways * shots)
-    name = f"{ways}w{shots}s"
-    print(f"fewshot/{name}: checking", file=sys.stderr)
-    with threadpool_limits(options.threads), warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        warnings.simplefilter("ignore", FutureWarning)
-        support = target.rows("train")
-        shared = ops.Pool(x, support=support, gram=True, threads=options.threads)
-        gap, same = _check(shared, x, episodes, l2, 2 if tiny else 3 if ways * shots > 200 else 10)
-        print(f"fewshot/{name}: timing", file=sys.stderr)
-        rounds = 2 if tiny else 5
-        pools = np.array([_pool_seconds(x, support, options.threads) for _ in range(rounds)])
-        batch = _batch(shared, episodes, l2, 0.02 if tiny else 0.5)
-        n_peer = 1 if tiny else _peer_batch(x, episodes, 0.6)
-        ours, peer, ours_one, peer_one = [], [], [], []
-        converged = 0
-        for i in range(rounds):  # alternately, so that a change of the machine's mood hits both
-            mine, yours = _window(episodes, i, batch), _window(episodes, i, n_peer)
-            fitted: list[LogisticRegression] = []
-            ours.append(seconds(lambda mine=mine: _ours(shared, mine, l2))[0] / batch)
-            peer.append(seconds(lambda yours=yours, fitted=fitted: fitted.extend(_peer(x, yours)))[0] / n_peer)
-            converged += sum(int(f.n_iter_.max() < f.max_iter) for f in fitted)
-            with threadpool_limits(1):  # the same again, one core against one core, in core seconds
-                shared.threads = 1
-                ours_one.append(seconds(lambda mine=mine: _ours(shared, mine, l2))[1] / batch)
-                peer_one.append(seconds(lambda yours=yours: _peer(x, yours))[1] / n_peer)
-                shared.threads = options.threads
-    pool_share, pool_share_one = np.median(pools, axis=0) / EPISODES
-    middle, spread = summary([pool_share + s for s in ours])
-    peer_middle, peer_spread = summary(peer)
-    core, core_spread = summary([pool_share_one + s for s in ours_one])
-    peer_core, peer_core_spread = summary(peer_one)
-    return {
-        "name": f"fewshot/{name}",
-        "ways": ways,
-        "shots": shots,
-        "queries": QUERIES * ways,
-        "dim": x.shape[1],
-        "pool": len(x),
+def _entries(case: Case, with_torch: bool) -> list[dict[str, Any]]:
+    options, tiny = case.options, case.options.tiny
+    name = f"fewshot/{case.ways}w{case.shots}s" + ("" if len(case.x) <= 2000 else f"/{len(case.x) // 1000}k")
+    print(f"{name}: checking", file=sys.stderr)
+    shared = case.pool(options.threads)
+    gap, same = _check(case, shared, 2 if tiny else 3 if case.m > 200 else 10)
+    common = {
+        "ways": case.ways,
+        "shots": case.shots,
+        "queries": QUERIES * case.ways,
+        "dim": case.x.shape[1],
+        "pool": len(case.x),
         "episodes": EPISODES,
-        "l2": l2,
-        "ours_ms": 1e3 * middle,
-        "ours_ms_range": [1e3 * s for s in spread],
-        "ours_core_ms": 1e3 * core,
-        "ours_core_ms_range": [1e3 * s for s in core_spread],
-        "pool_ms_per_episode": 1e3 * pool_share,
-        "peer": PEER,
-        "peer_ms": 1e3 * peer_middle,
-        "peer_ms_range": [1e3 * s for s in peer_spread],
-        "peer_core_ms": 1e3 * peer_core,
-        "peer_core_ms_range": [1e3 * s for s in peer_core_spread],
-        "peer_converged": converged / (rounds * n_peer),
-        "ratio": peer_middle / middle,
-        "ratio_per_core": peer_core / core,
+        "l2": case.l2,
+        "gram": case.gram,
         "checked": bool(abs(gap) <= 1e-6 and same),
         "largest_gap": gap,
         "threads": options.threads,
         "instruction_set": ops.instruction_set(),
-        "embeddings": words,
+        "embeddings": case.words,
         "tiny": tiny,
     }
+    print(f"{name}: timing", file=sys.stderr)
+    rounds = 2 if tiny else 5
+    batch = _batch(case, shared, 0.02 if tiny else 0.5)
+    n_peer = 1 if tiny else _fitting(lambda n: case.scikit(case.window(0, n)), 0.6)
+    fitted: list[LogisticRegression] = []
+    scikit = _timed(
+        case, shared, batch, lambda i: fitted.extend(case.scikit(case.window(i, n_peer))), n_peer, rounds=rounds
+    )
+    converged = sum(int(f.n_iter_.max() < f.max_iter) for f in fitted) / len(fitted)
+    entries = [common | {"name": name, "peer": SCIKIT, "peer_converged": converged} | scikit]
+    if with_torch:
+        together = 4 if tiny else 32 if case.m < 200 else 4
+        e = case.window(0, together)
+        objective = case.ours(shared, e).objective[:, 0]
+        rounds_needed = torch_lbfgs.rounds_to(case.x, e, case.l2, objective, gap=1e-6)
+        torch = _timed(
+            case, shared, batch, lambda i: torch_lbfgs.solve(case.x, e, case.l2, rounds_needed), together, rounds=3
+        )
+        entries.append(common | {"name": f"{name}/torch", "peer": TORCH.format(together)} | torch)
+    return entries
 
 
-def _window(episodes: Episodes, turn: int, count: int) -> Episodes:
-    start = (turn * count) % max(1, episodes.n_episodes - count + 1)
-    return episodes.window(start, start + count)
+def _timed(
+    case: Case, shared: ops.Pool, batch: int, peer: Callable[[int], Any], n_peer: int, *, rounds: int
+) -> dict[str, Any]:
+    """Both at the threads asked for, then one core against one core; the pool's share is added to ours."""
+    threads = case.options.threads
+    fields: dict[str, Any] = {}
+    for count, unit in ((threads, "ms"), (1, "core_ms")):
+        if count == 1 and fields and threads == 1:
+            break  # the first round was that already
+        with threadpool_limits(count):
+            shared.threads = count
+            pools = [seconds(lambda count=count: case.pool(count)) for _ in range(2 if case.options.tiny else 3)]  # type: ignore[misc]
+            share = np.median(pools, axis=0) * 1e3 / EPISODES
+            some = side_by_side(
+                lambda i: case.ours(shared, case.window(i, batch)), peer, rounds=rounds, work=(batch, n_peer)
+            )
+            some["ours_ms"] += share[0]
+            some["ours_core_ms"] += share[1]
+            fields |= {"pool_ms_per_episode": share[0]} if not fields else {}
+            fields |= some if not fields.get("ours_ms") else {k: v for k, v in some.items() if f"_{unit}" in k}
+    shared.threads = threads
+    return fields | ratios(fields)
 
 
-def _ours(pool: ops.Pool, e: Episodes, l2: float) -> ops.LogisticResult:
-    return ops.logistic(pool, e.support, e.support_labels, e.query, e.ways, [l2])
-
-
-def _pool_seconds(x: NDArray[np.float32], support: NDArray[np.int64], threads: int) -> tuple[float, float]:
-    return seconds(lambda: ops.Pool(x, support=support, gram=True, threads=threads).gram())
-
-
-def _peer(x: NDArray[np.float32], e: Episodes) -> list[LogisticRegression]:
-    fitted = []
-    for support, query in zip(e.support, e.query, strict=True):
-        classifier = LogisticRegression(C=1.0).fit(x[support], e.support_labels)
-        classifier.decision_function(x[query])
-        fitted.append(classifier)
-    return fitted
-
-
-def _batch(pool: ops.Pool, episodes: Episodes, l2: float, budget: float) -> int:
+def _batch(case: Case, pool: ops.Pool, budget: float) -> int:
     """How many episodes ours solves in about `budget` seconds, in whole blocks of what one call would get."""
-    probe = min(64, episodes.n_episodes)
-    _ours(pool, episodes.window(0, probe), l2)  # warm
-    each = seconds(lambda: _ours(pool, episodes.window(0, probe), l2))[0] / probe
-    return int(np.clip(budget / each, probe, episodes.n_episodes))
+    first = min(64, case.episodes.n_episodes)
+    case.ours(pool, case.window(0, first))  # warm
+    each = seconds(lambda: case.ours(pool, case.window(0, first)))[0] / first
+    return int(np.clip(budget / each, first, case.episodes.n_episodes))
 
 
-def _peer_batch(x: NDArray[np.float32], episodes: Episodes, budget: float) -> int:
-    _peer(x, episodes.window(0, 1))
+def _fitting(work: Callable[[int], Any], budget: float) -> int:
+    work(1)
     start = time.perf_counter()
-    _peer(x, episodes.window(0, 2))
+    work(2)
     return int(np.clip(2 * budget / (time.perf_counter() - start), 1, 200))
 
 
-def _check(pool: ops.Pool, x: NDArray[np.float32], episodes: Episodes, l2: float, count: int) -> tuple[float, bool]:
+def _check(case: Case, pool: ops.Pool, count: int) -> tuple[float, bool]:
     """Largest relative gap to scikit-learn in float64 at tolerance 1e-10, and whether predictions are equal but for ties."""
-    e = episodes.window(0, count)
-    got = _ours(pool, e, l2)
+    e = case.window(0, count)
+    got = case.ours(pool, e)
     y = e.support_labels
     gaps, same = [], bool(got.converged.all())
     for i in range(count):
-        xs, xq = x[e.support[i]].astype(np.float64), x[e.query[i]].astype(np.float64)
+        xs, xq = case.x[e.support[i]].astype(np.float64), case.x[e.query[i]].astype(np.float64)
         best = LogisticRegression(C=1.0, tol=1e-10, max_iter=20_000).fit(xs, y)
         z = best.decision_function(xs)
         loss = (np.logaddexp.reduce(z, axis=1) - z[np.arange(len(y)), y]).mean()
-        value = loss + 0.5 * l2 * float((best.coef_**2).sum())
+        value = loss + 0.5 * case.l2 * float((best.coef_**2).sum())
         gaps.append(float(got.objective[i, 0]) / value - 1)
         scores = best.decision_function(xq)
         ours = got.scores[i, 0].argmax(axis=1)

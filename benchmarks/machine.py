@@ -66,6 +66,31 @@ def seconds(work: Callable[[], Any]) -> tuple[float, float]:
     return time.perf_counter() - start, time.process_time() - core_start
 
 
+def side_by_side(
+    ours: Callable[[int], Any], peer: Callable[[int], Any], *, rounds: int, work: tuple[int, int] = (1, 1)
+) -> dict[str, Any]:
+    """Time ours(round) and peer(round) in turn, so that a change of the machine's mood hits both.
+
+    `work` says how many pieces of work one call of each does. Gives `ours_ms`, `peer_ms` a piece (wall), `…_core_ms` (core
+    seconds), their ranges, `ratio` and, in core seconds, `ratio_per_core`.
+    """
+    samples = [(seconds(lambda i=i: ours(i)), seconds(lambda i=i: peer(i))) for i in range(rounds)]  # type: ignore[misc]
+    fields: dict[str, Any] = {}
+    for who, (name, pieces) in enumerate(zip(("ours", "peer"), work, strict=True)):
+        for which, unit in enumerate(("ms", "core_ms")):
+            middle, spread = summary([1e3 * pair[who][which] / pieces for pair in samples])
+            fields |= {f"{name}_{unit}": middle, f"{name}_{unit}_range": spread}
+    return fields | ratios(fields)
+
+
+def ratios(fields: dict[str, Any]) -> dict[str, float]:
+    """How many times longer the peer takes."""
+    return {
+        "ratio": fields["peer_ms"] / fields["ours_ms"],
+        "ratio_per_core": fields["peer_core_ms"] / fields["ours_core_ms"],
+    }
+
+
 def summary(samples: list[float]) -> tuple[float, list[float]]:
     """Median, and [lowest, highest]."""
     return float(np.median(samples)), [min(samples), max(samples)]

@@ -7,9 +7,11 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks import fewshot
+from benchmarks import fewshot, torch_lbfgs
 from benchmarks.__main__ import main
-from benchmarks.embeddings import embeddings
+from benchmarks.embeddings import embeddings, two_halves
+from fastxfer import ops
+from fastxfer.episodes import EpisodeSpec, sample_episodes
 
 FIELDS = [
     "name",
@@ -36,7 +38,8 @@ def test_fewshot_entries(capsys, tmp_path, monkeypatch):
     assert main(["fewshot", "--tiny", "--json", "--save"]) == 0
     out = capsys.readouterr().out
     entries = json.loads(out)
-    assert [e["name"] for e in entries] == ["fewshot/5w1s", "fewshot/5w5s", "fewshot/20w5s", "fewshot/20w20s"]
+    work = ["fewshot/5w1s", "fewshot/5w5s", "fewshot/20w5s", "fewshot/20w20s"]
+    assert [e["name"] for e in entries] == [f"{name}{peer}" for name in work for peer in ("", "/torch")]
     for e in entries:
         assert set(FIELDS) <= set(e)
         assert e["checked"]
@@ -49,16 +52,36 @@ def test_fewshot_entries(capsys, tmp_path, monkeypatch):
     assert json.loads(saved.read_text()) == entries
 
 
+def test_path_entries(capsys):
+    assert main(["path", "--tiny", "--json"]) == 0
+    for e in json.loads(capsys.readouterr().out):
+        assert set(FIELDS) <= set(e)
+        assert e["checked"]
+        assert e["penalties"] == 45
+        assert e["times_single"] == pytest.approx(e["ours_ms"] / e["peer_ms"])
+
+
 def test_a_wrong_answer_is_noticed(monkeypatch, capsys):
-    right = fewshot._ours
-
-    def wrong(pool, episodes, l2):
-        return right(pool, episodes, l2 * 1.05)
-
-    monkeypatch.setattr(fewshot, "_ours", wrong)
+    right = fewshot.ops.logistic
+    monkeypatch.setattr(fewshot.ops, "logistic", lambda *a: right(*a[:-1], [v * 1.05 for v in a[-1]]))
     monkeypatch.setattr(fewshot, "WORK", [(5, 5)])
+    monkeypatch.setattr("benchmarks.torch_lbfgs.MOST", 1)  # it would never come to the same gap
     assert main(["fewshot", "--tiny"]) == 1
     assert "NO" in capsys.readouterr().out
+
+
+def test_the_torch_peer_comes_to_the_same_gap():
+    """What it is asked for is what it does: at that many rounds the gap is there, at one less it isn't."""
+    x, labels, _ = embeddings(800, 64, synthetic=True)
+    e = sample_episodes(two_halves(labels), EpisodeSpec(5, 5, 3), 0, 3)
+    best = ops.logistic(ops.Pool(x), e.support, e.support_labels, e.query, 5, [0.04])
+    rounds = torch_lbfgs.rounds_to(x, e, 0.04, best.objective[:, 0], gap=1e-6)
+    assert 1 < rounds < torch_lbfgs.MOST
+    scores = torch_lbfgs.solve(x, e, 0.04, rounds).numpy()
+    ours = best.scores[:, 0] - best.scores[:, 0].mean(axis=2, keepdims=True)
+    theirs = scores - scores.mean(axis=2, keepdims=True)
+    centred = ours - ours.mean(axis=1, keepdims=True), theirs - theirs.mean(axis=1, keepdims=True)
+    np.testing.assert_allclose(*centred, atol=0.02 * np.abs(ours).max())
 
 
 def test_an_unknown_name_is_refused(capsys):
