@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -73,16 +74,14 @@ def select(
     if top < 1:
         raise UsageError(f"top must be at least 1, got {top}")
     val = rows[(rows["split"] == "val") & (rows["episode"] == NO_EPISODE) & (rows["shots"] == "full")]
-    val = val[val["probe"] != "finetune"]
+    val = val[(val["probe"] != "finetune") & val["metric"].isin(CRITERIA) & val["value"].notna()]
     if val.empty:
         raise DataError("the results hold no validation rows of full probes to choose from: run `fastxfer probe` first")
 
     wanted: list[tuple[int, float, PlanEntry]] = []
     rejected: list[PlanEntry] = []
     for target, group in val.groupby("target", observed=True):
-        metric = next((m for m in CRITERIA if (group["metric"] == m).any()), None)
-        if metric is None:
-            continue
+        metric = next(m for m in CRITERIA if (group["metric"] == m).any())
         ranked = (
             group[group["metric"] == metric]
             .sort_values(["value", "backbone"], ascending=[False, True])
@@ -91,18 +90,19 @@ def select(
         best = ranked.iloc[0]
         for rank, (_, row) in enumerate(ranked.iterrows()):
             behind = float(best["value"] - row["value"])
+            # A rival whose interval nobody knows (too few images to resample) has not been told apart either.
+            near = not row["high"] < best["value"]
             if rank == 0:
-                reason = f"best of {len(ranked)} backbones on validation"
+                reason = f"best of {len(ranked)} backbones on validation" if len(ranked) > 1 else "the only backbone"
             elif rank < top:
                 reason = f"number {rank + 1} of {len(ranked)} on validation, {100 * behind:.1f} points behind"
-            elif row["high"] >= best["value"]:
-                reason = (
-                    f"not told apart from the best by validation ({100 * behind:.1f} points behind, intervals overlap)"
-                )
+            elif near:
+                why = "its interval is unknown" if math.isnan(row["high"]) else "its interval reaches the best"
+                reason = f"not told apart from the best by validation ({100 * behind:.1f} points behind, {why})"
             else:
                 reason = f"{100 * behind:.1f} points behind the best on validation, more than its interval allows"
             choice = _choice(row, str(target), metric, reason, checkpoints or {})
-            if rank < top or row["high"] >= best["value"]:
+            if rank < top or near:
                 wanted.append((rank, behind, choice))
             else:
                 rejected.append(choice)
@@ -130,8 +130,7 @@ def _choice(
         expected={
             "metric": metric,
             "value": float(row["value"]),
-            "low": float(row["low"]),
-            "high": float(row["high"]),
+            **{side: float(row[side]) if math.isfinite(row[side]) else None for side in ("low", "high")},
             "probe": str(row["probe"]),
             "params": str(row["params"]),
         },
