@@ -15,7 +15,11 @@ RESULTS = Path(__file__).parent / "results"
 
 def main(arguments: list[str] | None = None) -> int:
     """Run benchmarks; 1 if one found ours and the peer to disagree."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Checks first, then times.")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description="Checks first, then times.",
+        epilog="Example: python -m benchmarks fewshot --threads 2 --json",
+    )
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(BENCHMARKS)} (default: all)")
     parser.add_argument("--json", action="store_true", help="one JSON list of entries on stdout, nothing else")
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/NAME-DATE-COMMIT.json")

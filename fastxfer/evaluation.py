@@ -45,7 +45,7 @@ def evaluate(
     """
     target = store.target(episodes.target)
     frames = []
-    for backbone in _backbones(store, [target.name], backbones)[target.name]:
+    for backbone in backbones_of(store, [target.name], backbones)[target.name]:
         pool = _pool(store, backbone, target, [episodes], backend)
         source = source_of(store, backbone, target.name)
         for probe in probes:
@@ -55,13 +55,15 @@ def evaluate(
 
 @dataclass
 class RunSummary:
-    """What a run did: new rows, episodes solved, seconds of solving, and the targets left out, with reasons."""
+    """What a run did: new rows, episodes solved, seconds of solving, the targets left out, with reasons, and the cells
+    that it asked for, whether their rows are new or were there."""
 
     rows: int = 0
     episodes: int = 0
     seconds: float = 0.0
     skipped: list[dict[str, str]] = field(default_factory=list)
     unconverged: int = 0
+    cells: set[Cell] = field(default_factory=set)
 
 
 def run_protocol(
@@ -81,8 +83,9 @@ def run_protocol(
     and listed in the summary.
     """
     summary = RunSummary()
-    plan = _backbones(store, targets, backbones)
+    plan = backbones_of(store, targets, backbones)
     chosen: list[tuple[Target, Episodes]] = []
+    kinds: set[type[DataError | UsageError]] = set()
     for name in plan:
         target = store.target(name)
         try:
@@ -95,12 +98,11 @@ def run_protocol(
                 raise
             say(f"left out: {error}")
             summary.skipped.append({"target": name, "reason": str(error)})
+            kinds.add(type(error))
     if not chosen:
-        raise DataError(
-            "none of the store's targets can serve: " + "; ".join(s["reason"] for s in summary.skipped)
-            if summary.skipped
-            else f"the store '{store.path}' holds no embeddings yet: run `fastxfer embed` first"
-        )
+        # More ways than any target has classes is a slip of the command line, whatever the data.
+        kind = UsageError if kinds == {UsageError} else DataError
+        raise kind("none of the store's targets can serve: " + "; ".join(s["reason"] for s in summary.skipped))
 
     work: list[tuple[str, str, str, Probe, Episodes, tuple[str, ...]]] = []
     for target, episodes in chosen:
@@ -109,6 +111,7 @@ def run_protocol(
             source = source_of(store, backbone, target.name)
             for probe in probes:
                 cells = _cells(source, backbone, probe, episodes, metrics)
+                summary.cells.update(cells)
                 done = min(results.episodes_done(cell, episodes.hash) for cell in cells)
                 if done < episodes.n_episodes:
                     rest = episodes.window(done, episodes.n_episodes)
@@ -260,16 +263,20 @@ def _full_splits(target: Target, seed: int) -> tuple[Array, Array, Array, str]:
     return train[~is_val], train[is_val], test, "holdout"
 
 
-def _backbones(
-    store: EmbeddingStore, targets: Sequence[str] | None, backbones: Sequence[str] | None
+def backbones_of(
+    store: EmbeddingStore, targets: Sequence[str] | None = None, backbones: Sequence[str] | None = None
 ) -> dict[str, list[str]]:
-    """target -> backbones to run. What was named must be there; of the rest, whatever is complete."""
+    """target -> backbones to run: of those named (all, if none are), whatever the store holds complete embeddings of.
+
+    `UsageError` for a name that the store does not know (nearest offered), `DataError` for what was named but is
+    incomplete.
+    """
     entries = store.entries()
     known_targets, known_backbones = ({getattr(e, what) for e in entries} for what in ("target", "backbone"))
     for kind, named, known in (("target", targets, known_targets), ("backbone", backbones, known_backbones)):
         for name in named or ():
             if name not in known:
-                raise DataError(
+                raise UsageError(
                     f"the store '{store.path}' holds no embeddings of {kind} '{name}'.{nearest(name, known)} "
                     "`fastxfer store ls` lists what is there."
                 )
@@ -290,6 +297,9 @@ def _backbones(
     for name in targets or ():
         if name not in plan:
             raise DataError(f"the store holds no complete embeddings of target '{name}' by the backbones asked for")
+    if not plan:
+        what = "complete embeddings of what was asked for" if entries else "embeddings yet: run `fastxfer embed` first"
+        raise DataError(f"the store '{store.path}' holds no {what}")
     return plan
 
 
@@ -371,9 +381,7 @@ def run_full(
 
     What the results have already is not redone: a probe whose test rows of this seed are there is done.
     """
-    plan = _backbones(store, targets, backbones)
-    if not plan:
-        raise DataError(f"the store '{store.path}' holds no embeddings yet: run `fastxfer embed` first")
+    plan = backbones_of(store, targets, backbones)
     have = results.read(["backbone", "target", "probe", "seed", "shots", "split"])
     have = have[(have["shots"] == "full") & (have["split"] == "test") & (have["seed"] == seed)]
     done = set(zip(have["backbone"], have["target"], have["probe"], strict=True))

@@ -181,7 +181,7 @@ class KnnProbe(Probe):
 
     def __post_init__(self) -> None:
         if not self.k or min(self.k) < 1:
-            raise UsageError(f"k must be at least 1, got {self.k}")
+            raise UsageError(f"k must be at least 1, got {min(self.k, default='none')}")
         if self.temperature is not None and not self.temperature > 0:
             raise UsageError(f"temperature must be positive, got {self.temperature}")
 

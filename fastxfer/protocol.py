@@ -49,7 +49,7 @@ class Protocol:
                     f"unknown metric '{metric}': choose among {', '.join(METRICS)}.{nearest(metric, METRICS)}"
                 )
         for shots in self.shots:
-            self._spec(self.ways or DEFAULT_WAYS, shots)
+            self._spec(DEFAULT_WAYS if self.ways is None else self.ways, shots)
 
     def spec(self, target: Target, shots: int) -> EpisodeSpec:
         """The episodes of one target at one number of shots."""

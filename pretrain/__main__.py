@@ -2,4 +2,4 @@ import sys
 
 from fastxfer.cli import main
 
-main(["pretrain", *sys.argv[1:]])
+main(["pretrain", *sys.argv[1:]], prog_name="fastxfer")

@@ -175,13 +175,13 @@ def test_another_backbone_under_the_same_name(world: Path) -> None:
     ("words", "code", "message"),
     [
         (("ls", "--store", "nowhere"), 1, "no store at 'nowhere'"),
-        (("export", "net", "tiny", "--out", "x.npz"), 1, "holds no target 'tiny'"),
-        (("export", "nett", "small", "--out", "x.npz"), 1, "Did you mean: net?"),
+        (("export", "net", "tiny", "--out", "x.npz"), 2, "holds no target 'tiny'"),
+        (("export", "nett", "small", "--out", "x.npz"), 2, "Did you mean: net?"),
         (("export", "net", "small", "--out", "x.csv"), 2, "expected a name ending in .npz"),
         (("rm", "net"), 2, "name BACKBONE TARGET, or --target NAME"),
         (("rm",), 2, "name BACKBONE TARGET, or --target NAME"),
-        (("rm", "nett", "small", "--yes"), 1, "Did you mean: net?"),
-        (("rm", "--target", "tiny", "--yes"), 1, "holds no target 'tiny'. It holds: small"),
+        (("rm", "nett", "small", "--yes"), 2, "Did you mean: net?"),
+        (("rm", "--target", "tiny", "--yes"), 2, "holds no target 'tiny'. It holds: small"),
     ],
 )
 def test_store_says_what_is_wrong(world: Path, words: tuple[str, ...], code: int, message: str) -> None:

@@ -92,9 +92,9 @@ def test_what_cannot_serve_is_left_out_and_said_unless_named(tmp_path, capsys):
     assert set(results.read()["target"]) == {"blobs"}
     with pytest.raises(DataError, match="class 'class a' has 3 train and 20 test images to draw from, but 5 shots"):
         run_protocol(store, results, Protocol(episodes=5, shots=(5,)), [LogisticProbe()], targets=["tiny"])
-    with pytest.raises(DataError, match=r"no embeddings of target 'tinny'\. Did you mean: tiny\?"):
+    with pytest.raises(UsageError, match=r"no embeddings of target 'tinny'\. Did you mean: tiny\?"):
         run_protocol(store, results, Protocol(), [LogisticProbe()], targets=["tinny"])
-    with pytest.raises(DataError, match="no embeddings of backbone 'god'"):
+    with pytest.raises(UsageError, match="no embeddings of backbone 'god'"):
         run_protocol(store, results, Protocol(), [LogisticProbe()], backbones=["god"])
 
 

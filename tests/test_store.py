@@ -244,9 +244,9 @@ def test_remove(place: str) -> None:
     assert [(e.backbone, e.target) for e in store.entries()] == [("tiny", "other"), ("second", "photos")]
     store.remove(None, "photos")
     assert store.targets() == ["other"]
-    with pytest.raises(DataError, match=r"holds no target 'photos'.*It holds: other"):
+    with pytest.raises(UsageError, match=r"holds no target 'photos'.*It holds: other"):
         store.remove("tiny", "photos")
-    with pytest.raises(DataError, match=r"no embeddings of 'other' by 'tinny'. Did you mean: tiny\?"):
+    with pytest.raises(UsageError, match=r"no embeddings of 'other' by 'tinny'. Did you mean: tiny\?"):
         store.remove("tinny", "other")
     with pytest.raises(UsageError, match="opened for reading"):
         EmbeddingStore.open(place).remove("tiny", "other")

@@ -74,6 +74,8 @@ def _failure(error: BaseException) -> _Failure | None:
         return _Failure(str(error), error.exit_code)
     if isinstance(error, KeyboardInterrupt):
         return _Failure("interrupted. What was finished is kept: run the same command again to go on.", 130)
+    if isinstance(error, click.exceptions.Abort):
+        return _Failure("the question was not answered, so nothing was done; --yes answers it beforehand", 1)
     if isinstance(error, OSError):
         where = f" ({error.filename})" if error.filename else ""
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -92,6 +94,7 @@ def _failure(error: BaseException) -> _Failure | None:
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="fastxfer")
+@click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error; may stand anywhere.")
 def main() -> None:
     """Find out which pre-trained backbone transfers best to which target.
 

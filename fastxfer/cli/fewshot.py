@@ -14,7 +14,6 @@ from fastxfer.cli.common import (
     ManyValues,
     backend_option,
     command_line,
-    data_root_option,
     emit_json,
     json_option,
     print_table,
@@ -89,7 +88,6 @@ class _NumberOrAll(click.ParamType):
 @click.option("--audit-out", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE.npz")
 @store_option
 @results_option
-@data_root_option
 @backend_option
 @seed_option
 @json_option
@@ -97,8 +95,7 @@ def fewshot(
     backbones: tuple[str, ...], targets: tuple[str, ...], ways: int | Literal["all"] | None, shots: tuple[int, ...],
     queries: int | Literal["all"] | None, episodes: int, probes: tuple[str, ...], l2: tuple[float, ...],
     k: tuple[int, ...], metrics: tuple[str, ...], split: str, drop_scarce: bool, audit: int | None,
-    audit_out: Path | None, store_path: str, results: str | None, data_root: Path, backend: str, seed: int,
-    as_json: bool,
+    audit_out: Path | None, store_path: str, results: str | None, backend: str, seed: int, as_json: bool,
 ) -> None:  # fmt: skip
     """Few-shot episodes on the embeddings of a store: thousands a cell, the same ones for every backbone.
 
@@ -115,7 +112,7 @@ def fewshot(
     from fastxfer.probes import make_probe
     from fastxfer.progress import say
     from fastxfer.protocol import Protocol
-    from fastxfer.results import ResultStore, results_path
+    from fastxfer.results import CELL, ResultStore, results_path
     from fastxfer.statistics import summarise
     from fastxfer.store import EmbeddingStore
 
@@ -156,14 +153,7 @@ def fewshot(
         }
     )
     table = summarise(rows.read())
-    shown = table[
-        (table["seed"] == seed)
-        & (table["split"] == split)
-        & table["shots"].isin([str(s) for s in protocol.shots])
-        & table["probe"].isin([p.name for p in chosen])
-        & (table["target"].isin(targets) if targets else True)
-        & (table["backbone"].isin(backbones) if backbones else True)
-    ]
+    shown = table[[cell in summary.cells for cell in table[list(CELL)].itertuples(index=False, name=None)]]
     if summary.unconverged:
         say(f"{summary.unconverged:,} values come from solutions that did not reach the tolerance (column `converged`)")
     if as_json:
@@ -209,14 +199,10 @@ def _audit(
 ) -> dict[str, Any]:  # fmt: skip
     from fastxfer.episodes import sample_episodes
     from fastxfer.errors import UsageError
-    from fastxfer.evaluation import audit
+    from fastxfer.evaluation import audit, backbones_of
     from fastxfer.files import write_npz
 
-    pairs = [
-        (e.backbone, e.target)
-        for e in store.entries()
-        if (not backbones or e.backbone in backbones) and (not targets or e.target in targets)
-    ]
+    pairs = [(b, t) for t, some in backbones_of(store, targets or None, backbones or None).items() for b in some]
     logistic = [p for p in probes if p.name == "logistic"]
     if len(pairs) != 1 or len(protocol.shots) != 1 or not logistic:
         raise UsageError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -11,7 +10,6 @@ import click
 from fastxfer.cli.common import (
     ManyValues,
     command_line,
-    data_root_option,
     emit_json,
     json_option,
     print_table,
@@ -40,12 +38,11 @@ target_option = click.option("--target", "targets", multiple=True, metavar="T…
 )
 @store_option
 @results_option
-@data_root_option
 @seed_option
 @json_option
 def probe(
     backbones: tuple[str, ...], targets: tuple[str, ...], l2: tuple[float, ...], store_path: str, results: str | None,
-    data_root: Path, seed: int, as_json: bool,
+    seed: int, as_json: bool,
 ) -> None:  # fmt: skip
     """Linear probe on the full train split: l2 chosen on validation, refitted, scored on test.
 
@@ -80,12 +77,11 @@ def probe(
 )
 @store_option
 @results_option
-@data_root_option
 @seed_option
 @json_option
 def knn(
     backbones: tuple[str, ...], targets: tuple[str, ...], k: tuple[int, ...], temperature: float, store_path: str,
-    results: str | None, data_root: Path, seed: int, as_json: bool,
+    results: str | None, seed: int, as_json: bool,
 ) -> None:  # fmt: skip
     """Nearest neighbours from the full train split: k chosen on validation, scored on test.
 

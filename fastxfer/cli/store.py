@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from fastxfer.cli.common import emit_json, json_option, print_table, store_option
-from fastxfer.errors import DataError, UsageError
+from fastxfer.errors import UsageError
 
 
 @click.group()
@@ -26,7 +26,12 @@ def store() -> None:
 @store_option
 @json_option
 def list_entries(store_path: str, as_json: bool) -> None:
-    """List the embeddings: backbone, target, size, dtype, whether complete."""
+    """List the embeddings: backbone, target, size, dtype, whether complete.
+
+    \b
+    Example:
+      fastxfer store ls --json
+    """
     from fastxfer.store import EmbeddingStore
 
     entries = EmbeddingStore.open(store_path).entries()
@@ -73,7 +78,12 @@ def list_entries(store_path: str, as_json: bool) -> None:
 @store_option
 @json_option
 def digest(store_path: str, as_json: bool) -> None:
-    """One number for the content: equal content, equal digest, whatever the dates, paths and layout."""
+    """One number for the content: equal content, equal digest, whatever the dates, paths and layout.
+
+    \b
+    Example:
+      fastxfer store digest --store fastxfer-store
+    """
     from fastxfer.store import EmbeddingStore
 
     value = EmbeddingStore.open(store_path).digest()
@@ -90,7 +100,12 @@ def digest(store_path: str, as_json: bool) -> None:
 @store_option
 @json_option
 def export(backbone: str, target: str, out: Path, store_path: str, as_json: bool) -> None:
-    """Write embeddings, labels, class_names, split and image_id (and patient) to one .npz; rows correspond."""
+    """Write embeddings, labels, class_names, split and image_id (and patient) to one .npz; rows correspond.
+
+    \b
+    Example:
+      fastxfer store export resnet50 photos --out photos.npz
+    """
     from fastxfer.progress import say
     from fastxfer.store import EmbeddingStore
 
@@ -112,7 +127,13 @@ def export(backbone: str, target: str, out: Path, store_path: str, as_json: bool
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @store_option
 def remove(backbone: str | None, target: str | None, whole_target: str | None, yes: bool, store_path: str) -> None:
-    """Remove BACKBONE's embeddings of TARGET, or with --target a target and everything made from it."""
+    """Remove BACKBONE's embeddings of TARGET, or with --target a target and everything made from it.
+
+    \b
+    Examples:
+      fastxfer store rm resnet50 photos
+      fastxfer store rm --target photos --yes
+    """
     from fastxfer.progress import say
     from fastxfer.store import EmbeddingStore
 
@@ -122,7 +143,7 @@ def remove(backbone: str | None, target: str | None, whole_target: str | None, y
     name = whole_target or target or ""
     gone = [e for e in opened.entries() if e.target == name and backbone in (None, e.backbone)]
     if name not in opened.targets():
-        raise DataError(
+        raise UsageError(
             f"store '{store_path}' holds no target '{name}'. It holds: {', '.join(opened.targets()) or 'none'}"
         )
     if backbone is not None and not gone:

@@ -363,7 +363,7 @@ class EmbeddingStore:
         attrs = self._target_attrs(check_name(name, "target"))
         if attrs is None:
             known = self.targets()
-            raise DataError(
+            raise UsageError(
                 f"store '{self.path}' holds no target '{name}'.{nearest(name, known)} "
                 f"It holds: {', '.join(known) or 'none'}"
             )
@@ -374,7 +374,7 @@ class EmbeddingStore:
         path = f"targets/{target}/embeddings/{check_name(backbone, 'backbone')}"
         if self._attrs(path) is None:
             known = self.backbones(target)
-            raise DataError(
+            raise UsageError(
                 f"store '{self.path}' holds no embeddings of '{target}' by '{backbone}'.{nearest(backbone, known)} "
                 f"It holds: {', '.join(known) or 'none'}"
             )
