@@ -183,14 +183,6 @@ def test_a_full_disk_is_said_in_one_line(photos: Path, tmp_path: Path, monkeypat
     assert list((tmp_path / "data" / "targets").iterdir()) == []
 
 
-@pytest.mark.parametrize("command", ["", "ls", "add", "show", "check"])
-def test_help_has_an_example(command: str) -> None:
-    result = run(*([command] if command else []), "--help")
-    assert result.exit_code == 0
-    assert "Example:" in result.stdout
-    assert f"fastxfer targets {command}" in result.stdout
-
-
 @pytest.mark.real
 def test_one_line_adds_a_real_folder_and_check_finds_its_copies(real: Path, tmp_path: Path) -> None:
     root = ("--data-root", tmp_path)

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from fastxfer import __version__
-from fastxfer.errors import FastxferError
+from fastxfer.errors import FastxferError, nearest
 
 # command -> (module of fastxfer.cli, one line of help); a module is imported only when its command runs.
 COMMANDS = {
@@ -40,6 +40,11 @@ class _Commands(click.Group):
         module = importlib.import_module(f"fastxfer.cli.{COMMANDS[cmd_name][0]}")
         command: click.Command = getattr(module, cmd_name)
         return command
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        if args[0] not in COMMANDS and not args[0].startswith("-"):
+            ctx.fail(f"No such command '{args[0]}'.{nearest(args[0], COMMANDS)}")
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

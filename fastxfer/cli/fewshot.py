@@ -85,7 +85,12 @@ class _NumberOrAll(click.ParamType):
     metavar="N",
     help="Write N of the episodes, spread over the run, with all that another program needs to redo them.",
 )
-@click.option("--audit-out", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE.npz")
+@click.option(
+    "--audit-out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE.npz",
+    help="Where --audit writes: support, query, labels, l2, objective and scores, an entry an episode and l2.",
+)
 @store_option
 @results_option
 @backend_option
