@@ -54,6 +54,7 @@ def world(places: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     for store in places.iterdir():
         (tmp_path / store.name).symlink_to(store)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "300")  # tables are not folded
     return tmp_path
 
 

@@ -124,8 +124,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: st
         table.add_column(name, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         table.add_row(*(Text(f"{v:,}" if isinstance(v, int) and not isinstance(v, bool) else str(v)) for v in row))
-    # Only a terminal has a width to keep to: in a file or a pipe, a line is as long as its row.
-    Console(width=None if sys.stdout.isatty() else 1000).print(table)
+    Console().print(table)
 
 
 def results_option(f: F) -> F:
