@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import zarr
 from click.testing import CliRunner, Result
 from PIL import Image
 
@@ -19,6 +22,7 @@ from fastxfer.store import EmbeddingStore
 
 NETWORK = """
 import torch
+import zarr
 class Net(torch.nn.Module):
     input_size = (3, 12, 12)
     def __init__(self, width=4):
@@ -29,6 +33,13 @@ class Net(torch.nn.Module):
 def build(width=4):
     return Net(width)
 """
+
+
+class Evil:
+    """What a pickle would run."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, ("made-by-evil",)
 
 
 def run(*words: object) -> Result:
@@ -124,7 +135,14 @@ def test_json_is_one_document_and_a_second_run_does_nothing(world: Path) -> None
             "'r152x4.pt' is not there. It would come from: `fastxfer pretrain",
         ),
         (("--ckpt", "resnet5", "--target", "big"), 2, "Did you mean: resnet5"),
-        ((*OWN, "--target", "bg"), 2, "unknown target 'bg'"),
+        ((*OWN, "--target", "bg"), 2, "unknown target 'bg' in fastxfer-data. Did you mean: big?"),
+        (
+            ("--ckpt", "evil.pt", *OWN[2:], "--target", "big"),
+            1,
+            "evil.pt is refused: besides weights it holds Python code (posix.mkdir",
+        ),
+        (("--ckpt", "cut.pt", *OWN[2:], "--target", "big"), 1, "cut.pt is no whole"),
+        ((*OWN, "--target", "big", "--store", "newer"), 1, "'newer' was made by a newer fastxfer (format 7, this one"),
         ((*OWN,), 2, "Missing option '--target'"),
         ((*OWN, "--target", "big", "--arch-arg", "width"), 2, "--arch-arg width: expected name=value"),
         (
@@ -144,11 +162,16 @@ def test_json_is_one_document_and_a_second_run_does_nothing(world: Path) -> None
     ],
 )
 def test_bad_requests(world: Path, words: tuple[str, ...], code: int, message: str) -> None:
+    torch.save({"model": {"w": torch.zeros(1)}, "extra": Evil()}, "evil.pt")
+    (world / "cut.pt").write_bytes((world / "net.pt").read_bytes()[:400])
+    zarr.create_group(world / "newer", attributes={"fastxfer_format": 7})
     result = run("embed", *words)
     assert result.exit_code == code, result.output
     assert message in " ".join(result.stderr.split())
     assert "Traceback" not in result.output
+    assert result.stdout == ""
     assert not Path("fastxfer-store/targets").exists()
+    assert not Path("made-by-evil").exists()
 
 
 def test_a_bad_image_stops_or_is_skipped(world: Path) -> None:
@@ -160,6 +183,31 @@ def test_a_bad_image_stops_or_is_skipped(world: Path) -> None:
     document = run_json("embed", *OWN, "--target", "big", "--skip-bad")
     assert (document["embedded"][0]["n_images"], document["embedded"][0]["bad"]) == (7, 1)
     assert run_json("store", "ls")[0]["n_images"] == 7
+
+
+def test_a_full_disk_is_one_line_and_the_next_run_finishes(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sync, calls = os.fsync, 0
+
+    def full(handle: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls > 30:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        sync(handle)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "fsync", full)
+        result = run("embed", *OWN, "--target", "big", "--block-rows", "1")
+    assert result.exit_code == 1
+    assert "no space left on the disk" in result.stderr
+    assert "What was finished is kept: free some space and run it again" in result.stderr
+    assert [p for p in Path("fastxfer-store").rglob("*") if ".partial" in p.name] == []
+    (half,) = run_json("store", "ls")
+    assert 0 < half["n_present"] < 8
+    assert not half["complete"]
+    assert run_json("embed", *OWN, "--target", "big", "--block-rows", "1")["embedded"][0]["state"] == "embedded"
+    run("embed", *OWN, "--target", "big", "--store", "other")
+    assert run_json("store", "digest")["digest"] == run_json("store", "digest", "--store", "other")["digest"]
 
 
 def test_another_backbone_under_the_same_name(world: Path) -> None:

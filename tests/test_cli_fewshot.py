@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -316,6 +318,42 @@ def test_bad_input(words: tuple[str, ...], code: int, message: str, world: Path)
         assert "Traceback" not in result.output
         assert result.stdout == ""
     assert sorted(p.name for p in world.iterdir()) == before  # no empty results, no half a file
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        FEW,
+        (*FEW, *AUDIT, *ONE),
+        ("knn", "--store", "full", "--target", "pair"),
+        ("select", "--store", "full", "--out", "plan.json"),
+        ("report", "--store", "full", "--out", "report"),
+        ("store", "export", "good", "pair", "--store", "full", "--out", "pair.npz"),
+    ],
+    ids=["fewshot", "audit", "knn", "select", "report", "export"],
+)
+def test_a_full_disk_leaves_nothing_half_written(
+    words: tuple[str, ...], world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if words[0] in ("select", "report"):
+        run_json("probe", "--l2", "0.1", "--target", "pair", "--backbone", "good", "--store", "full")
+
+    def there() -> list[str]:
+        return sorted(str(p) for p in world.rglob("*") if p.is_file() and p.name != ".lock")
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    before = there()
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "fsync", full)  # the last step before a file takes its name
+        result = run(*words)
+    assert result.exit_code == 1
+    assert "no space left on the disk" in result.stderr
+    assert "Traceback" not in result.output
+    assert result.stdout == ""
+    assert there() == before
+    assert run(*words).exit_code == 0
 
 
 def test_results_of_a_newer_format(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -151,10 +151,21 @@ def test_check(tmp_path: Path) -> None:
 def test_errors_are_one_line_with_an_exit_code(photos: Path, tmp_path: Path) -> None:
     root = ("--data-root", tmp_path / "data")
     (tmp_path / "empty").mkdir()
+    tables = {}
+    for name, text in {
+        "no path": "file,label\n00.png,cat\n",
+        "no label": "path,label\ncat/00.png,cat\ndog/10.png,\n",
+        "leaving": "path,label\ncat/00.png,cat\n../../secret.png,dog\n",
+    }.items():
+        tables[name] = photos / f"{name}.csv"
+        tables[name].write_text(text)
     assert run("add", photos, "--name", "photos", *root).exit_code == 0
     for words, code, message in [
         (("add", tmp_path / "gone", "--name", "x"), 1, "gone: there is no such folder or CSV file"),
         (("add", tmp_path / "empty", "--name", "x"), 1, "empty: no images in this folder; expected class folders"),
+        (("add", tables["no path"], "--name", "x"), 1, "no path.csv: no column 'path'; the columns are: file, label"),
+        (("add", tables["no label"], "--name", "x"), 1, "no label.csv, row 3: the label in column 'label' is empty"),
+        (("add", tables["leaving"], "--name", "x"), 1, "leaving.csv, row 3: '../../secret.png' leaves the data root"),
         (("add", photos, "--name", "a/b"), 2, "'a/b' cannot name a target"),
         (("add", photos), 2, "Missing option '--name'"),
         (("show", "photo"), 2, "unknown target 'photo'"),
