@@ -6,6 +6,7 @@ part's footer lists. So duplicates are found, and finished work is known, by rea
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -172,18 +173,29 @@ class ResultStore:
 
     def log_run(self, run: dict[str, Any]) -> None:
         """Note what a command did (its line, versions, seconds): one JSON line in ``runs.jsonl``."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        line = json.dumps({"date": datetime.now(UTC).isoformat(timespec="seconds"), **run}, ensure_ascii=False)
-        # One write of one line to a file opened for appending: lines of two processes don't mix.
-        with open(self.path / "runs.jsonl", "a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        line = json.dumps({"date": datetime.now(UTC).isoformat(timespec="seconds"), **run}, ensure_ascii=False) + "\n"
+        with self._only_writer(), open(self.path / "runs.jsonl", "ab", buffering=0) as file:
+            before = file.seek(0, os.SEEK_END)
+            try:
+                if file.write(line.encode()) < len(line.encode()):  # the disk was full in the middle of it
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), file.name)
+            except BaseException:
+                file.truncate(before)
+                raise
 
     def runs(self) -> list[dict[str, Any]]:
-        """The runs noted by `log_run`, oldest first."""
+        """The runs noted by `log_run`, oldest first; `DataError` for a line that is none."""
         log = self.path / "runs.jsonl"
         if not log.is_file():
             return []
-        return [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines() if line.strip()]
+        found = []
+        for number, line in enumerate(log.read_bytes().split(b"\n"), start=1):
+            if line.strip():
+                try:
+                    found.append(json.loads(line))
+                except ValueError:
+                    raise DataError(f"results: '{log}', line {number} is damaged: delete that line") from None
+        return found
 
     def read(self, columns: Sequence[str] | None = None) -> pd.DataFrame:
         """All rows; text columns are categorical. An empty frame with the right columns where there are none."""

@@ -6,6 +6,7 @@ import errno
 import json
 import multiprocessing
 import os
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -235,6 +236,25 @@ def test_runs_are_logged_in_order(tmp_path):
     assert [run["seconds"] for run in got] == [1.5, 2.0]
     assert got[0]["command"].endswith("größe")
     assert got[0]["date"] > "2020"
+
+
+def test_a_full_disk_leaves_no_half_line_in_the_log(tmp_path):
+    store = ResultStore.open(tmp_path)
+    store.log_run({"command": "one"})
+    log = tmp_path / "runs.jsonl"
+    whole, limits = log.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) + 20, limits[1]))  # room for half a line
+        with pytest.raises(OSError, match="No space left"):
+            store.log_run({"command": "two"})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert log.read_bytes() == whole
+    store.log_run({"command": "three"})
+    assert [run["command"] for run in store.runs()] == ["one", "three"]
+    log.write_bytes(whole + whole[:20] + b"\n" + whole)  # a line cut by other hands
+    with pytest.raises(DataError, match=r"runs\.jsonl', line 2 is damaged: delete that line"):
+        store.runs()
 
 
 def test_results_lie_beside_the_store():
