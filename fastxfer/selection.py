@@ -100,7 +100,7 @@ def select(
                 why = "its interval is unknown" if math.isnan(row["high"]) else "its interval reaches the best"
                 reason = f"not told apart from the best by validation ({100 * behind:.1f} points behind, {why})"
             else:
-                reason = f"{100 * behind:.1f} points behind the best on validation, more than its interval allows"
+                reason = f"{100 * behind:.1f} points behind the best on validation, beyond its own interval"
             choice = _choice(row, str(target), metric, reason, checkpoints or {})
             if rank < top or near:
                 wanted.append((rank, behind, choice))

@@ -65,8 +65,8 @@ def test_the_best_and_what_validation_cannot_tell_from_it() -> None:
     ]
     assert named(plan.rejected) == ["d on pets", "a on pets"]
     assert [e.reason for e in plan.rejected] == [
-        "10.0 points behind the best on validation, more than its interval allows",
-        "20.0 points behind the best on validation, more than its interval allows",
+        "10.0 points behind the best on validation, beyond its own interval",
+        "20.0 points behind the best on validation, beyond its own interval",
     ]
     assert plan.entries[0].expected == {
         "metric": "balanced_accuracy",
