@@ -357,13 +357,14 @@ def test_a_full_disk_leaves_nothing_half_written(
 
 
 def test_results_of_a_newer_format(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = results.FORMAT
     with monkeypatch.context() as later:
-        later.setattr(results, "FORMAT", 2)
+        later.setattr(results, "FORMAT", ours + 1)
         assert run(*FEW, *ONE).exit_code == 0
     for words in ((*FEW, *ONE), ("probe", "--store", "full"), ("select", "--store", "full", "--out", "p.json")):
         result = run(*words)
         assert result.exit_code == 1
-        assert "was made by a newer fastxfer (format 2, this one reads 1): upgrade" in result.stderr
+        assert f"was made by a newer fastxfer (format {ours + 1}, this one reads {ours}): upgrade" in result.stderr
 
 
 def test_incomplete_embeddings_are_named_or_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
