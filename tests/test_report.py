@@ -18,9 +18,12 @@ from fastxfer.errors import DataError
 from fastxfer.report import write_report
 from fastxfer.report.answer import listed
 from fastxfer.report.cells import aggregate, natural_key, standing
-from fastxfer.report.facts import contaminated, without_paths
+from fastxfer.report.costs import costs
+from fastxfer.report.facts import Facts, without_paths
+from fastxfer.report.flags import contaminated, flags
 from fastxfer.report.html import Markup, embed_json, join, tag
-from fastxfer.report.sections import duration, shown_command
+from fastxfer.report.sections import shown_command
+from fastxfer.report.words import bounds, duration, percent
 from fastxfer.results import ResultStore, complete, results_path
 from fastxfer.store import EmbeddingStore
 from fastxfer.targets.table import Target
@@ -124,7 +127,7 @@ def make_plan(rename: dict[str, str] | None = None) -> dict[str, Any]:
             entry("bit-small", "digits-5-9", 0.981, "best of 3 backbones on validation"),
         ],
         "rejected": [
-            entry("bit-untrained", "dtd10", 0.21, "63.3 points behind the best, more than its interval allows"),
+            entry("bit-untrained", "dtd10", 0.21, "63.3 points behind the best, beyond its own interval"),
             entry("effnet-lite0", "digits-5-9", 0.96, "2.1 points behind the best; left out: the budget of 2 is spent"),
         ],
     }  # fmt: skip
@@ -213,10 +216,11 @@ def few_rows(values: dict[str, list[float]], **columns: Any) -> pd.DataFrame:
 
 
 def text_of(page: Path) -> str:
-    """What a reader sees of the answer, without tags."""
+    """What a reader sees of the answer and target by target, without tags."""
     html = page.read_text(encoding="utf-8")
-    section = html[html.index('<section id="answer"') : html.index('<section id="curves"')]
-    return re.sub(r"<[^>]+>", "", section)
+    sections = re.findall(r'<section id="(?:answer|targets)".*?</section>', html, re.DOTALL)
+    assert len(sections) == 2
+    return re.sub(r"<[^>]+>", "", "".join(sections)).replace("\u00a0", " ")
 
 
 # ---- words -----------------------------------------------------------------------------------------------------------
@@ -226,26 +230,37 @@ def test_a_clear_lead_is_stated_with_its_size(tmp_path):
     rows = few_rows({"good": [0.89, 0.90, 0.91], "poor": [0.49, 0.50, 0.51]})
     text = text_of(write_report(tmp_path / "none", rows, tmp_path, plan=None, command="x"))
     # t interval of three values 0.01 apart: ± 4.30265 · 0.01 / √3 = 0.02484
-    assert "At 5 shots (5-way, logistic probe) good leads with 90.0 % (87.5–92.5), 40.0 points above poor" in text
-    assert "the intervals lie 35.0 points apart" in text
-    assert "At 5 shots good leads on 1 of 1 target." in text
-    assert "Not decided" not in text
+    assert (
+        "5-way 5-shot, logisticgood leads at 90.0 % (87.5–92.5), 40.0 points above poor at 50.0 % (47.5–52.5)." in text
+    )
+    assert "At 5 shots, good leads on t." in text
+    assert "not decided" not in text
+    assert "Read with care" not in text
 
 
 def test_overlapping_intervals_name_no_winner(tmp_path):
     rows = few_rows({"one": [0.85, 0.90, 0.95], "two": [0.84, 0.90, 0.93], "far": [0.1, 0.11, 0.12]})
     text = text_of(write_report(tmp_path / "none", rows, tmp_path, plan=None, command="x"))
-    assert "one is ahead with 90.0 %" in text
-    assert "two cannot be told apart from it: its interval overlaps" in text
-    assert "leads" not in text
-    assert "t, 5 shots: one and two" in text
+    assert "one is ahead at 90.0 %" in text
+    assert "The intervals overlap: not decided." in text
+    assert "leads at" not in text
+    assert "leads on" not in text
+    assert "At 5 shots, t is not decided." in text
+
+
+def test_many_rivals_are_named_and_many_targets_counted(tmp_path):
+    close = few_rows({"one": [0.85, 0.90, 0.95], "two": [0.84, 0.90, 0.93], "three": [0.83, 0.88, 0.94]})
+    clear = [few_rows({"one": [0.89, 0.9, 0.91], "two": [0.5, 0.51, 0.52]}, target=f"c{i}") for i in range(4)]
+    text = text_of(write_report(tmp_path / "none", pd.concat([close, *clear]), tmp_path, plan=None, command="x"))
+    assert "Its interval overlaps those of two and three: not decided." in text
+    assert "At 5 shots, one leads on 4 of 5 targets; t is not decided." in text
 
 
 def test_one_episode_says_that_certainty_is_unknown(tmp_path):
     text = text_of(
         write_report(tmp_path / "none", few_rows({"a": [0.9], "b": [0.5]}), tmp_path, plan=None, command="x")
     )
-    assert "how sure this is remains unknown" in text
+    assert "Without intervals for all values, how sure this is remains unknown." in text
 
 
 def test_another_leader_at_other_shots_is_told(tmp_path):
@@ -253,6 +268,30 @@ def test_another_leader_at_other_shots_is_told(tmp_path):
     one = few_rows({"a": [0.29, 0.30, 0.31], "b": [0.49, 0.50, 0.51]}, shots="1", episodes_hash="g")
     text = text_of(write_report(tmp_path / "none", pd.concat([five, one]), tmp_path, plan=None, command="x"))
     assert "Elsewhere on the curve another leads: at 1 shot b." in text
+
+
+def test_an_easy_target_is_called_saturated(tmp_path):
+    rows = pd.concat(
+        [
+            few_rows({"good": [0.97, 0.98, 0.99], "poor": [0.5, 0.51, 0.52]}, shots="1", episodes_hash="g"),
+            few_rows({"good": [1.0, 1.0, 1.0], "poor": [0.6, 0.61, 0.62]}),
+        ]
+    )
+    text = text_of(write_report(tmp_path / "none", rows, tmp_path, plan=None, command="x"))
+    assert "Read with care: t (saturated)." in text
+    assert "An easy target: good 100 % at 5 shots (logistic probe). A still better backbone could not" in text
+    assert "good leads at 100 %, 39.0 points above poor" in text  # an interval without width is not shown
+    assert not [f for f in flags(aggregate(rows[rows["shots"] == "1"]), Facts("s")) if f.head == "Saturated"]
+
+
+def test_validation_unlike_test_is_flagged():
+    full = few_rows({"a": [0.9]}, ways="all", shots="full", episodes_hash="").assign(episode=-1)
+    val, test = full.assign(split="val", low=0.8, high=0.95), full.assign(value=0.7, low=0.6, high=0.79)
+    found = [f for f in flags(aggregate(pd.concat([val, test])), Facts("s")) if f.head == "Validation is unlike test"]
+    assert len(found) == 1
+    assert "a on t reaches 90.0\u00a0% on validation and 70.0\u00a0% on test" in found[0].text
+    near = aggregate(pd.concat([val, test.assign(high=0.81)]))
+    assert not [f for f in flags(near, Facts("s")) if f.head == "Validation is unlike test"]
 
 
 def test_params_are_chosen_on_validation_never_on_test():
@@ -297,11 +336,16 @@ def test_small_words():
     assert listed([Markup("a"), Markup("b"), Markup("c")]) == "a, b and c"
     assert sorted(["all", "10", "5"], key=natural_key) == ["5", "10", "all"]
     assert sorted(["l2=0.5", "l2=1e-06", "l2=10"], key=natural_key) == ["l2=1e-06", "l2=0.5", "l2=10"]
-    assert [duration(s) for s in (0.42, 45, 200, 4000, 9000, 300_000, float("nan"))] == [
-        "0.4 s", "45 s", "3 min 20 s", "1.1 h", "2.5 h", "3.5 days", "unknown",
+    assert [duration(s) for s in (0.42, 45, 104, 200, 4000, 9000, 300_000, float("nan"))] == [
+        "0.4 s", "45.0 s", "1 min 44 s", "3 min 20 s", "1.1 h", "2.5 h", "3.5 days", "unknown",
     ]  # fmt: skip
+    assert [percent(v) for v in (0.8432, 0.9994, 0.9995, 0.99999, 1.0)] == ["84.3", "99.9", "99.95", "99.99", "100"]
+    assert bounds(-0.02, 1.03) == "0.0–100"
+    assert bounds(float("nan"), float("nan")) == ""
     assert contaminated("ImageNet, then Kermany", "kermany")
     assert contaminated("NIH-14", "nih14")
+    assert contaminated("digits[0,1,2,3,4]", "digits")
+    assert not contaminated("digits[0,1,2,3,4]", "digits-unseen")
     assert not contaminated("digits 0-4", "digits-5-9")
     assert not contaminated("unknown", "nih14")
 
@@ -351,22 +395,35 @@ def test_page_is_whole_and_private(page):
         "Small test split",
         "Not converged",
         "fits of logistic, bit-untrained",
+        "lfw has 60 test images (1.7 points each)",
     ):
         assert said in html
-    for key in ("answer", "curves", "methods", "table", "selection", "costs", "flags", "provenance"):
+    for key in ("answer", "curves", "targets", "methods", "selection", "costs", "flags", "table", "provenance"):
         assert f'<section id="{key}"' in html
 
 
 def test_costs_and_selection_are_told(page):
     html = re.sub(r"<[^>]+>", "", page.read_text(encoding="utf-8"))
     # embedding 4 × (2.5 + 3.5 + 4.5) s, probes 41.5 s, fine-tunings 312.5 + 148 s
-    assert "These results took 9 min 4 s: embedding 42 s, probes 42 s, 2 fine-tunings 7 min 40 s." in html
+    assert "These results took 9 min 4 s of computing." in html
+    for stage in ("42.0 s", "Few-shot probes38,400 fits41.5 s", "Full probes24 fits", "fine-tunings2 runs7 min 40 s"):
+        assert stage in html
     # (dtd10 and digits-5-9 known: 3 × 312.5, 3 × 148; the others by their backbone, or the mean of both)
-    everything = 3 * 312.5 + 3 * 148 + 2 * (312.5 + 148 + 230.25)
-    assert f"would take about {everything / 60:.0f} min" in html
-    assert "The plan chose 2 fine-tunings within a budget of 2 runs" in html
+    per_episode = 3 * 312.5 + 3 * 148 + 2 * (312.5 + 148 + 230.25)
+    assert f"fine-tune every train split12 runs≈ {per_episode / 60:.0f} min" in html
+    # 4 shots × 200 episodes each, however many probes
+    assert f"fine-tune every episode9,600 runs≈ {800 * per_episode / 86400:.1f} days" in html
+    assert "the plan chose 2 fine-tunings within a budget of 2 runs; all of them have been run." in html
     assert "effnet-lite0 on dtd10: best of 3 backbones on validation" in html
     assert "bit-untrained on dtd10: 63.3 points behind the best" in html
+
+
+def test_no_fine_tuning_measured_is_no_estimate():
+    rows = few_rows({"a": [0.5, 0.6]})
+    spent = costs(rows, aggregate(rows), [], Facts("s"))
+    assert (spent.pairs, spent.few_cells, spent.episodes, spent.fits) == (1, 1, 2, 2)
+    assert np.isnan(spent.every_pair)
+    assert np.isnan(spent.every_episode)
 
 
 NASTY = "<script>window.pwned=1</script>%{x}&amp;\"'"
@@ -407,7 +464,7 @@ def test_a_missing_store_is_flagged(rows, tmp_path):
 def test_a_source_that_is_the_target_is_flagged(tmp_path):
     rows = few_rows({"a": [0.9, 0.8]}, source="ImageNet, then Kermany", target="kermany")
     html = write_report(tmp_path / "none", rows, tmp_path, plan=None, command="x").read_text(encoding="utf-8")
-    assert "a was trained on ImageNet, then Kermany, which is the target kermany" in html
+    assert "a was trained on ImageNet, then Kermany. Its values on kermany do not show transfer" in html
 
 
 # ---- the command -----------------------------------------------------------------------------------------------------
@@ -425,7 +482,7 @@ def test_command_writes_and_says_where(tmp_path):
     answer = json.loads(run.stdout)
     assert answer["report"] == str(tmp_path / "out" / "index.html")
     assert answer["plan"] == str(results.path / "plan.json")
-    assert "The plan chose 2 fine-tunings" in Path(answer["report"]).read_text(encoding="utf-8")
+    assert "the plan chose 2 fine-tunings" in Path(answer["report"]).read_text(encoding="utf-8")
     run = invoke("--store", str(tmp_path / "store"), "--out", str(tmp_path / "out"))
     assert run.stdout.startswith(f"the report lies in {answer['report']} (")
 
@@ -512,7 +569,6 @@ def test_figures_are_drawn_and_filtered(show, page):
     assert first.locator("svg .scatterlayer .trace path.js-line").count() >= len(BACKBONES)
     assert first.get_attribute("aria-label").startswith("accuracy against shots on digits-5-9. ")
     assert tab.locator("#outcomes-figure svg.main-svg").count() > 0
-    assert tab.locator("#costs-figure svg .barlayer .point").count() == 4
 
     before = first.get_attribute("aria-label")
     tab.select_option("#f-probe", "knn")
@@ -550,6 +606,7 @@ def test_table_sorts_filters_and_is_downloaded(show, page):
     assert up[0] < down[-1]
     tab.locator("#cells th[data-key=shots] button").click()
     assert header.get_attribute("aria-sort") == "none"
+    assert "the first 20 shown" in tab.locator("#table-status").inner_text()
     tab.locator("#more").click()
     shots = tab.locator("#cells tbody tr td:nth-child(4)").all_inner_texts()
     assert [s for i, s in enumerate(shots) if i == 0 or shots[i - 1] != s] == ["1", "2", "5", "10", "full"]
@@ -590,6 +647,10 @@ def test_both_colour_schemes_paper_and_phone(show, page):
     phone = show(page, width=360)
     assert phone.evaluate("document.documentElement.scrollWidth") == 360
     assert phone.evaluate("Math.max(...[...document.querySelectorAll('.plot svg')].map((s) => s.clientWidth))") <= 360
+    # Rows of the long table are cards: backbone on the left, value on the right, all within the screen.
+    label, mean = (phone.locator(f"#cells tbody tr td[data-key={k}]").first.bounding_box() for k in ("label", "mean"))
+    assert abs(label["y"] - mean["y"]) < 12
+    assert 180 < mean["x"] < 360 - mean["width"]
 
 
 @pytest.mark.browser

@@ -18,9 +18,12 @@ from plotly.offline import get_plotlyjs
 from fastxfer.files import write_whole
 from fastxfer.report import cells as c
 from fastxfer.report import sections
-from fastxfer.report.answer import answer, plural
-from fastxfer.report.facts import Facts, flags, gather
+from fastxfer.report.answer import answer, by_target, stand
+from fastxfer.report.costs import costs, costs_section
+from fastxfer.report.facts import Facts, gather
+from fastxfer.report.flags import Flag, flags
 from fastxfer.report.html import Markup, embed_json, join, tag
+from fastxfer.report.words import plural
 
 COLUMNS = (
     "target",
@@ -88,7 +91,7 @@ def _page(
 
     shown = dict(zip(cells["backbone"], cells["label"], strict=True))
     rows = sections.outcomes(plan, cells) if plan else []
-    spent = sections.costs(results, cells, plan, runs, facts)
+    spent = costs(results, cells, runs, facts)
     made = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
     document = {
         "labels": labels,
@@ -101,34 +104,33 @@ def _page(
         },
         "classes": {t: len(f.class_names) for t, f in facts.targets.items() if not f.multi_label},
         "outcomes": [_finite(r) for r in rows],
-        "costs": _finite({k: v for k, v in spent.items() if k != "by_pair"}),
         "metricNames": {m: c.metric_name(m) for m in cells["metric"].unique()},
     }
     raised = flags(cells, facts)
-    few = cells[(cells["shots"] != c.FULL) & cells["main"]]
+    standings = stand(cells)
     counts = [
         plural(len(labels), "backbone"),
         plural(cells["target"].nunique(), "target"),
-        *([f"{int(few['n'].sum()):,} few-shot fits"] if len(few) else []),
-        *([plural(spent["finetunings"], "fine-tuning")] if spent["finetunings"] else []),
+        *([plural(spent.fits, "few-shot fit")] if spent.fits else []),
+        *([plural(spent.finetunings, "fine-tuning")] if spent.finetunings else []),
     ]
-    parts: list[tuple[str, str, Any]] = [
-        ("answer", "The answer", answer(cells, name)),
-        (
-            "curves",
-            "Accuracy against shots" if set(cells["metric"]) & {"accuracy"} else "Against shots",
-            _curves(),
-        ),
-        ("methods", "Probes, neighbours, fine-tuning", _methods(cells)),
-        ("table", "Every cell", _cell_table()),
+    shots = "Accuracy against shots" if set(cells["metric"]) & {"accuracy"} else "Against shots"
+    # (id, name in the navigation, heading, content)
+    parts: list[tuple[str, str, str, Any]] = [
+        ("answer", "Answer", "The answer", answer(standings, raised, name)),
+        ("curves", "Shots", shots, _curves()),
+        ("targets", "Targets", "Target by target", by_target(cells, standings, raised, name)),
+        ("methods", "Methods", "Probes, neighbours, fine-tuning", _methods(cells)),
         (
             "selection",
+            "Selection",
             "What was selected, and why",
             sections.selection(plan, rows, _figure("outcomes", SELECTION), name),
         ),
-        ("costs", "What it cost", sections.costs_section(spent, _figure("costs", COSTS), facts, name, shown)),
-        ("flags", "Flags", _flags(raised)),
-        ("provenance", "Provenance", sections.provenance(cells, facts, runs, command, made, name, shown)),
+        ("costs", "Costs", "What it cost", costs_section(spent, facts, name, shown)),
+        ("flags", "Flags", "Flags", _flags(raised)),
+        ("table", "Cells", "Every cell", _cell_table()),
+        ("provenance", "Provenance", "Provenance", sections.provenance(cells, facts, runs, command, made, name, shown)),
     ]
     files = resources.files("fastxfer.report")
     script = files.joinpath("report.js").read_text(encoding="utf-8")
@@ -157,9 +159,9 @@ def _page(
             tag("p", "fastxfer report", class_="kicker"),
             tag("h1", title),
             tag("p", " · ".join(counts), tag("br"), f"made {made}", class_="byline"),
-            tag("nav", [tag("a", heading, href=f"#{key}") for key, heading, _ in parts], aria_label="Sections"),
+            tag("nav", [tag("a", short, href=f"#{key}") for key, short, _, _ in parts], aria_label="Sections"),
         ),
-        tag("main", [_section(key, heading, content) for key, heading, content in parts]),
+        tag("main", [_section(key, heading, content) for key, _, heading, content in parts]),
         tag(
             "footer",
             tag("p", "Made by fastxfer. This file holds aggregates only; it makes no request to any network."),
@@ -172,10 +174,9 @@ def _page(
 
 
 SELECTION = (
-    "What the probe gave (hollow; on validation it is what the plan expected) and what fine-tuning gave (filled), "
-    "with 95 % intervals over images."
+    "Diamonds: validation, circles: test; hollow: full probe, filled: fine-tuned. The hollow diamond is what the plan "
+    "expected. Lines are 95 % intervals over images."
 )
-COSTS = "Measured seconds, and the estimate for fine-tuning every pair of backbone and target once."
 
 
 def _section(key: str, heading: str, content: Any) -> Markup:
@@ -217,9 +218,9 @@ def _curves() -> Markup:
         ),
         _figure(
             "curves",
-"Mean in percent against shots (log scale); bands are 95 % intervals, over many episodes often narrower "
-            "than the line. Each panel has its own vertical scale; a dotted line marks chance where it is near. "
-            "A name in the legend shows or hides its backbone in all figures.",
+            "Mean in percent against shots per class, on a log scale. Bands are 95 % intervals; over many episodes they "
+            "are often narrower than the line. Each panel has its own vertical scale. A dotted line marks chance where "
+            "it is near. Names in the legend are buttons: they show or hide a backbone in all figures.",
             legend=True,
         ),
     )  # fmt: skip
@@ -237,8 +238,8 @@ def _methods(cells: pd.DataFrame) -> Markup:
         )
     return _figure(
         "methods",
-        "What the whole train split gives, by method: percent with 95 % intervals over images. "
-        "Metric, split and target as chosen above.",
+        "What the whole train split gives, by method. Lines are 95 % intervals over images. Metric, split and target "
+        "are those chosen above.",
         legend=True,
     )
 
@@ -274,15 +275,14 @@ def _cell_table() -> Markup:
     )
 
 
-def _flags(raised: list[str]) -> Markup:
+def _flags(raised: list[Flag]) -> Markup:
     if not raised:
-        return tag("p", "Nothing to warn of: all probes converged, no small test split, no source equals its target.")
-
-    def item(text: str) -> Markup:
-        head, colon, rest = text.partition(": ")
-        return tag("li", tag("b", head + colon), rest) if colon else tag("li", text)
-
-    return tag("ul", [item(text) for text in raised], class_="flags")
+        return tag(
+            "p",
+            "Nothing to warn of: all fits converged, no target is saturated or has a small test split, and no source is "
+            "a target.",
+        )
+    return tag("ul", [tag("li", tag("b", flag.head, ":"), " ", flag.text) for flag in raised], class_="flags")
 
 
 def _columns(cells: pd.DataFrame) -> dict[str, Any]:

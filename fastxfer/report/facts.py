@@ -1,4 +1,4 @@
-"""Where the numbers come from: the store's attributes, versions, and what deserves a warning."""
+"""Where the numbers come from: the store's attributes, versions, commit."""
 
 from __future__ import annotations
 
@@ -12,13 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 import fastxfer
 from fastxfer.errors import DataError
-from fastxfer.report import cells as c
 
-SMALL_TEST = 200  # below it, one image more or less right moves an accuracy by half a point
 _IMAGE = re.compile(r"\S+\.(?:png|jpe?g|tiff?|bmp|gif|webp|dcm|dicom)\b", re.IGNORECASE)
 _PATH = re.compile(
     r"(?<![\w.…])(?:"
@@ -142,47 +139,3 @@ def git_commit() -> str:
         return git("rev-parse", "HEAD") + (" + changes" if git("status", "--porcelain", "--", ".") else "")
     except (OSError, subprocess.SubprocessError):
         return "unknown (not a git checkout)"
-
-
-def flags(cells: pd.DataFrame, facts: Facts) -> list[str]:
-    """What a careful reader must know before believing a number; one sentence each."""
-    found = list(facts.problems)
-    probed = cells[cells["main"] & (cells["probe"] != c.FINETUNE)]
-    for (label, target, probe), group in probed.groupby(["label", "target", "probe"], sort=True):
-        failed = round(float(((1 - group["converged"]) * group["n"]).sum()))
-        if failed:
-            found.append(
-                f"Not converged: {failed:,} of {int(group['n'].sum()):,} fits of {probe}, {label} on {target}."
-            )
-    for target, group in cells[(cells["shots"] == c.FULL) & (cells["split"] == "test")].groupby("target"):
-        n = int(group["n_queries"].max())
-        if 0 < n < SMALL_TEST:
-            found.append(
-                f"Small test split: {target} has {n:,} test images; one image is {100 / n:.1f} points of accuracy."
-            )
-    for (source, label, target), _ in cells.groupby(["source", "label", "target"]):
-        if contaminated(source, target):
-            found.append(
-                f"Contaminated: {label} was trained on {source}, which is the target {target}; "
-                "its test images may have been seen."
-            )
-    if facts.embeddings:
-        for backbone, target in sorted(
-            {(str(b), str(t)) for b, t in zip(cells["backbone"], cells["target"], strict=True)}
-        ):
-            tuned = cells[(cells["backbone"] == backbone) & (cells["target"] == target)]
-            if (backbone, target) not in facts.embeddings and not (tuned["probe"] == c.FINETUNE).all():
-                found.append(f"The store no longer holds the embeddings of {backbone} on {target}.")
-    for target, about in sorted(facts.targets.items()):
-        found += [f"{target}: {note}" for note in about.notes]
-    return found
-
-
-def contaminated(source: str, target: str) -> bool:
-    """Whether a source names the target among its parts ("ImageNet, then Kermany" on "kermany")."""
-
-    def plain(text: str) -> str:
-        return re.sub(r"[^a-z0-9]", "", text.lower())
-
-    parts = re.split(r"[,+;&/]|\bthen\b|\band\b", source.lower())
-    return bool(plain(target)) and plain(target) in {plain(part) for part in parts}

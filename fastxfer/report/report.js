@@ -25,9 +25,18 @@
   const targets = distinct(cells, "target");
 
   const scale = (metric) => (UNITS.has(metric) ? 100 : 1);
-  const shown = (value, metric) => (value * scale(metric)).toFixed(UNITS.has(metric) ? 1 : 3);
-  const range = (c) => (c.low === null ? "" : ` (${shown(c.low, c.metric)}–${shown(c.high, c.metric)})`);
+  // As percent() of words.py: only 1 itself is "100", what would round to it gets a second digit.
+  function shown(value, metric) {
+    if (!UNITS.has(metric)) return value.toFixed(3);
+    if (value === 1) return "100";
+    const text = (100 * value).toFixed(1);
+    return text === "100.0" && value < 1 ? Math.min(100 * value, 99.99).toFixed(2) : text;
+  }
+  const interval = (c) => (UNITS.has(c.metric)
+    ? `${shown(Math.max(c.low, 0), c.metric)}–${shown(Math.min(c.high, 1), c.metric)}` : `${shown(c.low, c.metric)}–${shown(c.high, c.metric)}`);
+  const range = (c) => (c.low === null ? "" : ` (${interval(c)})`);
   const metricName = (metric) => data.metricNames[metric] || metric;
+  const metricUnit = (metric) => `${metricName(metric)}${UNITS.has(metric) ? ", %" : ""}`;
   const methodName = (probe) => METHOD_NAMES[probe] || probe;
   const methodSymbol = (probe) => METHODS[probe] || "hexagon";
   const thousands = (n) => n.toLocaleString("en");
@@ -152,7 +161,7 @@
     const ofProbe = curves.filter((c) => c.probe === state.probe);
     const ways = distinct(ofProbe, "ways").sort((a, b) => bigLast(a) - bigLast(b));
     const usual = distinct(Object.entries(data.defaults.waysOf).map(([target, w]) => ({ target, w })), "w");
-    fill("ways", [...(usual.length > 1 ? [[USUAL, "each target’s usual"]] : []), ...ways.map((w) => [w, w === "all" ? "all classes" : `${w}-way`])], usual.length > 1 ? USUAL : usual[0]);
+    fill("ways", [...(usual.length > 1 ? [[USUAL, "per target"]] : []), ...ways.map((w) => [w, w === "all" ? "all classes" : `${w}-way`])], usual.length > 1 ? USUAL : usual[0]);
     const choices = distinct(ofProbe.filter(ofWays), "params").sort(natural);
     const several = ofProbe.some((c) => !c.chosen);
     fill("params", [[CHOSEN, "as chosen"], ...(several ? choices.map((p) => [p, p]) : [])], CHOSEN);
@@ -214,11 +223,11 @@
   }
 
   // ---- figure: accuracy against shots -----------------------------------------------------------------------------
-  const point = (c) => `<b>${shown(c.mean, c.metric)}</b>${range(c)}`;
+  const point = (c) => `${plain(metricName(c.metric))} <b>${shown(c.mean, c.metric)}</b>${UNITS.has(c.metric) ? " %" : ""}${range(c)}`;
   const behind = (c) => (c.interval === "episodes" ? `${thousands(c.n)} episodes` : `${thousands(c.queries)} ${c.split} images`);
   function hover(c) {
     const where = c.shots === "full" ? "whole train split" : `${c.ways === "all" ? "all classes" : c.ways + "-way"}, ${c.shots}-shot`;
-    return [`${plain(c.label)}`, point(c), `${where}, ${plain(methodName(c.probe))}${c.params ? " " + plain(short(c.params, 40)) : ""}`, behind(c)].join("<br>");
+    return [plain(c.label), point(c), `over ${behind(c)}`, `${where}, ${plain(methodName(c.probe))}`, plain(short(c.params, 40))].filter(Boolean).join("<br>");
   }
   function curveRows() {
     return cells.filter((c) => visible(c) && c.probe === state.probe && ofWays(c)
@@ -229,13 +238,13 @@
     const rows = curveRows().filter((c) => c.shots !== "full" || few.length);
     const withCurve = targets.filter((t) => rows.some((c) => c.target === t));
     byId("curves-note").textContent = rows.length
-      ? (rows.some((c) => c.shots === "full") ? "The last point, “full”, is the probe on the whole train split, its interval over test images." : "")
+      ? (rows.some((c) => c.shots === "full") ? "The last point, “full”, is the probe on the whole train split; its interval is over test images." : "")
       : few.length ? "No rows match these filters." : "There are no few-shot results yet: fastxfer fewshot makes them.";
     show("curves-figure", withCurve.map((target) => {
       const here = rows.filter((c) => c.target === target);
       const metric = here[0].metric;
       return {
-        key: String(targets.indexOf(target)), title: target, subtitle: `${here[0].ways === "all" ? "all classes" : here[0].ways + "-way"} ${metricName(metric)}${UNITS.has(metric) ? ", %" : ""}`,
+        key: String(targets.indexOf(target)), title: target, subtitle: `${here[0].ways === "all" ? "all classes" : here[0].ways + "-way"} ${metricUnit(metric)}`,
         name: fileName("shots", target), make: (t) => curvePanel(t, here, metric),
       };
     }));
@@ -293,7 +302,7 @@
       traces: [...bands, ...lines], words: `${metricName(metric)} against shots on ${here[0].target}. ${words.join(". ")}.`,
       layout: {
         height: 290,
-        xaxis: { type: "log", tickvals: [...shots, ...(hasFull ? [end] : [])], ticktext: [...shots.map(String), ...(hasFull ? ["full"] : [])], range: [Math.log10(ends[0]) - pad, Math.log10(ends[1]) + pad], title: { text: "shots a class" }, showgrid: false, ticks: "outside", tickcolor: t.line, ticklen: 4, showline: true },
+        xaxis: { type: "log", tickvals: [...shots, ...(hasFull ? [end] : [])], ticktext: [...shots.map(String), ...(hasFull ? ["full"] : [])], range: [Math.log10(ends[0]) - pad, Math.log10(ends[1]) + pad], title: { text: "shots per class" }, showgrid: false, ticks: "outside", tickcolor: t.line, ticklen: 4, showline: true },
         yaxis: { nticks: 6, range: [floor - (withChance ? 0.12 : 0.07) * room, highest + 0.07 * room] },
         shapes: withChance
           ? [{ type: "line", xref: "paper", x0: 0, x1: 1, y0: chance * k, y1: chance * k, line: { color: t.soft, width: 1, dash: "dot" } }] : [],
@@ -324,7 +333,7 @@
       const here = rows.filter((c) => c.target === target);
       const metric = here[0].metric;
       return {
-        key: String(targets.indexOf(target)), title: target, subtitle: `${metricName(metric)}${UNITS.has(metric) ? ", %" : ""}`,
+        key: String(targets.indexOf(target)), title: target, subtitle: metricUnit(metric),
         name: fileName("methods", target), make: (t, width) => methodPanel(t, here, metric, width),
       };
     }));
@@ -349,9 +358,9 @@
       traces, words: `${metricName(metric)} on ${here[0].target} by method. ${words.join(". ")}.`,
       layout: {
         height: 60 + labels.length * Math.max(34, 17 * probes.length), margin: { l: 12, r: 14, t: 6, b: 42 },
-        xaxis: { nticks: 6, title: { text: `${metricName(metric)}${UNITS.has(metric) ? ", %" : ""}` } },
+        xaxis: { nticks: 6, title: { text: metricUnit(metric) } },
         yaxis: {
-          tickvals: labels.map((_, i) => i), ticktext: labels.map((l) => plain(short(l, width < 420 ? 16 : 24))), range: [labels.length - 0.5, -0.5],
+          tickvals: labels.map((_, i) => i), ticktext: labels.map((l) => plain(short(l, width < 420 ? 20 : 26))), range: [labels.length - 0.5, -0.5],
           showgrid: false, ticks: "", tickfont: { size: 12, color: t.ink },
         },
         shapes: labels.slice(1).map((_, i) => ({ type: "line", xref: "paper", x0: 0, x1: 1, y0: i + 0.5, y1: i + 0.5, line: { color: t.grid, width: 1 } })),
@@ -368,73 +377,40 @@
     show("outcomes-figure", [{ key: "0", title: "Expected and found", subtitle: "", name: "expected-and-found", make: (t, width) => outcomePanel(t, rows, width) }]);
   }
   function outcomePanel(t, rows, width) {
-    const marks = [["expected", "value", "expected by the probe, val", -0.2, false], ["val", "mean", "fine-tuned, val", 0, true], ["probe", "mean", "full probe, test", 0.2, false], ["test", "mean", "fine-tuned, test", 0.2, true]];
+    const marks = [["expected", "value", "full probe, val: expected", false], ["val", "mean", "fine-tuned, val", true], ["probe", "mean", "full probe, test", false], ["test", "mean", "fine-tuned, test", true]]
+      .filter(([key, valueKey]) => rows.some((r) => r[`${key}_${valueKey}`] !== null));
+    const offset = (j) => 0.22 * (j - (marks.length - 1) / 2);
     const traces = [], words = [];
     rows.forEach((r, i) => {
       const k = scale(r.metric), colour = colourOf(r.label, t);
-      if (r.probe_mean !== null && r.test_mean !== null) {
-        traces.push({ type: "scatter", mode: "lines", x: [r.probe_mean * k, r.test_mean * k], y: [i + 0.2, i + 0.2], line: { color: rgba(colour, 0.5), width: 2 }, hoverinfo: "skip" });
-      }
-      for (const [key, valueKey, text, offset, filled] of marks) {
+      marks.forEach(([key, valueKey, text, filled], j) => {
         const value = r[`${key}_${valueKey}`];
-        if (value === null || value === undefined) continue;
+        if (value === null) return;
         const c = { mean: value, low: r[`${key}_low`], high: r[`${key}_high`], metric: r.metric };
         words.push(`${r.label} on ${r.target}, ${text}: ${shown(value, r.metric)}${range(c)}`);
         traces.push({
-          type: "scatter", mode: "markers", x: [value * k], y: [i + offset],
+          type: "scatter", mode: "markers", x: [value * k], y: [i + offset(j)],
           marker: { color: filled ? colour : t.paper, size: 9, symbol: key === "probe" || key === "test" ? "circle" : "diamond", line: { color: colour, width: 2 } },
           error_x: { ...errors([c], k, rgba(colour, 0.6)), width: 0 },
           text: [`${plain(r.label)} on ${plain(r.target)}<br>${point(c)}<br>${text}`], hovertemplate: "%{text}<extra></extra>",
         });
-      }
+      });
     });
     const name = (r) => (width < 480 ? `${plain(short(r.label, 15))}<br>${plain(short(r.target, 15))}` : `${plain(short(r.label, 26))} on ${plain(short(r.target, 26))}`);
-    byId("outcomes-note").textContent = "Diamonds: validation; circles: test.";
     return {
       traces, words: `Expected and found. ${words.join(". ")}.`,
       layout: {
-        height: 70 + 58 * rows.length, margin: { l: 12, r: 14, t: 6, b: 42 }, xaxis: { nticks: 7, title: { text: "percent" } },
+        height: 60 + (16 + 17 * marks.length) * rows.length, margin: { l: 12, r: 14, t: 6, b: 42 }, xaxis: { nticks: 7, title: { text: distinct(rows, "metric").map(metricUnit).join(" or ") } },
         yaxis: { tickvals: rows.map((_, i) => i), ticktext: rows.map(name), range: [rows.length - 0.5, -0.5], showgrid: false, tickfont: { size: 12, color: t.ink } },
-      },
-    };
-  }
-
-  // ---- figure: costs ----------------------------------------------------------------------------------------------
-  function costs() {
-    const box = byId("costs-figure");
-    if (!box || data.costs.everything === null) return;
-    box.classList.add("wide");
-    show("costs-figure", [{ key: "0", title: "Time", subtitle: "", name: "costs", make: costPanel }]);
-  }
-  function costPanel(t) {
-    const c = data.costs;
-    const longest = Math.max(c.everything, c.embedding + c.probing + c.finetuning);
-    const [unit, divisor] = longest >= 7200 ? ["hours", 3600] : longest >= 120 ? ["minutes", 60] : ["seconds", 1];
-    const parts = [["embedding", c.embedding, t.backbones[0]], ["probes", c.probing, t.backbones[2]], ["selected fine-tunings", c.finetuning, t.backbones[4]]].filter((p) => p[1] > 0);
-    const time = (s) => `${(s / divisor).toFixed(s / divisor < 10 ? 1 : 0)} ${unit}`;
-    const spent = "as done here", all = "fine-tuning all";
-    const bar = (y, name, seconds, colour) => ({
-      type: "bar", orientation: "h", x: [seconds / divisor], y: [y], name, marker: { color: colour }, width: 0.55,
-      text: [`${name}<br>${time(seconds)}`], textposition: "none", hovertemplate: "%{text}<extra></extra>",
-    });
-    byId("costs-note").textContent = `From the left: ${parts.map((p) => `${p[0]} ${time(p[1])}`).join(", ")}.`;
-    const total = c.embedding + c.probing + c.finetuning;
-    const label = (y, seconds) => ({ x: seconds / divisor, y, text: time(seconds), showarrow: false, xanchor: "left", xshift: 6, font: { size: 12, color: t.ink } });
-    return {
-      traces: [...parts.map((p) => bar(spent, p[0], p[1], p[2])), bar(all, "fine-tuning every pair (estimate)", c.everything, t.backbones[6])],
-      words: `Time in ${unit}. As done here: ${parts.map((p) => `${p[0]} ${time(p[1])}`).join(", ")}. Fine-tuning all: ${time(c.everything)}.`,
-      layout: {
-        height: 170, barmode: "stack", margin: { l: 12, r: 70, t: 6, b: 42 }, xaxis: { title: { text: unit }, rangemode: "tozero" },
-        yaxis: { categoryorder: "array", categoryarray: [all, spent], showgrid: false, tickfont: { size: 12, color: t.ink } },
-        annotations: [label(spent, total), label(all, c.everything)],
       },
     };
   }
 
   // ---- the table --------------------------------------------------------------------------------------------------
   const HEADS = [["target", "target"], ["label", "backbone"], ["ways", "ways"], ["shots", "shots"], ["probe", "probe"], ["split", "split"], ["metric", "metric"], ["mean", "mean"], ["interval", "95 % interval"], ["n", "over"], ["params", "parameters"], ["source", "trained on"]];
+  const TIPS = { mean: "Sort by the mean, in percent where the metric says so", interval: "Sort by the width of the interval", n: "What the interval is over" };
   const NUMERIC = new Set(["ways", "shots", "mean", "n", "interval"]);
-  const PAGE = innerWidth < 640 ? 20 : 60;
+  const PAGE = 20;
   let order = null, ascending = true, limit = PAGE;
   const haystacks = cells.map((c) => [c.target, c.label, c.source, `${c.ways}-way`, `${c.shots}-shot`, c.probe, methodName(c.probe), c.params, c.split, c.metric, metricName(c.metric)].join(" ").toLowerCase());
   const sortValue = { ways: (c) => bigLast(c.ways), shots: (c) => bigLast(c.shots), mean: (c) => c.mean * scale(c.metric), n: (c) => (c.interval === "episodes" ? c.n : c.queries), interval: (c) => (c.low === null ? -1 : c.high - c.low) };
@@ -456,25 +432,24 @@
       name.style.setProperty("--c", `var(--b${indexOf(c.label) % COLOURS})`);
       const values = {
         target: c.target, label: name, source: c.source, ways: c.ways, shots: c.shots, probe: methodName(c.probe), params: c.params, split: c.split,
-        metric: metricName(c.metric), mean: shown(c.mean, c.metric),
-        interval: c.low === null ? "–" : `${shown(c.low, c.metric)}–${shown(c.high, c.metric)}`, n: behind(c),
+        metric: metricUnit(c.metric), mean: shown(c.mean, c.metric), interval: c.low === null ? "–" : interval(c), n: behind(c),
       };
       return element("tr", {}, ...HEADS.map(([k]) => {
         const long = typeof values[k] === "string" && values[k].length > 26;
-        return element("td", { class: NUMERIC.has(k) ? "num" : "text", title: long ? values[k] : null }, values[k]);
+        return element("td", { class: NUMERIC.has(k) ? "num" : "text", title: long ? values[k] : null, "data-key": k }, values[k]);
       }));
     });
     byId("cells").tBodies[0].replaceChildren(...rows);
     byId("table-status").textContent = found.length === cells.length && rows.length === found.length
       ? `${thousands(found.length)} cells.`
-      : `${thousands(found.length)} of ${thousands(cells.length)} cells${rows.length < found.length ? `, the first ${thousands(rows.length)} shown` : ""}.`;
+      : `${found.length < cells.length ? `${thousands(found.length)} of ` : ""}${thousands(cells.length)} cells${rows.length < found.length ? `, the first ${thousands(rows.length)} shown` : ""}.`;
     byId("more").hidden = rows.length >= found.length;
     byId("more").textContent = `Show all ${thousands(found.length)} rows`;
   }
   function tableHead() {
     byId("cells").tHead.replaceChildren(element("tr", {}, ...HEADS.map(([k, text]) =>
       element("th", { scope: "col", class: NUMERIC.has(k) ? "num" : null, "aria-sort": "none", "data-key": k },
-        element("button", { type: "button", onclick: () => sortBy(k) }, text)))));
+        element("button", { type: "button", title: TIPS[k] || `Sort by ${text}`, onclick: () => sortBy(k) }, text)))));
   }
   function sortBy(key) {
     // Numbers start with the largest, text with A.
@@ -501,7 +476,7 @@
   }
 
   // ---- start ------------------------------------------------------------------------------------------------------
-  function figures() { curves(); methods(); outcomes(); costs(); }
+  function figures() { curves(); methods(); outcomes(); }
   fillFilters();
   byId("filters").addEventListener("submit", (event) => event.preventDefault());
   byId("filters").addEventListener("change", (event) => {

@@ -1,49 +1,22 @@
-"""The sections below the answer: selection, costs, data sets, provenance. Their figures are drawn in report.js."""
+"""The sections below the answer: selection, data sets, provenance. Figures are drawn in report.js."""
 
 from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from fastxfer.report import cells as c
-from fastxfer.report.answer import Name, percent, plural
+from fastxfer.report.answer import Name
+from fastxfer.report.costs import number
 from fastxfer.report.facts import Facts, base_name, without_paths
 from fastxfer.report.html import Markup, join, table, tag
+from fastxfer.report.words import bounds, duration, percent, plural
 
 SHOWN_CLASSES = 12
-PROBING = ("fewshot", "probe", "knn")
-
-
-def duration(seconds: float) -> str:
-    """``0.4 s``, ``45 s``, ``3 min 20 s``, ``2.5 h``, ``3.1 days``; "unknown" for NaN."""
-    if not math.isfinite(seconds):
-        return "unknown"
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    if seconds < 3600:
-        minutes, rest = divmod(round(seconds), 60)
-        return f"{minutes} min {rest} s" if rest and minutes < 10 else f"{minutes} min"
-    return f"{seconds / 3600:.1f} h" if seconds < 172_800 else f"{seconds / 86_400:.1f} days"
-
-
-def _number(value: Any) -> float:
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return math.nan
-
-
-def _interval(mean: float, low: float, high: float) -> str:
-    if not math.isfinite(mean):
-        return "–"
-    return f"{percent(mean)} ({percent(low)}–{percent(high)})" if math.isfinite(low) else percent(mean)
 
 
 def outcomes(plan: dict[str, Any], cells: pd.DataFrame) -> list[dict[str, Any]]:
@@ -67,16 +40,16 @@ def outcomes(plan: dict[str, Any], cells: pd.DataFrame) -> list[dict[str, Any]]:
             "target": str(entry.get("target")),
             "metric": metric,
             "reason": str(entry.get("reason") or ""),
-            "estimated_seconds": _number(entry.get("estimated_seconds")),
         }
         for key in ("value", "low", "high"):
-            row[f"expected_{key}"] = _number(expected.get(key))
+            row[f"expected_{key}"] = number(expected.get(key))
         tuned, probed = here[here["probe"] == c.FINETUNE], here[here["probe"] == c.PROBE_ORDER[0]]
         for what, part in (("val", tuned), ("test", tuned), ("probe", probed[probed["chosen"]])):
             of = part[part["split"] == ("val" if what == "val" else "test")]
             for key in ("mean", "low", "high"):
                 row[f"{what}_{key}"] = float(of.iloc[0][key]) if len(of) else math.nan
         row["label"] = str(here["label"].iloc[0]) if len(here) else row["backbone"]
+        row["recipe"] = str(tuned["params"].iloc[0]) if len(tuned) else ""
         found.append(row)
     return found
 
@@ -91,156 +64,76 @@ def selection(plan: dict[str, Any] | None, rows: list[dict[str, Any]], figure: M
             " makes one from validation rows, and the report then tells what it chose and what came of it.",
         )
     budget = (plan.get("budget") or {}).get("runs")
-    done = [r for r in rows if math.isfinite(r["test_mean"]) or math.isfinite(r["val_mean"])]
-    lead = [f"The plan chose {plural(len(rows), 'fine-tuning')}"]
-    lead.append(f" within a budget of {plural(int(budget), 'run')}" if budget is not None else "")
-    lead.append(f", from validation rows only; {len(done)} of them {'has' if len(done) == 1 else 'have'} been run.")
-    gains = [r["test_mean"] - r["probe_mean"] for r in rows]
-    gains = [100 * g for g in gains if math.isfinite(g)]
+    done = sum(math.isfinite(r["test_mean"]) or math.isfinite(r["val_mean"]) for r in rows)
+    lead = f"From validation rows only, the plan chose {plural(len(rows), 'fine-tuning')}"
+    lead += f" within a budget of {plural(int(budget), 'run')}" if budget is not None else ""
+    lead += f"; {'all' if done == len(rows) else done} of them {'has' if done == 1 else 'have'} been run."
+    gains = [100 * g for r in rows if math.isfinite(g := r["test_mean"] - r["probe_mean"])]
     if gains:
         change = sum(gains) / len(gains)
-        lead.append(
-            f" On test images fine-tuning gave {abs(change):.1f} points {'more' if change >= 0 else 'less'} than the "
+        lead += (
+            f" On test images, fine-tuning gave {abs(change):.1f} points {'more' if change >= 0 else 'less'} than the "
             f"full probe{' on average' if len(gains) > 1 else ''}."
         )
+    # A column of which nothing is known is left out.
+    values = [
+        (heading, key, mean)
+        for heading, key, mean in (
+            ("expected, val", "expected", "value"),
+            ("fine-tuned, val", "val", "mean"),
+            ("full probe, test", "probe", "mean"),
+            ("fine-tuned, test", "test", "mean"),
+        )
+        if any(math.isfinite(r[f"{key}_{mean}"]) for r in rows)
+    ]
+    metrics = sorted({c.metric_name(r["metric"]) for r in rows})
     body = [
         [
             join(name(r["label"]), " on ", tag("b", r["target"])),
-            c.metric_name(r["metric"]),
-            _interval(r["expected_value"], r["expected_low"], r["expected_high"]),
-            _interval(r["val_mean"], r["val_low"], r["val_high"]),
-            _interval(r["probe_mean"], r["probe_low"], r["probe_high"]),
-            _interval(r["test_mean"], r["test_low"], r["test_high"]),
+            *([] if len(metrics) == 1 else [c.metric_name(r["metric"])]),
+            *(_interval(r[f"{key}_{mean}"], r[f"{key}_low"], r[f"{key}_high"]) for _, key, mean in values),
         ]
         for r in rows
     ]
-    reasons = [tag("li", name(r["label"]), " on ", tag("b", r["target"]), f": {_reason(r)}") for r in rows]
-    rejected = [
-        tag("li", name(str(r.get("backbone"))), " on ", tag("b", str(r.get("target"))), f": {_reason(r)}")
-        for r in plan.get("rejected", [])
-    ]
-    columns: list[Any] = [
-        "fine-tuning",
-        "metric",
-        "expected, val",
-        "fine-tuned, val",
-        "full probe, test",
-        "fine-tuned, test",
-    ]
+    columns: list[Any] = ["fine-tuning", *([] if len(metrics) == 1 else ["metric"]), *(v[0] for v in values)]
+    recipes = sorted({r["recipe"] for r in rows} - {""})
+    left = [(str(r.get("backbone")), str(r.get("target")), r) for r in plan.get("rejected", [])]
     return join(
         tag("p", lead),
-        tag("ol", reasons, class_="reasons") if reasons else None,
+        tag("ol", [_choice(r["label"], r["target"], r, name) for r in rows], class_="reasons") if rows else None,
         figure if rows else None,
-        table(columns, body, numeric=frozenset({2, 3, 4, 5})) if body else None,
-        tag("details", tag("summary", f"Left out ({len(rejected)})"), tag("ul", rejected, class_="reasons"))
-        if rejected
+        table(columns, body, numeric=frozenset(range(len(columns) - len(values), len(columns)))) if body else None,
+        tag(
+            "p",
+            f"{' or '.join(metrics).capitalize()} in percent, with 95 % intervals over images.",
+            [" Fine-tuned with ", tag("code", " or ".join(recipes)), "."] if recipes else None,
+            class_="note",
+        )
+        if body
+        else None,
+        tag(
+            "details",
+            tag("summary", f"Not chosen ({len(left)})"),
+            tag("ul", [_choice(*choice, name) for choice in left], class_="reasons"),
+        )
+        if left
         else None,
     )
+
+
+def _interval(mean: float, low: float, high: float) -> Markup:
+    if not math.isfinite(mean):
+        return Markup("–")
+    text = bounds(low, high)
+    return join(percent(mean), " ", tag("span", f"({text})", class_="when") if text else None)
+
+
+def _choice(label: str, target: str, entry: Mapping[str, Any], name: Name) -> Markup:
+    return tag("li", name(label), " on ", tag("b", target), f": {_reason(entry)}.")
 
 
 def _reason(entry: Mapping[str, Any]) -> str:
     return without_paths(str(entry.get("reason") or "")) or "no reason given"
-
-
-def costs(
-    results: pd.DataFrame,
-    cells: pd.DataFrame,
-    plan: dict[str, Any] | None,
-    runs: Sequence[Mapping[str, Any]],
-    facts: Facts,
-) -> dict[str, Any]:
-    """Seconds spent and, by measured seconds of a fine-tuning, what fine-tuning every (backbone, target) would take."""
-    text = results[["backbone", "target", "probe", "metric", "value"]].astype(
-        {"backbone": str, "target": str, "probe": str}
-    )
-    seconds = text[text["metric"] == c.SECONDS]
-    tuned = seconds[seconds["probe"] == c.FINETUNE]
-    pairs = sorted(set(zip(cells["backbone"], cells["target"], strict=True)))
-    # A pair that was never fine-tuned costs what its target did, else its backbone, else the mean of all.
-    by_target, by_backbone = (
-        tuned.groupby("target")["value"].mean(),
-        tuned.groupby("backbone")["value"].mean(),
-    )
-    by_pair = tuned.groupby(["backbone", "target"])["value"].mean()
-    estimates = {
-        (e.get("backbone"), e.get("target")): _number(e.get("estimated_seconds"))
-        for e in (plan or {}).get("entries", [])
-    }
-    everything = 0.0
-    for backbone, target in pairs:
-        guesses: Iterable[float] = (
-            by_pair.get((backbone, target), math.nan),
-            estimates.get((backbone, target), math.nan),
-            by_target.get(target, math.nan),
-            by_backbone.get(backbone, math.nan),
-            float(tuned["value"].mean()) if len(tuned) else math.nan,
-        )
-        everything += next((float(g) for g in guesses if math.isfinite(g)), math.nan)
-    embedding = {pair: _number(attributes.get("seconds")) for pair, attributes in facts.embeddings.items()}
-    few = cells[(cells["shots"] != c.FULL) & cells["main"]]
-    shots = few[["ways", "shots"]].drop_duplicates()
-    return {
-        "embedding": sum(v for v in embedding.values() if math.isfinite(v)),
-        "embedding_known": any(math.isfinite(v) for v in embedding.values()),
-        "by_pair": embedding,
-        "probing": float(np.nansum([_number(r.get("seconds")) for r in runs if r.get("stage") in PROBING])),
-        "finetuning": float(tuned["value"].sum()),
-        "finetunings": len(tuned),
-        "fits": int(few["n"].sum()),
-        "everything": everything if len(tuned) else math.nan,
-        "pairs": len(pairs),
-        "settings": len(shots),
-    }
-
-
-def costs_section(spent: dict[str, Any], figure: Markup, facts: Facts, name: Name, labels: dict[str, str]) -> Markup:
-    total = spent["embedding"] + spent["probing"] + spent["finetuning"]
-    known = "" if spent["embedding_known"] else " (embedding times are not in the store)"
-    first = f"These results took {duration(total)}{known}: embedding {duration(spent['embedding'])}"
-    if spent["probing"]:
-        first += f", probes {duration(spent['probing'])}"
-    first += f", {plural(spent['finetunings'], 'fine-tuning')} {duration(spent['finetuning'])}."
-    first += f" They hold {spent['fits']:,} few-shot fits." if spent["fits"] else ""
-    if math.isfinite(spent["everything"]):
-        second = (
-            f"Fine-tuning all {spent['pairs']} pairs of backbone and target once, on the whole train split, would "
-            f"take about {duration(spent['everything'])} by the measured seconds of a fine-tuning"
-        )
-        if total > 0:
-            ratio = spent["everything"] / total
-            second += f", {ratio:.1f} times as much" if ratio >= 1 else f", {100 * ratio:.0f} % of that"
-        second += (
-            f"; the {plural(spent['settings'], 'few-shot setting')} would each add runs of their own, one an episode."
-            if spent["settings"]
-            else "."
-        )
-    else:
-        second = "No fine-tuning was measured here, so what fine-tuning everything would take is not known."
-    rows: list[list[Any]] = []
-    for (backbone, target), attributes in sorted(facts.embeddings.items()):
-        about = facts.targets.get(target)
-        rate = _number(attributes.get("images_per_second"))
-        rows.append(
-            [
-                name(labels.get(backbone, backbone)),
-                target,
-                f"{about.n_images:,}" if about else "–",
-                duration(spent["by_pair"][backbone, target]),
-                f"{rate:,.0f}" if math.isfinite(rate) else "–",
-            ]
-        )
-    columns: list[Any] = ["backbone", "target", "images", "embedding", "images/s"]
-    return join(
-        tag("p", first, " ", second),
-        figure if math.isfinite(spent["everything"]) else None,
-        tag(
-            "details",
-            tag("summary", "Embedding, cell by cell"),
-            table(columns, rows, numeric=frozenset({2, 3, 4})),
-        )
-        if rows
-        else None,
-    )
 
 
 def data_sets(facts: Facts) -> Markup | None:
@@ -256,7 +149,7 @@ def data_sets(facts: Facts) -> Markup | None:
                 f"{about.n_images:,}",
                 tag("span", " / ".join(f"{n:,} {split}" for split, n in about.splits.items()), class_="when"),
                 f"{len(about.class_names)}{', multi-label' if about.multi_label else ''}",
-                "kept apart" if about.patients else "unknown",
+                "kept apart" if about.patients else "not known",
                 tag("span", shown + (f" and {more} more" if more > 0 else ""), class_="small"),
             ]
         )
@@ -311,7 +204,7 @@ def provenance(
     episode_rows: list[list[Any]] = [
         [
             h["target"],
-            "all classes" if h["ways"] == "all" else f"{h['ways']}-way",
+            h["ways"],
             h["shots"],
             h["seed"],
             f"{h['n']:,}",
@@ -319,22 +212,29 @@ def provenance(
         ]
         for h in in_order
     ]
+    made_by = [", ".join(f"{k} {v}" for k, v in dict(run.get("versions") or {}).items()) for run in runs]
+    same = len(set(made_by)) == 1
     run_rows: list[list[Any]] = [
         [
             tag("span", str(run.get("date", ""))[:16].replace("T", " "), class_="when"),
+            str(run.get("stage", "")),
+            duration(number(run.get("seconds"))),
             tag("code", shown_command(str(run.get("command", "")))),
-            duration(_number(run.get("seconds"))),
-            tag(
-                "span",
-                ", ".join(f"{k} {v}" for k, v in dict(run.get("versions") or {}).items()),
-                class_="small",
-            ),
+            *([] if same else [tag("span", versions, class_="small")]),
         ]
-        for run in runs
+        for run, versions in zip(runs, made_by, strict=True)
     ]
     return join(
         tag("dl", [join(tag("dt", k), tag("dd", v)) for k, v in facts_list]),
-        join(tag("h3", "Commands that made the rows"), table(["when", "command", "took", "versions"], run_rows))
+        join(
+            tag("h3", "Commands that made the rows"),
+            table(
+                ["when (UTC)", "stage", "took", "command", *([] if same else ["versions"])],
+                run_rows,
+                numeric=frozenset({2}),
+            ),
+            tag("p", "All with ", made_by[0], ".", class_="note") if same and made_by[0] else None,
+        )
         if run_rows
         else None,
         tag("h3", "Backbones"),
@@ -364,7 +264,7 @@ def provenance(
             table(
                 ["target", "ways", "shots", "seed", "episodes", "hash"],
                 episode_rows,
-                numeric=frozenset({2, 3, 4}),
+                numeric=frozenset({1, 2, 3, 4}),
             ),
         )
         if episode_rows
