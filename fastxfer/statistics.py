@@ -58,6 +58,8 @@ def bootstrap_interval(
 
     scores (n_queries, n_classes), labels (n_queries,) or (n_queries, n_classes) with NaN, groups (n_queries,) or None.
     Resamples in which the metric is undefined are left out; NaN bounds where it is undefined in more than half.
+    An accuracy of exactly 1 has no wrong image to resample, so its bootstrap has no width: there the lower bound is
+    the exact binomial one (Clopper & Pearson 1934), of as many images (patients) as there are.
     """
     rng = np.random.default_rng(seed)
     n = len(scores)
@@ -75,4 +77,6 @@ def bootstrap_interval(
     if len(values) < resamples / 2:
         return float("nan"), float("nan")
     low, high = np.quantile(values, [0.5 - level / 2, 0.5 + level / 2])
+    if low == 1 and metric in ("accuracy", "balanced_accuracy"):
+        low = (0.5 - level / 2) ** (1 / (n if groups is None else len(members)))
     return float(low), float(high)

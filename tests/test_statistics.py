@@ -169,3 +169,18 @@ def test_the_bootstrap_covers():
         covered.append(low <= 0.7 <= high)
         assert accuracy(scores, np.zeros(200, int)) == pytest.approx(right.mean())
     assert 0.88 < np.mean(covered) < 0.99
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "balanced_accuracy"])
+def test_all_right_is_not_certainty(metric):
+    """No resample of images that are all right holds a wrong one; the exact bound still falls with their number."""
+    labels = np.arange(40) % 2
+    scores = np.eye(2)[labels]
+    exact = stats.binomtest(40, 40).proportion_ci(method="exact").low
+    assert bootstrap_interval(metric, scores, labels) == pytest.approx((exact, 1), abs=1e-12)
+    patients = labels + 2 * (np.arange(40) // 10)
+    few = stats.binomtest(8, 8).proportion_ci(method="exact").low
+    assert bootstrap_interval(metric, scores, labels, groups=patients) == pytest.approx((few, 1), abs=1e-12)
+    one_wrong = scores.copy()
+    one_wrong[0] = one_wrong[0, ::-1]
+    assert bootstrap_interval(metric, one_wrong, labels)[0] < 39 / 40
