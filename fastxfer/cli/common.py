@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import platform
 import shlex
+import shutil
 import sys
-from collections.abc import Callable, Iterable, Sequence
+import textwrap
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
@@ -111,20 +114,44 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str | None = None) -> None:
-    """Print a table for people on stdout; numbers are right-aligned."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Print a table for people on stdout, numbers right-aligned.
+
+    A terminal that is too narrow gets cells wrapped between words; in a file or a pipe every row is one line.
+    """
+    from rich.cells import cell_len
 
     rows = [list(r) for r in rows]
-    table = Table(title=title, title_justify="left")
-    for i, name in enumerate(columns):
-        numeric = bool(rows) and all(isinstance(r[i], int | float | np.number) for r in rows)
-        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(f"{v:,}" if isinstance(v, int) and not isinstance(v, bool) else str(v)) for v in row))
-    Console().print(table)
+    texts = [[f"{v:,}" if isinstance(v, int) and not isinstance(v, bool) else str(v) for v in row] for row in rows]
+    by_column = list(zip(columns, *texts, strict=True))
+    right = [bool(rows) and all(isinstance(r[i], int | float | np.number) for r in rows) for i in range(len(columns))]
+    widths = [max(map(cell_len, cells)) for cells in by_column]
+    if sys.stdout.isatty():
+        excess = sum(widths) + 2 * (len(widths) - 1) - shutil.get_terminal_size().columns
+        spare = [
+            w - max(len(s) for c in cells for s in c.split(" ")) for w, cells in zip(widths, by_column, strict=True)
+        ]
+        for i in sorted(range(len(columns)), key=lambda i: -spare[i]):
+            taken = max(0, min(excess, spare[i]))
+            widths[i] -= taken
+            excess -= taken
+
+    def lines(cells: Sequence[str]) -> Iterator[str]:
+        wrapped = [
+            textwrap.wrap(c, w, break_long_words=False, break_on_hyphens=False)
+            for c, w in zip(cells, widths, strict=True)
+        ]
+        for parts in itertools.zip_longest(*wrapped, fillvalue=""):
+            blanks = (" " * (w - cell_len(p)) for p, w in zip(parts, widths, strict=True))
+            padded = (b + p if r else p + b for p, b, r in zip(parts, blanks, right, strict=True))
+            yield "  ".join(padded).rstrip()
+
+    for line in lines(columns):
+        click.secho(line, bold=True)
+    click.echo("  ".join("─" * w for w in widths))
+    for text in texts:
+        for line in lines(text):
+            click.echo(line)
 
 
 def results_option(f: F) -> F:

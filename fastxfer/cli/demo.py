@@ -110,7 +110,7 @@ def demo(out: Path, small: bool, as_json: bool) -> None:
         return
     click.echo()
     for sentence in learned["sentences"]:
-        click.echo(sentence)
+        click.echo(click.wrap_text(sentence, width=100, subsequent_indent="  "))
     click.echo(
         f"\nThe report: {learned['report']}  (this run took {learned['seconds']:.0f} s)\n\n"
         "The same on your own images and your own checkpoint:\n"
@@ -121,51 +121,58 @@ def demo(out: Path, small: bool, as_json: bool) -> None:
 
 
 def _learned(store_path: str) -> dict[str, Any]:
-    """Three sentences of numbers: what transfers, what it cost, what fine-tuning everything would have cost."""
+    """Three sentences of numbers: what transfers, what it cost, what fine-tuning everything would have cost.
+
+    The numbers are those of the report.
+    """
+    from fastxfer.report.answer import stand
+    from fastxfer.report.cells import aggregate
+    from fastxfer.report.costs import costs
+    from fastxfer.report.facts import gather
+    from fastxfer.report.flags import flags
+    from fastxfer.report.words import bounds, duration, joined, plural, with_unit
     from fastxfer.results import ResultStore, results_path
-    from fastxfer.statistics import summarise
-    from fastxfer.store import EmbeddingStore
 
     results = ResultStore.open(results_path(store_path))
-    rows = results.read()
-    cells = summarise(rows)
-    logistic = cells[(cells["probe"] == "logistic") & (cells["metric"] == "accuracy") & (cells["split"] == "test")]
+    rows, facts = results.read(), gather(store_path)
+    cells = aggregate(rows)
+    spent = costs(rows, cells, results.runs(), facts)
+    few = stand(cells).few
+    doubts = {flag.target: f", {flag.head.lower()}" for flag in flags(cells, facts)}
     parts = []
-    for target, group in logistic[logistic["shots"] == "5"].groupby("target", observed=True):
-        ranked = group.sort_values("mean", ascending=False)
-        first, second = ranked.iloc[0], ranked.iloc[1]
+    for target, standing in few.items():
+        best, second = standing.best, standing.table.iloc[1]
+        verdict = f"{standing.gap:.1f} points above" if standing.decided else "not told apart from"
         parts.append(
-            f"{target}: {first['backbone']} {100 * first['mean']:.1f} % "
-            f"(± {50 * (first['high'] - first['low']):.1f}), {second['backbone']} {100 * second['mean']:.1f} %"
+            f"{target}{doubts.get(target, '')}: {best['label']} {with_unit(best['mean'])} "
+            f"({bounds(best['low'], best['high'])}), {verdict} {second['label']}"
         )
-    episodes = rows[rows["episode"] >= 0]
-    solved = len(episodes[episodes["metric"] == "accuracy"])
-    unconverged = int((~episodes[episodes["metric"] == "accuracy"]["converged"]).sum())
-    missing = sorted({e.target for e in EmbeddingStore.open(store_path).entries()} - set(logistic["target"]))
-    runs = results.runs()
-    solving = sum(run["seconds"] for run in runs if run.get("stage") == "fewshot")
-    embedding = sum(float(entry.attrs.get("seconds", 0.0)) for entry in EmbeddingStore.open(store_path).entries())
-    tuned = rows[(rows["probe"] == "finetune") & (rows["metric"] == "seconds")]["value"]
-    n_cells = len(logistic)
-    everything = float(tuned.mean()) * n_cells
-    left_out = f" Left out, with too few images: {', '.join(missing)}." if missing else ""
+    solved = rows[(rows["episode"] >= 0) & (rows["metric"] == "accuracy")]
+    unconverged = int((~solved["converged"]).sum())
+    missing = sorted(set(facts.targets) - set(few))
+    left_out = f" Left out, with too few images: {joined(missing)}." if missing else ""
+    probing = spent.by_stage
     return {
-        "targets": sorted(set(logistic["target"])),
+        "targets": sorted(few),
         "unconverged": unconverged,
         "sentences": [
-            f"Learned: at 5 shots (accuracy, 95 % interval over episodes), {'; '.join(parts)}.{left_out}",
-            f"Cost: {embedding:.0f} s of forward passes and {solving:.0f} s for {solved:,} few-shot classifiers "
-            f"({unconverged:,} did not reach their tolerance); {len(tuned)} fine-tuning(s) that the selection asked for "
-            f"took {tuned.sum():.1f} s.",
-            f"Otherwise: fine-tuning each of these {n_cells} cells once, at the {tuned.mean():.1f} s of those above, "
-            f"would take about {everything / 60:.1f} min; {EPISODES[False]:,} times each, "
-            f"{EPISODES[False] * everything / 86400:.1f} days.",
+            f"Learned: at 5 shots per class (logistic probe, accuracy, 95 % intervals over episodes), {'; '.join(parts)}."
+            + left_out,
+            f"Cost: {duration(spent.embedding)} for {plural(len(spent.by_pair), 'embedding')}, "
+            f"{duration(probing['fewshot'])} for {plural(spent.fits, 'few-shot classifier')} ({unconverged:,} of them "
+            f"short of their tolerance), {duration(probing['probe'] + probing['knn'])} for "
+            f"{plural(spent.full_fits, 'full probe')} and {duration(spent.finetuning)} for the "
+            f"{plural(spent.finetunings, 'fine-tuning')} that the selection asked for: {duration(spent.total)} together.",
+            f"Otherwise: at the {duration(spent.finetuning / spent.finetunings)} that a fine-tuning took on average, "
+            f"fine-tuning each of the {spent.pairs} backbone-target pairs on its whole train split would take "
+            f"{duration(spent.every_pair)}, and fine-tuning on each of the {spent.episodes:,} episodes of the "
+            f"{spent.few_cells} few-shot cells {duration(spent.every_episode)}.",
         ],
-        "classifiers": solved,
-        "embedding_seconds": embedding,
-        "solving_seconds": solving,
-        "finetuning_seconds": float(tuned.sum()),
-        "everything_seconds": everything,
+        "classifiers": spent.fits,
+        "embedding_seconds": spent.embedding,
+        "solving_seconds": probing["fewshot"],
+        "finetuning_seconds": spent.finetuning,
+        "everything_seconds": spent.every_pair + spent.every_episode,
     }
 
 

@@ -149,7 +149,7 @@ def finetune(
     kept.log_run(
         {
             "command": command_line(),
-            "kind": "finetune",
+            "stage": "finetune",
             "seconds": time.perf_counter() - started,
             "runs": sum(o["state"] == "done" for o in outcomes),
             "versions": versions(),
