@@ -394,7 +394,7 @@ def test_page_is_whole_and_private(page):
         "weights.pt",
         "Small test split",
         "Not converged",
-        "fits of logistic, bit-untrained",
+        "16 of 3,208 fits of logistic, bit-untrained on digits-5-9, dtd10, lfw and textures.",
         "lfw has 60 test images (1.7 points each)",
     ):
         assert said in html

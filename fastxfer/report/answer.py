@@ -135,7 +135,7 @@ def answer(standings: Standings, raised: list[Flag], name: Name) -> Markup:
             "p",
             "Read with care: ",
             "; ".join(f"{joined(targets)} ({head.lower()})" for head, targets in doubts.items()),
-            ". The reasons stand ",
+            ". Details: ",
             tag("a", "target by target", href="#targets"),
             ".",
             class_="caution",

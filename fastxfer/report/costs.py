@@ -97,16 +97,20 @@ def _per_run(tuned: pd.DataFrame, pairs: Iterable[tuple[str, str]]) -> list[floa
     ]
 
 
+def _known(seconds: float) -> str:
+    return duration(seconds) if seconds else "–"
+
+
 def costs_section(spent: Costs, facts: Facts, name: Name, labels: dict[str, str]) -> Markup:
     """A sentence, the sums, and each embedding."""
     lead = f"These results took {duration(spent.total)} of computing"
     if not any(math.isfinite(v) for v in spent.by_pair.values()):
         lead += ", the embedding left out, since the store holds no times"
     rows: list[list[Any]] = [
-        ["Embedding", plural(len(spent.by_pair), "backbone–target pair"), duration(spent.embedding)],
-        ["Few-shot probes", plural(spent.fits, "fit"), duration(spent.by_stage["fewshot"])],
-        ["Full probes", plural(spent.full_fits, "fit"), duration(spent.by_stage["probe"] + spent.by_stage["knn"])],
-        ["Selected fine-tunings", plural(spent.finetunings, "run"), duration(spent.finetuning)],
+        ["Forward passes", plural(len(spent.by_pair), "embedding"), _known(spent.embedding)],
+        ["Few-shot probes", plural(spent.fits, "fit"), _known(spent.by_stage["fewshot"])],
+        ["Full probes", plural(spent.full_fits, "fit"), _known(spent.by_stage["probe"] + spent.by_stage["knn"])],
+        ["Selected fine-tunings", plural(spent.finetunings, "run"), _known(spent.finetuning)],
         [tag("b", "Together"), "", tag("b", duration(spent.total))],
     ]
     if spent.finetunings:

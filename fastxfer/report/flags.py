@@ -43,7 +43,7 @@ def _contaminated(cells: pd.DataFrame) -> Iterator[Flag]:
     for (source, label, target), _ in cells.groupby(["source", "label", "target"]):
         if contaminated(source, target):
             yield Flag(
-                "Trained on the target",
+                "Seen in training",
                 f"{label} was trained on {source}. Its values on {target} do not show transfer to new data, and it may "
                 "have seen test images.",
                 target,
@@ -101,11 +101,14 @@ def _shifted(cells: pd.DataFrame) -> Iterator[Flag]:
 
 def _unconverged(cells: pd.DataFrame) -> Iterator[Flag]:
     probed = cells[cells["main"] & (cells["probe"] != c.FINETUNE)]
-    for (label, target, probe), group in probed.groupby(["label", "target", "probe"], sort=True):
-        failed = round(float(((1 - group["converged"]) * group["n"]).sum()))
-        if failed:
+    for (label, probe), group in probed.groupby(["label", "probe"], sort=True):
+        failed = ((1 - group["converged"]) * group["n"]).groupby(group["target"]).sum().round().astype(int)
+        failed = failed[failed > 0]
+        if len(failed):
+            fits = int(group.loc[group["target"].isin(failed.index), "n"].sum())
             yield Flag(
-                "Not converged", f"{failed:,} of {int(group['n'].sum()):,} fits of {probe}, {label} on {target}."
+                "Not converged",
+                f"{failed.sum():,} of {fits:,} fits of {probe}, {label} on {joined(list(failed.index))}.",
             )
 
 
