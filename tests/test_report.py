@@ -336,12 +336,12 @@ def test_small_words():
     assert listed([Markup("a"), Markup("b"), Markup("c")]) == "a, b and c"
     assert sorted(["all", "10", "5"], key=natural_key) == ["5", "10", "all"]
     assert sorted(["l2=0.5", "l2=1e-06", "l2=10"], key=natural_key) == ["l2=1e-06", "l2=0.5", "l2=10"]
-    assert [duration(s) for s in (0.42, 45, 104, 200, 4000, 9000, 300_000, float("nan"))] == [
-        "0.4 s", "45.0 s", "1 min 44 s", "3 min 20 s", "1.1 h", "2.5 h", "3.5 days", "unknown",
+    assert [duration(s) for s in (0.42, 45, 104, 200, 825, 4000, 9000, 300_000, float("nan"))] == [
+        "0.4 s", "45.0 s", "1 min 44 s", "3 min 20 s", "14 min", "1.1 h", "2.5 h", "3.5 days", "unknown",
     ]  # fmt: skip
     assert [percent(v) for v in (0.8432, 0.9994, 0.9995, 0.99999, 1.0)] == ["84.3", "99.9", "99.95", "99.99", "100"]
     assert bounds(-0.02, 1.03) == "0.0–100"
-    assert bounds(float("nan"), float("nan")) == ""
+    assert bounds(float("nan"), float("nan")) == bounds(1.0, 1.0) == ""
     assert contaminated("ImageNet, then Kermany", "kermany")
     assert contaminated("NIH-14", "nih14")
     assert contaminated("digits[0,1,2,3,4]", "digits")

@@ -143,9 +143,10 @@ def _learned(store_path: str) -> dict[str, Any]:
     for target, standing in few.items():
         best, second = standing.best, standing.table.iloc[1]
         verdict = f"{standing.gap:.1f} points above" if standing.decided else "not told apart from"
+        interval = bounds(best["low"], best["high"])
         parts.append(
-            f"{target}{doubts.get(target, '')}: {best['label']} {with_unit(best['mean'])} "
-            f"({bounds(best['low'], best['high'])}), {verdict} {second['label']}"
+            f"{target}{doubts.get(target, '')}: {best['label']} {with_unit(best['mean'])}"
+            f"{f' ({interval})' if interval else ''}, {verdict} {second['label']}"
         )
     solved = rows[(rows["episode"] >= 0) & (rows["metric"] == "accuracy")]
     unconverged = int((~solved["converged"]).sum())

@@ -27,7 +27,7 @@ class Standings:
 
 def value_with_interval(row: pd.Series) -> Markup:
     """``84.3 % (83.9–84.7)``; without interval where there is none or where it has no width."""
-    text = bounds(row["low"], row["high"]) if row["low"] != row["high"] else ""
+    text = bounds(row["low"], row["high"])
     return tag("span", tag("b", with_unit(row["mean"])), f" ({text})" if text else "", class_="value")
 
 
@@ -195,6 +195,7 @@ def _how_to_read(cells: pd.DataFrame) -> Markup:
         )
     if len(populations) > 1:
         notes.append("So the two kinds cannot be compared in width.")
+    notes.append("None covers another training run of the same backbone, which may move a value by more.")
     notes.append(
         "A backbone leads where its interval lies above all others; where intervals overlap, no winner is named, though "
         "a paired comparison might find one."

@@ -20,8 +20,8 @@ def with_unit(value: float) -> str:
 
 
 def bounds(low: float, high: float) -> str:
-    """``83.9–84.7``, kept within 0 and 100 %; nothing where there is no interval."""
-    return f"{percent(max(low, 0))}–{percent(min(high, 1))}" if math.isfinite(low) else ""
+    """``83.9–84.7``, kept within 0 and 100 %; nothing where there is no interval or it has no width."""
+    return f"{percent(max(low, 0))}–{percent(min(high, 1))}" if math.isfinite(low) and low < high else ""
 
 
 def plural(n: int, word: str) -> str:
@@ -49,7 +49,9 @@ def duration(seconds: float) -> str:
         return "unknown"
     if seconds < 60:
         return f"{seconds:.1f} s"
-    if seconds < 3600:
+    if seconds < 600:
         minutes, rest = divmod(round(seconds), 60)
-        return f"{minutes} min {rest} s" if rest and minutes < 10 else f"{minutes} min"
+        return f"{minutes} min {rest} s" if rest else f"{minutes} min"
+    if seconds < 3600:
+        return f"{seconds / 60:.0f} min"
     return f"{seconds / 3600:.1f} h" if seconds < 172_800 else f"{seconds / 86_400:.1f} days"
