@@ -56,15 +56,15 @@ targets ls --data-root --json
 targets show --data-root --json
 targets add --name --data-root --json
 targets check --data-root --json
-fewshot --backbone --target --ways --shots --episodes --probe --l2 --audit --audit-out --store --backend --seed --json
-probe --backbone --target --store --seed --json
-knn --backbone --target --store --seed --json
-select --out --store --json
+fewshot --backbone --target --ways --shots --episodes --probe --l2 --audit --audit-out --store --data-root --backend --seed --json
+probe --backbone --target --store --data-root --seed --json
+knn --backbone --target --store --data-root --seed --json
+select --out --store --data-root --json
 finetune --plan --ckpt --target --store --data-root --seed --json
 store ls --store --json
 store digest --store --json
 store export --out --store --json
-report --out --store --json
+report --out --store --data-root --json
 pretrain --out --resume --data-root --seed --json
 demo --json
 """

@@ -77,6 +77,11 @@ def data_root_option(f: F) -> F:
     )(f)
 
 
+def same_options(f: F) -> F:
+    """`--data-root` where no data is read, so that scripts can give one set of options to every command of the road."""
+    return click.option("--data-root", expose_value=False, hidden=True, help="Taken, but not needed here.")(f)
+
+
 def backend_option(f: F) -> F:
     return click.option(
         "--backend",

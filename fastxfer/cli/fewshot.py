@@ -18,6 +18,7 @@ from fastxfer.cli.common import (
     json_option,
     print_table,
     results_option,
+    same_options,
     seed_option,
     store_option,
     versions,
@@ -92,6 +93,7 @@ class _NumberOrAll(click.ParamType):
     help="Where --audit writes: support, query, labels, l2, objective and scores, an entry an episode and l2.",
 )
 @store_option
+@same_options
 @results_option
 @backend_option
 @seed_option

@@ -14,6 +14,7 @@ from fastxfer.cli.common import (
     json_option,
     print_table,
     results_option,
+    same_options,
     seed_option,
     store_option,
     versions,
@@ -37,6 +38,7 @@ target_option = click.option("--target", "targets", multiple=True, metavar="T…
     help="Penalties to choose from on validation [default: 10^-6 … 10^2, 17 of them].",
 )
 @store_option
+@same_options
 @results_option
 @seed_option
 @json_option
@@ -76,6 +78,7 @@ def probe(
     help="Votes weigh exp(similarity / temperature); 0: plain vote.",
 )
 @store_option
+@same_options
 @results_option
 @seed_option
 @json_option

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from fastxfer.cli.common import command_line, emit_json, json_option, results_option, store_option
+from fastxfer.cli.common import command_line, emit_json, json_option, results_option, same_options, store_option
 
 
 @click.command()
@@ -18,6 +18,7 @@ from fastxfer.cli.common import command_line, emit_json, json_option, results_op
               help="The plan of `fastxfer select` [default: plan.json beside the results, if there].")  # fmt: skip
 @click.option("--title", default="Which backbone transfers best?", show_default=True, help="The page's heading.")
 @store_option
+@same_options
 @results_option
 @json_option
 def report(out: Path, plan_path: Path | None, title: str, store_path: str, results: str | None, as_json: bool) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from fastxfer.cli.common import emit_json, json_option, print_table, results_option, store_option
+from fastxfer.cli.common import emit_json, json_option, print_table, results_option, same_options, store_option
 
 
 @click.command()
@@ -14,6 +14,7 @@ from fastxfer.cli.common import emit_json, json_option, print_table, results_opt
 @click.option("--budget", type=int, default=2, show_default=True, help="Fine-tunings at most.")
 @click.option("--top", type=int, default=1, show_default=True, help="Backbones a target that are chosen outright.")
 @store_option
+@same_options
 @results_option
 @json_option
 def select(out: Path, budget: int, top: int, store_path: str, results: str | None, as_json: bool) -> None:
