@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "ops.h"
@@ -88,22 +89,44 @@ struct Batch {
     }
 };
 
-// Blocks long enough to keep the threads busy, short enough that Ctrl-C is answered soon.
+// Blocks long enough to keep the threads busy, short enough that Ctrl-C is answered soon. `work`: of one episode.
 template <class Params>
-void run(void (*op)(const Params&, std::int64_t, std::int64_t, int), const Params& params, int threads) {
+void run(void (*op)(const Params&, std::int64_t, std::int64_t, int), const Params& params, std::int64_t count,
+         std::int64_t work, int threads) {
     require(threads >= 1, "threads must be at least 1");
-    const Episodes& e = params.episodes;
-    const std::int64_t work = static_cast<std::int64_t>(e.m) * (e.m + e.q) * e.ways;
     const std::int64_t block =
         std::clamp<std::int64_t>(100'000'000 / std::max<std::int64_t>(work, 1), 4, 4096) * threads;
-    for (std::int64_t first = 0; first < e.count; first += block) {
-        const std::int64_t last = std::min(first + block, e.count);
+    for (std::int64_t first = 0; first < count; first += block) {
+        const std::int64_t last = std::min(first + block, count);
         {
             py::gil_scoped_release release;
             op(params, first, last, threads);
         }
         if (PyErr_CheckSignals() != 0) throw py::error_already_set();
     }
+}
+
+template <class Params>
+void run(void (*op)(const Params&, std::int64_t, std::int64_t, int), const Params& params, int threads) {
+    const Episodes& e = params.episodes;
+    run(op, params, e.count, static_cast<std::int64_t>(e.m) * (e.m + e.q) * e.ways, threads);
+}
+
+// (count, m, m + q) inner products of an episode's support with its support and with its queries.
+template <class Real>
+Array<Real> products(const Array<Real>& images, const Array<std::int64_t>& support, const Array<std::int64_t>& query,
+                     int threads) {
+    require(images.ndim() == 2 && support.ndim() == 2 && query.ndim() == 2, "arrays must have two dimensions");
+    require(support.shape(0) == query.shape(0), "support and query must be as many");
+    in_range(support, images.shape(0), "support");
+    in_range(query, images.shape(0), "query");
+    const py::ssize_t count = support.shape(0), m = support.shape(1), q = query.shape(1), dim = images.shape(1);
+    Array<Real> out({count, m, m + q});
+    const fastxfer::ProductsParams params{
+        count,          static_cast<int>(m), static_cast<int>(q), dim, images.data(), std::is_same_v<Real, double>,
+        support.data(), query.data(),        out.mutable_data()};
+    run(fastxfer::products_cpu, params, count, m * (m + q) * dim, threads);
+    return out;
 }
 
 void positive(const Array<double>& values, const char* name) {
@@ -299,6 +322,9 @@ PYBIND11_MODULE(_C, module) {
     module.def("prototype", &prototype, FX_EPISODES, py::arg("cosine"), py::arg("threads"));
     module.def("knn", &knn, FX_EPISODES, py::arg("k").noconvert(), py::arg("temperature"), py::arg("threads"));
 #undef FX_EPISODES
+    const auto images = py::arg("images").noconvert();
+    module.def("products", &products<float>, images, support, query, py::arg("threads"));
+    module.def("products", &products<double>, images, support, query, py::arg("threads"));
 
     py::class_<Episodes>(module, "EpisodesAt").def(py::init(&episodes_at));
     params_at<fastxfer::LogisticParams>(module, "LogisticAt", &logistic_at, fastxfer::logistic_cpu);

@@ -72,6 +72,19 @@ struct KnnParams {
     double temperature;  // 0: every vote counts one
 };
 
+// Inner products of episodes that share no Gram matrix: out (count, m, m + q), as Episodes wants them.
+struct ProductsParams {
+    std::int64_t count;
+    int m;
+    int q;
+    std::int64_t dim;
+    const void* images;           // (n, dim)
+    bool is_double;               // images and out, else float
+    const std::int64_t* support;  // (count, m)
+    const std::int64_t* query;    // (count, q)
+    void* out;
+};
+
 // One set of instructions of the CPU: the same core, compiled for it. An op solves one episode on one thread with the
 // memory it is given; `wide` asks for double precision throughout. `logistic` says whether every penalty converged.
 struct CpuKernels {
@@ -84,6 +97,7 @@ struct CpuKernels {
     void (*prototype)(const PrototypeParams&, std::int64_t episode, void* memory);
     std::size_t (*knn_bytes)(const KnnParams&);
     void (*knn)(const KnnParams&, std::int64_t episode, void* memory);
+    void (*products)(const ProductsParams&, std::int64_t episode);
 };
 
 // The best set that this processor has (or the one named by FASTXFER_ISA: baseline, avx2, avx512).
@@ -94,6 +108,7 @@ void logistic_cpu(const LogisticParams&, std::int64_t first, std::int64_t last, 
 void ridge_cpu(const RidgeParams&, std::int64_t first, std::int64_t last, int threads);
 void prototype_cpu(const PrototypeParams&, std::int64_t first, std::int64_t last, int threads);
 void knn_cpu(const KnnParams&, std::int64_t first, std::int64_t last, int threads);
+void products_cpu(const ProductsParams&, std::int64_t first, std::int64_t last, int threads);
 
 // The same on a GPU (cuda/kernels.cu). Every pointer of the params is to device memory, `memory` too: `blocks` times
 // the bytes that one block of threads needs. Queued on `stream` (a cudaStream_t), nothing is waited for. Null, or what

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from fastxfer import ops, reference
 from fastxfer.errors import DataError, UsageError
+from fastxfer.ops.backend import compiled
 
 # Relative gap of the objective that is promised.
 GAP = {"float32": 1e-6, "float64": 1e-9}
@@ -355,6 +356,39 @@ def test_equal_images_share_a_place(dtype):
     places = pool.places(np.arange(50))
     assert places[4] == places[20] == places[21] == 10
     assert len(np.unique(places)) == 48
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("m", "q", "dim"), [(1, 1, 1), (1, 0, 9), (5, 4, 33), (6, 7, 64), (13, 2, 7), (25, 75, 40)])
+def test_an_episodes_own_inner_products(m, q, dim, dtype):
+    """Right, symmetric, and for equal images equal to the bit, wherever they stand and whatever the threads."""
+    rng = np.random.default_rng(m)
+    images = rng.normal(size=(20, dim)).astype(dtype)
+    images[7] = images[3]
+    support, query = rng.integers(0, 20, size=(9, m)), rng.integers(0, 20, size=(9, q))
+    got = compiled.products(images, support, query, 1)
+    np.testing.assert_array_equal(got, compiled.products(images, support, query, 3))
+    of_pair = {}
+    for e in range(9):
+        rows = np.concatenate([support[e], query[e]])
+        exact = images[support[e]].astype(np.float64) @ images[rows].astype(np.float64).T
+        np.testing.assert_allclose(got[e], exact, atol=4 * dim * np.finfo(dtype).eps)
+        for i, a in enumerate(support[e]):
+            for j, b in enumerate(rows):
+                pair = tuple(sorted(3 if r == 7 else int(r) for r in (a, b)))
+                assert of_pair.setdefault(pair, got[e, i, j]) == got[e, i, j]
+
+
+def test_inner_products_refuse_what_would_crash():
+    images, one = np.eye(4, dtype=np.float32), np.zeros((1, 2), np.int64)
+    for support, query, message in [
+        (one + 4, one, "support out of range"),
+        (one, one - 1, "query out of range"),
+        (one, np.zeros((2, 2), np.int64), "as many"),
+        (one[0], one, "two dimensions"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            compiled.products(images, support, query, 1)
 
 
 def test_a_path_equals_its_values_one_by_one(plain):

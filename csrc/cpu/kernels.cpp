@@ -6,6 +6,7 @@
 #include "../core/prototype.h"
 #include "../core/ridge.h"
 #include "dense.h"
+#include "products.h"
 
 namespace FX_NAMESPACE {
 namespace {
@@ -50,6 +51,10 @@ void knn(const KnnParams& p, std::int64_t e, void* memory) {
     p.episodes.gram_is_double ? knn_episode<double>(Team{}, p, e, memory) : knn_episode<float>(Team{}, p, e, memory);
 }
 
+void products(const ProductsParams& p, std::int64_t e) {
+    p.is_double ? products_episode<double>(p, e) : products_episode<float>(p, e);
+}
+
 }  // namespace
 }  // namespace FX_NAMESPACE
 
@@ -59,8 +64,8 @@ void knn(const KnnParams& p, std::int64_t e, void* memory) {
 namespace fastxfer {
 extern const CpuKernels FX_KERNELS;
 const CpuKernels FX_KERNELS = {
-    FX_TEXT(FX_KERNELS),        FX_NAMESPACE::logistic_memory, FX_NAMESPACE::logistic,
-    FX_NAMESPACE::ridge_memory, FX_NAMESPACE::ridge,           FX_NAMESPACE::prototype_memory,
-    FX_NAMESPACE::prototype,    FX_NAMESPACE::knn_memory,      FX_NAMESPACE::knn,
+    FX_TEXT(FX_KERNELS), FX_NAMESPACE::logistic_memory,  FX_NAMESPACE::logistic,  FX_NAMESPACE::ridge_memory,
+    FX_NAMESPACE::ridge, FX_NAMESPACE::prototype_memory, FX_NAMESPACE::prototype, FX_NAMESPACE::knn_memory,
+    FX_NAMESPACE::knn,   FX_NAMESPACE::products,
 };
 }  // namespace fastxfer

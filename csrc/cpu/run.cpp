@@ -116,4 +116,10 @@ void knn_cpu(const KnnParams& params, std::int64_t first, std::int64_t last, int
     });
 }
 
+void products_cpu(const ProductsParams& params, std::int64_t first, std::int64_t last, int threads) {
+    const CpuKernels& use = cpu_kernels();
+#pragma omp parallel for num_threads(threads) schedule(dynamic)
+    for (std::int64_t e = first; e < last; ++e) use.products(params, e);
+}
+
 }  // namespace fastxfer

@@ -45,20 +45,20 @@ def _batches(pool: Pool, support: Array, labels: Array, query: Array, ways: int)
         images = (v[None] for v in (pool.offset, pool.inverse_length, pool.square))
         yield pool.gram(), support, query, labels, *images, count, ways
         return
-    for window in windows(pool, count, m, q):
+    shared = len(query) == 1
+    for window in windows(pool, count, m, q, gathered=m if shared else 0):
         n = window.stop - window.start
-        queries = query if len(query) == 1 else query[window]
-        rows = np.concatenate([support[window], np.broadcast_to(queries, (n, q))], axis=1)
-        block = np.empty((n, m, m + q), pool.dtype)
-        if len(query) == 1:  # one product serves the queries that all share
+        rows = np.concatenate([support[window], np.broadcast_to(query if shared else query[window], (n, q))], axis=1)
+        if shared:  # one product serves the queries that all share
+            block = np.empty((n, m, m + q), pool.dtype)
             own = pool.centred[support[window]]
             np.matmul(own, own.transpose(0, 2, 1), out=block[:, :, :m])
             block[:, :, m:] = (own.reshape(n * m, pool.dim) @ pool.centred[query[0]].T).reshape(n, m, q)
+            places = first_places(rows)
         else:
-            own = pool.centred[rows]
-            np.matmul(own[:, :m], own.transpose(0, 2, 1), out=block)
+            block = compiled.products(pool.centred, support[window], query[window], pool.threads)
+            places = np.arange(m + q)[None]  # equal images have equal products here, wherever they stand
         images = (v[rows] for v in (pool.offset, pool.inverse_length, pool.square))
         own_labels = labels if len(labels) == 1 else labels[window]
-        places = first_places(rows)
         at_support, at_query = (np.ascontiguousarray(part) for part in (places[:, :m], places[:, m:]))
         yield block, at_support, at_query, own_labels, *images, n, ways

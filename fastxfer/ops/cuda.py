@@ -164,7 +164,7 @@ def _batches(call: Call, settings: int, place: str) -> Iterator[tuple[Any, int, 
         )  # fmt: skip
         yield episodes, count, out, (s, y, asked, gram)
         return
-    for window in windows(pool, count, m, q):
+    for window in windows(pool, count, m, q, gathered=m + q):
         n = window.stop - window.start
         queries = asked.expand(n, q) if len(query) == 1 else asked[window]
         rows = torch.cat([s[window], queries], dim=1)

@@ -186,9 +186,9 @@ def blocks(n: int, row_bytes: int, block_bytes: int | None = None) -> Iterator[s
         yield slice(start, min(start + step, n))
 
 
-def windows(pool: Pool, count: int, m: int, q: int) -> Iterator[slice]:
-    """Episodes whose own inner products and embeddings fit into one block of memory at a time; at least one window."""
-    yield from blocks(count, pool.dtype.itemsize * ((m + q) * pool.dim + m * (m + q)))
+def windows(pool: Pool, count: int, m: int, q: int, *, gathered: int) -> Iterator[slice]:
+    """Episodes whose inner products and `gathered` embeddings fit into one block of memory at a time; at least one window."""
+    yield from blocks(count, pool.dtype.itemsize * (gathered * pool.dim + m * (m + q)))
     if count == 0:
         yield slice(0, 0)
 
