@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Literal
 
 from fastxfer.episodes import EpisodeSpec
 from fastxfer.errors import UsageError, nearest
-from fastxfer.metrics import METRICS
+from fastxfer.metrics import METRICS, SINGLE_LABEL_ONLY
 from fastxfer.targets.table import Target
 
 DEFAULT_WAYS = 5
@@ -20,13 +20,15 @@ DEFAULT_QUERIES = 15
 class Protocol:
     """Few-shot study.
 
-    ways:        classes an episode, "all", or None: 5, or all of them where a target has fewer
+    ways:        classes an episode, "all", or None: 5, or all of them where a target has fewer; per-label: all labels
     shots:       support images a class; classes, queries and nested support are shared by all of them
     queries:     query images a class; None: 15, or the whole query split for ways "all"
-    metrics:     none given: accuracy where each class has as many queries; with the whole query split, whose classes
-                 may be of any size, balanced accuracy and AUC too
+    metrics:     none given: accuracy where each class has as many queries; with the whole query split or the natural
+                 prior, whose classes may be of any size, balanced accuracy and AUC too; per-label: AUC and average
+                 precision
     query_split: "test", or "val" for anything that serves a choice
     drop_scarce: leave out classes with too few images for the largest of `shots` instead of failing
+    labels, query_prior, imbalance, fewer_queries: as in `EpisodeSpec`
     """
 
     ways: int | Literal["all"] | None = None
@@ -37,8 +39,14 @@ class Protocol:
     seed: int = 0
     metrics: tuple[str, ...] = ()
     drop_scarce: bool = False
+    labels: str = "exactly-one"
+    query_prior: str = "balanced"
+    imbalance: float | None = None
+    fewer_queries: bool = False
 
     def __post_init__(self) -> None:
+        if self.imbalance is not None:
+            object.__setattr__(self, "imbalance", float(self.imbalance))  # 1 and 1.0 are one study, of one hash
         if not self.shots:
             raise UsageError("no shots given")
         if self.episodes < 1:
@@ -48,30 +56,46 @@ class Protocol:
                 raise UsageError(
                     f"unknown metric '{metric}': choose among {', '.join(METRICS)}.{nearest(metric, METRICS)}"
                 )
+            if self.labels == "per-label" and metric in SINGLE_LABEL_ONLY:
+                raise UsageError(
+                    f"metric '{metric}' is for one label an image: with per-label episodes choose among "
+                    f"{', '.join(m for m in METRICS if m not in SINGLE_LABEL_ONLY)}"
+                )
         for shots in self.shots:
-            self._spec(DEFAULT_WAYS if self.ways is None else self.ways, shots)
+            usual = "all" if self.labels == "per-label" else DEFAULT_WAYS
+            self._spec(usual if self.ways is None else self.ways, shots)
 
     def spec(self, target: Target, shots: int) -> EpisodeSpec:
         """The episodes of one target at one number of shots."""
         ways = self.ways
         if ways is None:
-            ways = min(DEFAULT_WAYS, len(target.class_names))
+            ways = "all" if self.labels == "per-label" else min(DEFAULT_WAYS, len(target.class_names))
         return self._spec(ways, shots)
 
     def metrics_of(self, spec: EpisodeSpec) -> tuple[str, ...]:
         """The metrics to compute on the episodes of a spec."""
         if self.metrics:
             return self.metrics
-        return ("accuracy", "balanced_accuracy", "auc") if spec.queries == "all" else ("accuracy",)
+        if spec.per_label:
+            return ("auc", "average_precision")
+        uneven = spec.queries == "all" or spec.query_prior == "natural"
+        return ("accuracy", "balanced_accuracy", "auc") if uneven else ("accuracy",)
 
     def _spec(self, ways: int | Literal["all"], shots: int) -> EpisodeSpec:
         queries = self.queries
         if queries is None:
-            queries = "all" if ways == "all" else DEFAULT_QUERIES
+            queries = "all" if ways == "all" and self.query_prior == "balanced" else DEFAULT_QUERIES
         at_least = max(self.shots) if self.drop_scarce else 0
-        return EpisodeSpec(ways, shots, queries, self.query_split, at_least)
+        return EpisodeSpec(
+            ways, shots, queries, self.query_split, at_least,
+            labels=self.labels, query_prior=self.query_prior, imbalance=self.imbalance,
+            fewer_queries=self.fewer_queries,
+        )  # fmt: skip
 
     @property
     def hash(self) -> str:
         """Names the protocol: equal studies, equal hashes."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+        # Options that came after the first studies count only where they are used, so older hashes stay.
+        later = {f.name: f.default for f in fields(self)[8:]}
+        told = {name: value for name, value in asdict(self).items() if later.get(name, ...) != value}
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
