@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from fastxfer import ops
 from fastxfer.episodes import Episodes, sample_episodes
 from fastxfer.errors import DataError, UsageError, nearest
-from fastxfer.metrics import METRICS
-from fastxfer.probes import Probe, Solution
+from fastxfer.metrics import METRICS, NEED_PROBABILITIES, measure
+from fastxfer.probes import PROBES, Probe, Solution
 from fastxfer.progress import progress, say
 from fastxfer.protocol import DEFAULT_QUERIES, Protocol
 from fastxfer.results import CELL, NO_EPISODE, Cell, ResultStore, complete
@@ -43,6 +43,7 @@ def evaluate(
     One row a (backbone, probe, setting, metric, episode), in the columns of `fastxfer.results.SCHEMA`. Every backbone
     sees the same episodes, so rows can be compared pairwise.
     """
+    _check_metrics(probes, metrics)
     target = store.target(episodes.target)
     frames = []
     for backbone in backbones_of(store, [target.name], backbones)[target.name]:
@@ -56,13 +57,17 @@ def evaluate(
 @dataclass
 class RunSummary:
     """What a run did: new rows, episodes solved, seconds of solving, the targets left out, with reasons, and the cells
-    that it asked for, whether their rows are new or were there."""
+    that it asked for, whether their rows are new or were there.
+
+    unconverged: rows of solutions short of the tolerance. undefined: rows whose value is NaN.
+    """
 
     rows: int = 0
     episodes: int = 0
     seconds: float = 0.0
     skipped: list[dict[str, str]] = field(default_factory=list)
     unconverged: int = 0
+    undefined: int = 0
     cells: set[Cell] = field(default_factory=set)
 
 
@@ -107,6 +112,7 @@ def run_protocol(
     work: list[tuple[str, str, str, Probe, Episodes, tuple[str, ...]]] = []
     for target, episodes in chosen:
         metrics = protocol.metrics_of(episodes.spec)
+        _check_metrics(probes, metrics)
         for backbone in plan[target.name]:
             source = source_of(store, backbone, target.name)
             for probe in probes:
@@ -136,6 +142,7 @@ def run_protocol(
             summary.rows += len(rows)
             summary.episodes += episodes.n_episodes
             summary.unconverged += int((~rows["converged"]).sum())
+            summary.undefined += int(rows["value"].isna().sum())
     return summary
 
 
@@ -154,6 +161,8 @@ def audit(
     exported embeddings, `support_labels` (N, m), `query_labels` (N, q) in 0 … ways − 1, `l2` (N,), `objective` (N,) at
     the returned solution, `scores` (N, q, ways), `converged` (N,), `episode` (N,), `classes` (N, ways).
     """
+    if episodes.spec.per_label:
+        raise UsageError("audits are of single-label episodes: leave --audit or --labels per-label out")
     pool = _pool(store, backbone, store.target(episodes.target), [episodes], backend)
     entries: list[dict[str, Any]] = []
     for position in which:
@@ -166,9 +175,9 @@ def audit(
                     "episode": one.first,
                     "classes": one.classes[0],
                     "support": one.support[0],
-                    "support_labels": one.support_labels,
+                    "support_labels": one.support_labels.reshape(-1),
                     "query": one.query[0],
-                    "query_labels": one.query_labels,
+                    "query_labels": one.query_labels.reshape(-1),
                     "l2": solution.l2,
                     "objective": solution.objective[0],
                     "converged": solution.converged[0],
@@ -224,15 +233,17 @@ def evaluate_full(store: EmbeddingStore, backbone: str, target: Target, probe: P
         ranked = probe.probabilities(solution.scores, target.multi_label)
         for metric in metrics:
             low, high = bootstrap_interval(metric, ranked, labels, groups=groups)
+            measured, undefined = measure(metric, ranked, labels)
             rows.append(
                 {
                     **common,
                     "split": split,
                     "metric": metric,
-                    "value": float(METRICS[metric](ranked, labels)),
+                    "value": float(measured),
                     "low": low,
                     "high": high,
                     "n_queries": len(labels),
+                    "undefined": int(undefined),
                     "converged": bool(np.all(solution.converged)),
                 }
             )
@@ -242,7 +253,7 @@ def evaluate_full(store: EmbeddingStore, backbone: str, target: Target, probe: P
 def _pool(store: EmbeddingStore, backbone: str, target: Target, studied: Sequence[Episodes], backend: str) -> ops.Pool:
     """The pool for some lists of episodes of a target: one Gram matrix if they pay for it, taken together."""
     x, support = store.embeddings(backbone, target.name), target.rows("train")
-    products = sum(float(e.n_episodes) * e.support.shape[1] * (e.support.shape[1] + e.query.shape[1]) for e in studied)
+    products = sum(float(e.support.size) * (e.n_fitted + e.n_queries) for e in studied)
     return ops.Pool(x, support=support, backend=backend, gram=ops.gram_pays(len(support), len(x), products))
 
 
@@ -309,7 +320,20 @@ def _params(params: str, episodes: Episodes) -> str:
     usual = "all" if spec.ways == "all" else DEFAULT_QUERIES
     unusual = [f"queries={spec.queries}"] if spec.queries != usual else []
     unusual += [f"at_least={spec.at_least}"] if spec.at_least else []
+    unusual += [name if value is True else f"{name}={value}" for name, value in spec.unusual().items()]
     return ";".join([params, *unusual])
+
+
+def _check_metrics(probes: Sequence[Probe], metrics: Sequence[str]) -> None:
+    """`UsageError` for a metric of probabilities and a probe that gives none."""
+    for metric in NEED_PROBABILITIES.intersection(metrics):
+        for probe in probes:
+            if not probe.gives_probabilities:
+                able = [p.name for p in PROBES.values() if p.gives_probabilities]
+                raise UsageError(
+                    f"metric '{metric}' needs probabilities, which probe '{probe.name}' does not give: "
+                    f"choose --probe {' '.join(able)}, or another metric"
+                )
 
 
 def _key(source: str, backbone: str, probe: Probe, params: str, episodes: Episodes, metric: str) -> dict[str, Any]:
@@ -331,7 +355,7 @@ def _key(source: str, backbone: str, probe: Probe, params: str, episodes: Episod
 def _cells(source: str, backbone: str, probe: Probe, episodes: Episodes, metrics: Sequence[str]) -> list[Cell]:
     return [
         tuple(_key(source, backbone, probe, params, episodes, metric)[name] for name in CELL)
-        for params in probe.settings(len(episodes.support_labels))
+        for params in probe.settings(episodes.n_fitted)
         for metric in metrics
     ]
 
@@ -345,22 +369,25 @@ def _episode_rows(
     metrics: Sequence[str],
     advance: Callable[[int], None] = lambda n: None,
 ) -> Iterator[pd.DataFrame]:
-    n_settings = len(probe.settings(len(episodes.support_labels)))
-    step = max(1, WINDOW_SCORES // (n_settings * len(episodes.query_labels) * episodes.ways))
+    n_settings = len(probe.settings(episodes.n_fitted))
+    step = max(1, WINDOW_SCORES // (n_settings * episodes.n_queries * episodes.ways))
     for start in range(0, episodes.n_episodes, step):
         window = episodes.window(start, min(start + step, episodes.n_episodes))
         numbers = np.arange(window.first, window.first + window.n_episodes, dtype=np.int32)
-        for solution in probe.solve(pool, window.support, window.support_labels, window.query, window.ways):
-            ranked = probe.probabilities(solution.scores, multi_label=False)
+        for answer in probe.answer(pool, window):
             for metric in metrics:
+                scores = answer.probabilities if metric in NEED_PROBABILITIES else answer.scores
+                assert scores is not None  # _check_metrics has seen to it
+                values, undefined = measure(metric, scores, window.query_labels)
                 yield complete(
                     pd.DataFrame(
                         {
-                            **_key(source, backbone, probe, solution.params, episodes, metric),
+                            **_key(source, backbone, probe, answer.params, episodes, metric),
                             "episode": numbers,
-                            "value": METRICS[metric](ranked, window.query_labels),
-                            "n_queries": np.int32(len(window.query_labels)),
-                            "converged": solution.converged,
+                            "value": values,
+                            "n_queries": np.int32(window.n_queries),
+                            "undefined": undefined,
+                            "converged": answer.converged,
                             "episodes_hash": episodes.hash,
                         }
                     )

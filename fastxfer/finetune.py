@@ -26,7 +26,7 @@ from fastxfer.backbones import load_backbone, load_network
 from fastxfer.backbones.checkpoint import SUFFIXES
 from fastxfer.errors import DataError, FastxferError
 from fastxfer.hyperrule import PRESETS, Schedule, Settings, settle
-from fastxfer.metrics import METRICS, softmax
+from fastxfer.metrics import measure, softmax
 from fastxfer.plans import PlanEntry
 from fastxfer.progress import progress, say
 from fastxfer.results import NO_EPISODE, Cell, ResultStore, complete
@@ -359,15 +359,16 @@ def _score(
     out = []
     for metric in _metrics(target):
         low, high = bootstrap_interval(metric, ranked, labels, groups=groups)
-        value = float(METRICS[metric](ranked, labels))
+        value, undefined = measure(metric, ranked, labels)
         out.append(
             {
                 "split": split,
                 "metric": metric,
-                "value": value,
+                "value": float(value),
                 "low": low,
                 "high": high,
                 "n_queries": len(labels),
+                "undefined": int(undefined),
             }
         )
     return out

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastxfer import ops
+from fastxfer.episodes import Episodes
 from fastxfer.errors import UsageError, nearest
 from fastxfer.metrics import softmax
 
@@ -39,12 +40,40 @@ class Solution:
     objective: Array | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """What a probe says of a window of episodes at one setting.
+
+    scores         (n_episodes, n_queries, ways) that compare across queries; per-label: above 0 is yes
+    probabilities  of the same shape, or None where the probe gives none
+    converged      (n_episodes,)
+    """
+
+    params: str
+    scores: Array
+    probabilities: Array | None
+    converged: Array
+
+
+def _by_query(values: Array, n: int, ways: int, own: bool) -> Array:
+    """(n * ways, q) values of two-way episodes -> (n, queries, ways); NaN where a query is not one of the label's."""
+    values = values.reshape(n, ways, -1)
+    if not own:
+        return np.moveaxis(values, 1, 2)
+    q = values.shape[2]
+    placed = np.full((n, ways * q, ways), np.nan, values.dtype)
+    for label in range(ways):
+        placed[:, label * q : (label + 1) * q, label] = values[:, label]
+    return placed
+
+
 @dataclass(frozen=True)
 class Probe(ABC):
     """A probe with its settings; subclasses are immutable, so a probe can be shared and hashed."""
 
     name: ClassVar[str]
     summary: ClassVar[str]
+    gives_probabilities: ClassVar[bool] = False
 
     @abstractmethod
     def settings(self, n_support: int) -> list[str]:
@@ -54,7 +83,7 @@ class Probe(ABC):
     def solve(
         self, pool: ops.Pool, support: Array, support_labels: Array, query: Array, ways: int
     ) -> Iterator[Solution]:
-        """Solve a window of episodes: support (E, m) and query (E or 1, q) rows of the pool, labels (m,)."""
+        """Solve a window of episodes: support (E, m), query (E or 1, q) rows of the pool, labels (m,) or (E, m)."""
 
     @abstractmethod
     def solve_full(self, x: Array, y: Array, query: Array, n_classes: int) -> Iterator[Solution]:
@@ -65,8 +94,41 @@ class Probe(ABC):
         """This probe at setting number `position` alone."""
 
     def probabilities(self, scores: Array, multi_label: bool) -> Array:
-        """Scores on a scale that compares across queries, as ranking metrics need it; as they are by default."""
+        """Scores on a scale that compares across queries, as ranking metrics need it; as they are by default.
+
+        Probabilities of the classes, one label an image, if the probe `gives_probabilities`.
+        """
         return scores
+
+    def answer(self, pool: ops.Pool, episodes: Episodes) -> Iterator[Answer]:
+        """Solve a window of episodes, single-label or per-label, at each setting."""
+        if episodes.spec.per_label:
+            yield from self._answer_per_label(pool, episodes)
+            return
+        for got in self.solve(pool, episodes.support, episodes.support_labels, episodes.query, episodes.ways):
+            scores = self.probabilities(got.scores, multi_label=False)
+            yield Answer(got.params, scores, scores if self.gives_probabilities else None, got.converged)
+
+    def _answer_per_label(self, pool: ops.Pool, episodes: Episodes) -> Iterator[Answer]:
+        """Every label of an episode is known for its own 2k support images alone: a two-way episode of its own."""
+        n, ways = episodes.n_episodes, episodes.ways
+        support = episodes.support.reshape(n * ways, -1)
+        k = support.shape[1] // 2
+        query = episodes.query
+        own = episodes.spec.queries != "all" and episodes.spec.query_prior == "balanced"
+        if own:  # queries are known for their own label alone, too
+            query = query.reshape(n * ways, -1)
+        elif len(query) > 1:
+            query = np.repeat(query, ways, axis=0)
+        for got in self.solve(pool, support, np.repeat([1, 0], k), query, 2):
+            odds = got.scores[..., 1] - got.scores[..., 0]
+            chance = self.probabilities(got.scores, multi_label=False)[..., 1] if self.gives_probabilities else None
+            yield Answer(
+                got.params,
+                _by_query(odds, n, ways, own),
+                None if chance is None else _by_query(chance, n, ways, own),
+                np.asarray(np.all(got.converged.reshape(n, ways), axis=1)),
+            )
 
 
 @dataclass(frozen=True)
@@ -100,6 +162,7 @@ class LogisticProbe(_Penalised):
 
     name: ClassVar[str] = "logistic"
     summary: ClassVar[str] = "logistic regression with an l2 penalty, solved to convergence"
+    gives_probabilities: ClassVar[bool] = True
 
     def solve(
         self, pool: ops.Pool, support: Array, support_labels: Array, query: Array, ways: int
@@ -176,6 +239,7 @@ class KnnProbe(Probe):
 
     name: ClassVar[str] = "knn"
     summary: ClassVar[str] = "cosine nearest neighbours, temperature-weighted vote"
+    gives_probabilities: ClassVar[bool] = True
     k: tuple[int, ...] = (20,)
     temperature: float | None = 0.07
 

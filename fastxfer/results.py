@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 
 from fastxfer.errors import DataError
 
-FORMAT = 1
+FORMAT = 2  # 1 had no column `undefined`
 CELL = ("source", "backbone", "target", "ways", "shots", "seed", "probe", "params", "split", "metric")
 KEY = (*CELL[:6], "episode", *CELL[6:])
 NO_EPISODE = -1
@@ -48,6 +48,7 @@ SCHEMA = pa.schema(
         ("low", pa.float64()),  # interval over test images where there are no episodes to take one over, else NaN
         ("high", pa.float64()),
         ("n_queries", pa.int32()),
+        ("undefined", pa.int32()),  # classes left out of the mean, the metric being undefined for them; 1 for a NaN
         ("converged", pa.bool_()),
         ("episodes_hash", _TEXT),  # which list of episodes; "" where there are none
     ]
@@ -200,10 +201,10 @@ class ResultStore:
     def read(self, columns: Sequence[str] | None = None) -> pd.DataFrame:
         """All rows; text columns are categorical. An empty frame with the right columns where there are none."""
         self._refresh()
-        parts = [self.path / name for name in sorted(self._parts)]
-        tables = [pq.read_table(part, columns=list(columns) if columns else None) for part in parts]
+        names = list(columns) if columns else SCHEMA.names
+        tables = [_read_part(self.path / name, names) for name in sorted(self._parts)]
         if not tables:
-            tables = [SCHEMA.empty_table().select(list(columns) if columns else SCHEMA.names)]
+            tables = [SCHEMA.empty_table().select(names)]
         return pa.concat_tables(tables).unify_dictionaries().to_pandas()
 
 
@@ -213,8 +214,19 @@ def complete(rows: pd.DataFrame) -> pd.DataFrame:
     unknown = [c for c in rows if c not in SCHEMA.names]
     if missing or unknown:
         raise ValueError(f"rows lack {missing} and have unknown columns {unknown}")
-    defaults = {"low": np.nan, "high": np.nan, "n_queries": 0, "converged": True, "episodes_hash": ""}
+    defaults = {"low": np.nan, "high": np.nan, "n_queries": 0, "undefined": 0, "converged": True, "episodes_hash": ""}
     return rows.assign(**{c: v for c, v in defaults.items() if c not in rows})[SCHEMA.names]
+
+
+def _read_part(part: Path, names: list[str]) -> pa.Table:
+    """Columns of a part; those that it is too old to have are zero."""
+    there = pq.read_schema(part).names
+    table = pq.read_table(part, columns=[name for name in names if name in there])
+    for name in names:
+        if name in SCHEMA.names and name not in there:
+            kind = SCHEMA.field(name).type
+            table = table.append_column(name, pa.array(np.zeros(table.num_rows), pa.float64()).cast(kind))
+    return table.select(names)
 
 
 def _footer(part: Path) -> list[tuple[Cell, _Span]]:

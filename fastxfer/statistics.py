@@ -14,7 +14,8 @@ TEST_IMAGES = "test images"
 
 
 def summarise(rows: pd.DataFrame, level: float = 0.95) -> pd.DataFrame:
-    """One line a cell: mean, sd, low, high, n, n_queries, converged (share), interval (its population), episodes_hash.
+    """One line a cell: mean, sd, low, high, n, undefined, n_queries, converged (share), interval (its population) and
+    episodes_hash. n counts episodes, undefined those whose value is NaN; mean, sd and interval are over the others.
 
     Cells with episodes get the t interval of the mean **over episodes**: what other draws of support and queries from
     these same images would give. It says nothing about new test images, since episodes share theirs. Cells without
@@ -27,6 +28,7 @@ def summarise(rows: pd.DataFrame, level: float = 0.95) -> pd.DataFrame:
         mean=("value", "mean"),
         sd=("value", "std"),
         n=("value", "size"),
+        defined=("value", "count"),
         n_queries=("n_queries", "first"),
         converged=("converged", "mean"),
         low=("low", "first"),
@@ -34,14 +36,15 @@ def summarise(rows: pd.DataFrame, level: float = 0.95) -> pd.DataFrame:
         episode=("episode", "min"),
     ).reset_index()
     of_episodes = (summary["episode"] != NO_EPISODE).to_numpy()
-    n = summary["n"].to_numpy()
+    n = summary["defined"].to_numpy()
     with np.errstate(invalid="ignore", divide="ignore"):
         half = stats.t.ppf(0.5 + level / 2, np.maximum(n - 1, 1)) * summary["sd"].to_numpy() / np.sqrt(n)
     mean = summary["mean"].to_numpy()
     summary["low"] = np.where(of_episodes, mean - half, summary["low"])
     summary["high"] = np.where(of_episodes, mean + half, summary["high"])
     summary["interval"] = np.where(of_episodes, EPISODES, TEST_IMAGES)
-    return summary.drop(columns="episode")
+    summary["undefined"] = summary["n"] - summary["defined"]
+    return summary.drop(columns=["episode", "defined"])
 
 
 def bootstrap_interval(

@@ -10,7 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from fastxfer.episodes import EpisodeSpec, sample_episodes
 from fastxfer.errors import DataError, UsageError
 from fastxfer.evaluation import audit, evaluate, evaluate_full, run_full, run_protocol
-from fastxfer.metrics import METRICS
+from fastxfer.metrics import METRICS, NEED_PROBABILITIES
 from fastxfer.probes import PROBES, KnnProbe, LogisticProbe, make_probe
 from fastxfer.protocol import Protocol
 from fastxfer.results import KEY, ResultStore
@@ -96,6 +96,106 @@ def test_what_cannot_serve_is_left_out_and_said_unless_named(tmp_path, capsys):
         run_protocol(store, results, Protocol(), [LogisticProbe()], targets=["tinny"])
     with pytest.raises(UsageError, match="no embeddings of backbone 'god'"):
         run_protocol(store, results, Protocol(), [LogisticProbe()], backbones=["god"])
+
+
+@pytest.mark.parametrize("queries", [4, "all"])
+@pytest.mark.parametrize("prior", ["balanced", "natural"])
+def test_per_label_rows_are_scikit_learns_label_by_label(tmp_path, queries, prior):
+    if queries == "all" and prior == "natural":
+        prior = "balanced"
+    store = blobs_store(tmp_path / "store", blobs_target(multi_label=True))
+    target, x = store.target("blobs"), store.embeddings("good", "blobs").astype(float)
+    spec = EpisodeSpec("all", 3, queries, labels="per-label", query_prior=prior)
+    episodes = sample_episodes(target, spec, 0, 4)
+    metrics = ["auc", "average_precision", "accuracy", "f1", "brier", "log_loss", "calibration_error"]
+    rows = evaluate(store, episodes, [LogisticProbe(l2=(0.05,))], backbones=["good"], metrics=metrics)
+    params = "l2=0.05;queries=4;labels=per-label" if queries == 4 else "l2=0.05;labels=per-label"
+    assert set(rows["params"]) == {params + (";query_prior=natural" if prior == "natural" else "")}
+    for e in range(4):
+        query = episodes.query[e if len(episodes.query) > 1 else 0]
+        decisions = np.empty((len(query), 6))
+        for label in range(6):
+            known = ~np.isnan(episodes.support_labels[:, label])
+            support, y = episodes.support[e, known], episodes.support_labels[known, label]
+            assert len(y) == 6
+            model = LogisticRegression(C=1 / (6 * 0.05), tol=1e-10, max_iter=5000).fit(x[support], y)
+            decisions[:, label] = model.decision_function(x[query])
+        labels = episodes.query_labels[e] if episodes.query_labels.ndim == 3 else episodes.query_labels
+        for metric in metrics:
+            scores = 1 / (1 + np.exp(-decisions)) if metric in NEED_PROBABILITIES else decisions
+            (got,) = rows[(rows["metric"] == metric) & (rows["episode"] == e)]["value"]
+            assert got == pytest.approx(float(METRICS[metric](scores, labels)), rel=1e-3), metric
+    assert set(rows["n_queries"]) == {len(query)}
+
+
+def test_every_probe_answers_per_label_uneven_and_natural_episodes(tmp_path):
+    store, results = blobs_store(tmp_path / "store", blobs_target(multi_label=True)), tmp_path / "results"
+    asked = {
+        "labels=per-label": {"labels": "per-label"},
+        "queries=5;labels=per-label": {"labels": "per-label", "queries": 5, "ways": 3},
+        "query_prior=natural": {"query_prior": "natural"},
+        "imbalance=0.5": {"imbalance": 0.5},
+        "queries=90;fewer_queries": {"queries": 90, "fewer_queries": True},
+        "": {},
+    }
+    opened = ResultStore.open(results)
+    for options in asked.values():
+        run_protocol(store, opened, Protocol(episodes=30, shots=(3,), **options), ALL_PROBES)
+    rows = opened.read()
+    kind = (
+        rows["params"].astype(str).str.split(";").map(lambda p: [w for w in p if not w.startswith(OWN)]).str.join(";")
+    )
+    assert set(kind) == set(asked)
+    means = rows.groupby([kind, "probe", "metric", "backbone"], observed=True)["value"].mean().unstack()
+    assert (means["good"] > means["bad"] + 0.1).all()
+    assert set(rows[kind == "labels=per-label"]["metric"]) == {"auc", "average_precision"}
+    assert set(rows[kind == "query_prior=natural"]["metric"]) == {"accuracy", "balanced_accuracy", "auc"}
+
+
+OWN = ("l2=", "k=", "metric=", "temperature=")
+
+
+def test_what_is_undefined_is_a_nan_and_counted(tmp_path, capsys):
+    target = blobs_target(n_classes=3, n_train=20, n_test=4)
+    store, results = blobs_store(tmp_path / "store", target), ResultStore.open(tmp_path / "results")
+    protocol = Protocol(ways=2, shots=(1,), queries=1, query_prior="natural", episodes=200, metrics=("auc", "f1"))
+    summary = run_protocol(store, results, protocol, [LogisticProbe()], backbones=["good"])
+    rows = results.read()
+    auc, f1 = rows[rows["metric"] == "auc"], rows[rows["metric"] == "f1"]
+    of_one_class = np.array(
+        [len(set(y)) == 1 for y in sample_episodes(target, protocol.spec(target, 1), 0, 200).query_labels]
+    )
+    assert 0 < of_one_class.sum() < 200
+    assert auc.sort_values("episode")["value"].isna().tolist() == of_one_class.tolist()
+    assert (auc["undefined"] == auc["value"].isna()).all()
+    assert summary.undefined == of_one_class.sum()
+    assert f1["value"].notna().all()
+    assert set(f1["undefined"]) == {0, 1}  # a class neither there nor predicted
+
+
+def test_metrics_that_cannot_be_computed_are_refused_before_anything_is_solved(tmp_path):
+    store, results = blobs_store(tmp_path / "store"), ResultStore.open(tmp_path / "results")
+    with pytest.raises(UsageError, match="metric 'brier' needs probabilities, which probe 'ridge' does not give"):
+        run_protocol(store, results, Protocol(metrics=("brier",)), ALL_PROBES)
+    with pytest.raises(UsageError, match="choose --probe logistic knn, or another metric"):
+        evaluate(
+            store, sample_episodes(store.target("blobs"), EpisodeSpec(3, 1), 0, 2), ALL_PROBES, metrics=["log_loss"]
+        )
+    with pytest.raises(UsageError, match="metric 'balanced_accuracy' is for one label an image"):
+        Protocol(labels="per-label", metrics=("balanced_accuracy",))
+    assert results.read().empty
+
+
+def test_uneven_episodes_can_be_audited_and_per_label_ones_say_no(tmp_path):
+    store = blobs_store(tmp_path / "store", blobs_target(multi_label=True))
+    target = store.target("blobs")
+    episodes = sample_episodes(target, EpisodeSpec(3, 4, 5, imbalance=0.5, query_prior="natural"), 0, 9)
+    got = audit(store, "good", episodes, LogisticProbe(), [2, 7])
+    assert got["support_labels"].tolist() == episodes.support_labels[[2, 7]].tolist()
+    assert got["query_labels"].tolist() == episodes.query_labels[[2, 7]].tolist()
+    per_label = sample_episodes(target, EpisodeSpec(3, 4, 5, labels="per-label"), 0, 2)
+    with pytest.raises(UsageError, match="audits are of single-label episodes"):
+        audit(store, "good", per_label, LogisticProbe(), [0])
 
 
 def test_a_changed_target_is_not_mixed_with_old_rows(tmp_path):

@@ -325,6 +325,13 @@ def test_an_extended_list_of_episodes_counts_once():
     assert found.best["mean"] == pytest.approx(0.6)
 
 
+def test_metrics_whose_smallest_value_is_best_lead_no_table(rows: pd.DataFrame) -> None:
+    losses = [rows.assign(metric=metric) for metric in ("brier", "log_loss", "calibration_error")]
+    assert set(aggregate(pd.concat([rows, *losses]))["metric"]) == set(aggregate(rows)["metric"])
+    with pytest.raises(DataError, match="there are no results to report"):
+        aggregate(losses[0])
+
+
 @pytest.mark.parametrize("rows", [few_rows({"a": []}), few_rows({"a": [float("nan")]})], ids=["none", "NaN"])
 def test_nothing_to_report_is_an_error(rows, tmp_path):
     with pytest.raises(DataError, match="report: "):

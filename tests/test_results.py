@@ -156,11 +156,23 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path, monkeypatch, where):
     assert len(ResultStore.open(tmp_path).read()) == 20
 
 
+def test_parts_without_the_column_undefined_are_read(tmp_path, monkeypatch):
+    with monkeypatch.context() as earlier:
+        earlier.setattr(results, "FORMAT", 1)
+        earlier.setattr(results, "SCHEMA", SCHEMA.remove(SCHEMA.get_field_index("undefined")))
+        ResultStore.open(tmp_path).append(rows())
+    ResultStore.open(tmp_path).append(rows(shots="5", undefined=3))
+    got = ResultStore.open(tmp_path).read()
+    assert got.groupby("shots", observed=True)["undefined"].unique().map(list).to_dict() == {"1": [0], "5": [3]}
+    assert got["undefined"].dtype == np.int32
+    assert len(ResultStore.open(tmp_path).read(["undefined"])) == 20
+
+
 def test_a_newer_format_is_named(tmp_path, monkeypatch):
     with monkeypatch.context() as later:
-        later.setattr(results, "FORMAT", 2)
+        later.setattr(results, "FORMAT", 3)
         ResultStore.open(tmp_path).append(rows())
-    with pytest.raises(DataError, match=r"rows-.*made by a newer fastxfer \(format 2, this one reads 1\): upgrade"):
+    with pytest.raises(DataError, match=r"rows-.*made by a newer fastxfer \(format 3, this one reads 2\): upgrade"):
         ResultStore.open(tmp_path)
 
 

@@ -56,6 +56,15 @@ def test_cells_without_episodes_keep_their_interval():
     assert got.loc["1", "interval"] == EPISODES
 
 
+def test_undefined_values_are_counted_and_left_out():
+    values = np.array([0.2, np.nan, 0.5, 0.9, np.nan])
+    line = summarise(rows(values)).iloc[0]
+    defined = values[np.isfinite(values)]
+    low, high = stats.t.interval(0.95, 2, defined.mean(), stats.sem(defined))
+    assert (line["n"], line["undefined"]) == (5, 2)
+    assert (line["mean"], line["low"], line["high"]) == pytest.approx((defined.mean(), low, high))
+
+
 def test_one_episode_has_no_interval():
     line = summarise(rows([0.7])).iloc[0]
     assert line["mean"] == 0.7

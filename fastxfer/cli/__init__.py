@@ -16,6 +16,7 @@ COMMANDS = {
     "embed": ("embed", "Turn a target's images into embeddings, one forward pass an image."),
     "targets": ("targets", "List, show, add and check targets (data sets)."),
     "fewshot": ("fewshot", "Thousands of few-shot episodes on cached embeddings."),
+    "episodes": ("episodes", "Show which images an episode is made of."),
     "probe": ("probe", "Linear probe on the full train split."),
     "knn": ("probe", "Nearest neighbours from the full train split."),
     "select": ("select", "Choose what deserves a fine-tuning, from validation rows only."),

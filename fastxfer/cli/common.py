@@ -13,7 +13,7 @@ import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import click
 import numpy as np
@@ -43,6 +43,22 @@ class ManyValues(click.Command):
                 spread.append(word)
                 first = False
         return super().parse_args(ctx, spread)
+
+
+class NumberOrAll(click.ParamType):
+    """A number, or the word "all"."""
+
+    name = "N|all"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | Literal["all"] | None:
+        if value is None or value == "all":
+            return value
+        try:
+            return int(value)
+        except ValueError:
+            self.fail(f"'{value}' is neither a number nor 'all'", param, ctx)
 
 
 def _is_number(word: str) -> bool:
@@ -80,6 +96,39 @@ def data_root_option(f: F) -> F:
 def same_options(f: F) -> F:
     """`--data-root` where no data is read, so that scripts can give one set of options to every command of the road."""
     return click.option("--data-root", expose_value=False, hidden=True, help="Taken, but not needed here.")(f)
+
+
+def episode_options(f: F) -> F:
+    """What else an episode can be: `labels`, `query_prior`, `imbalance`, `fewer_queries`."""
+    for option in (
+        click.option(
+            "--fewer-queries",
+            is_flag=True,
+            help="Where queries are scarce, as many as the scarcest class has; who is in train is no query.",
+        ),
+        click.option(
+            "--imbalance",
+            type=float,
+            metavar="ALPHA",
+            help="Uneven support: one image a class, the rest by Dirichlet(ALPHA) proportions; small is uneven.",
+        ),
+        click.option(
+            "--query-prior",
+            type=click.Choice(["balanced", "natural"]),
+            default="balanced",
+            show_default=True,
+            help="Queries: as many of each class, or as many in all, as frequent as they are.",
+        ),
+        click.option(
+            "--labels",
+            type=click.Choice(["exactly-one", "per-label"]),
+            default="exactly-one",
+            show_default=True,
+            help="Multi-label targets: images with one positive label, or K positives and K negatives of each label.",
+        ),
+    ):
+        f = option(f)
+    return f
 
 
 def backend_option(f: F) -> F:

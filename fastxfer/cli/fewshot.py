@@ -12,9 +12,11 @@ import numpy as np
 
 from fastxfer.cli.common import (
     ManyValues,
+    NumberOrAll,
     backend_option,
     command_line,
     emit_json,
+    episode_options,
     json_option,
     print_table,
     results_option,
@@ -25,31 +27,20 @@ from fastxfer.cli.common import (
 )
 
 
-class _NumberOrAll(click.ParamType):
-    name = "N|all"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> int | Literal["all"] | None:
-        if value is None or value == "all":
-            return value
-        try:
-            return int(value)
-        except ValueError:
-            self.fail(f"'{value}' is neither a number nor 'all'", param, ctx)
-
-
 @click.command(cls=ManyValues)
 @click.option("--backbone", "backbones", multiple=True, metavar="B…", help="Backbones of the store [default: all].")
 @click.option("--target", "targets", multiple=True, metavar="T…", help="Targets of the store [default: all].")
-@click.option("--ways", type=_NumberOrAll(), help="Classes an episode [default: 5, or all where there are fewer].")
+@click.option(
+    "--ways", type=NumberOrAll(), help="Classes an episode [default: 5, or all where there are fewer or per label]."
+)
 @click.option(
     "--shots", type=int, multiple=True, default=(1, 5), show_default=True, metavar="K…", help="Support images a class."
 )
 @click.option(
     "--queries",
-    type=_NumberOrAll(),
-    help="Query images a class [default: 15; with `--ways all`, the whole query split].",
+    type=NumberOrAll(),
+    help="Query images a class [default: 15; with `--ways all`, the whole query split]. Per label: positives, and as "
+    "many negatives.",
 )
 @click.option("--episodes", type=int, default=1000, show_default=True, help="Episodes a cell.")
 @click.option(
@@ -74,11 +65,14 @@ class _NumberOrAll(click.ParamType):
     "metrics",
     multiple=True,
     metavar="M…",
-    help="Metrics [default: accuracy; with the whole query split also balanced_accuracy and auc].",
+    help="Metrics: accuracy, balanced_accuracy, auc, average_precision, f1, brier, log_loss, calibration_error (the last "
+    "three for logistic and knn) [default: accuracy; where classes differ in queries also balanced_accuracy and auc; "
+    "per label auc and average_precision].",
 )
 @click.option(
     "--split", type=click.Choice(["test", "val"]), default="test", show_default=True, help="Where queries come from."
 )
+@episode_options
 @click.option("--drop-scarce", is_flag=True, help="Leave out classes with too few images instead of failing.")
 @click.option(
     "--audit",
@@ -101,8 +95,9 @@ class _NumberOrAll(click.ParamType):
 def fewshot(
     backbones: tuple[str, ...], targets: tuple[str, ...], ways: int | Literal["all"] | None, shots: tuple[int, ...],
     queries: int | Literal["all"] | None, episodes: int, probes: tuple[str, ...], l2: tuple[float, ...],
-    k: tuple[int, ...], metrics: tuple[str, ...], split: str, drop_scarce: bool, audit: int | None,
-    audit_out: Path | None, store_path: str, results: str | None, backend: str, seed: int, as_json: bool,
+    k: tuple[int, ...], metrics: tuple[str, ...], split: str, labels: str, query_prior: str, imbalance: float | None,
+    fewer_queries: bool, drop_scarce: bool, audit: int | None, audit_out: Path | None, store_path: str,
+    results: str | None, backend: str, seed: int, as_json: bool,
 ) -> None:  # fmt: skip
     """Few-shot episodes on the embeddings of a store: thousands a cell, the same ones for every backbone.
 
@@ -134,6 +129,10 @@ def fewshot(
         seed=seed,
         metrics=metrics,
         drop_scarce=drop_scarce,
+        labels=labels,
+        query_prior=query_prior,
+        imbalance=imbalance,
+        fewer_queries=fewer_queries,
     )
     chosen = [make_probe(name, l2=l2, k=k) for name in dict.fromkeys(probes)]
     store = EmbeddingStore.open(store_path)
@@ -163,6 +162,8 @@ def fewshot(
     shown = table[[cell in summary.cells for cell in table[list(CELL)].itertuples(index=False, name=None)]]
     if summary.unconverged:
         say(f"{summary.unconverged:,} values come from solutions that did not reach the tolerance (column `converged`)")
+    if summary.undefined:
+        say(f"{summary.undefined:,} values are undefined: their rows are there with a NaN, and means leave them out")
     if as_json:
         emit_json(
             {

@@ -13,13 +13,14 @@ import numpy as np
 import pandas as pd
 
 from fastxfer.errors import DataError
+from fastxfer.metrics import LOWER_IS_BETTER
 from fastxfer.results import CELL
 from fastxfer.statistics import summarise
 
 SECONDS = "seconds"
 FULL = "full"
 FINETUNE = "finetune"
-METRIC_ORDER = ("accuracy", "auc", "balanced_accuracy", "average_precision")
+METRIC_ORDER = ("accuracy", "auc", "balanced_accuracy", "average_precision", "f1")
 PROBE_ORDER = ("logistic", "ridge", "prototype", "knn", FINETUNE)
 SPLIT_ORDER = ("test", "val", "train")
 METRIC_NAMES = {
@@ -27,6 +28,7 @@ METRIC_NAMES = {
     "balanced_accuracy": "balanced accuracy",
     "auc": "AUC",
     "average_precision": "average precision",
+    "f1": "macro F1",
 }
 
 
@@ -53,7 +55,8 @@ def aggregate(results: pd.DataFrame) -> pd.DataFrame:
     main:   (bool) whether `metric` is the one its target is discussed in
     chosen: (bool) whether `params` are those shown for this probe unless another choice is asked for
     """
-    rows = results[results["metric"] != SECONDS]
+    # Tables and standings go from the largest mean down, so metrics whose smallest value is best have no place in them.
+    rows = results[~results["metric"].isin([SECONDS, *LOWER_IS_BETTER])]
     if rows.empty:
         raise DataError("report: there are no results to report; `fastxfer fewshot` or `fastxfer probe` makes some")
     cells = summarise(rows)
