@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from benchmarks import fewshot, torch_lbfgs
+from benchmarks import fewshot, sample, torch_lbfgs
 from benchmarks.__main__ import main
 from benchmarks.embeddings import embeddings, two_halves
 from fastxfer import ops
@@ -59,6 +60,25 @@ def test_path_entries(capsys):
         assert e["checked"]
         assert e["penalties"] == 45
         assert e["times_single"] == pytest.approx(e["ours_ms"] / e["peer_ms"])
+
+
+def test_sample_entries(capsys):
+    assert main(["sample", "--tiny", "--json"]) == 0
+    entries = json.loads(capsys.readouterr().out)
+    assert [e["name"] for e in entries] == ["sample/5w1s", "sample/5w5s", "sample/20w20s"]
+    for e in entries:
+        assert set(FIELDS) <= set(e)
+        assert e["checked"]
+        assert e["share_of_solving"] == pytest.approx(e["ours_core_ms"] / e["solving_core_ms"])
+
+
+def test_another_draw_is_noticed(monkeypatch, capsys):
+    right = sample.sample_episodes
+    monkeypatch.setattr(
+        sample, "sample_episodes", lambda t, spec, seed, n: replace(right(t, spec, seed + 1, n), seed=seed)
+    )
+    monkeypatch.setattr(sample, "WORK", [(5, 5)])
+    assert main(["sample", "--tiny"]) == 1
 
 
 def test_a_wrong_answer_is_noticed(monkeypatch, capsys):
