@@ -15,7 +15,7 @@ from fastxfer import ops
 from fastxfer.episodes import Episodes, sample_episodes
 from fastxfer.errors import DataError, UsageError, nearest
 from fastxfer.metrics import METRICS, NEED_PROBABILITIES, measure
-from fastxfer.probes import PROBES, Probe, Solution
+from fastxfer.probes import Probe, Solution, check_metrics
 from fastxfer.progress import progress, say
 from fastxfer.protocol import DEFAULT_QUERIES, Protocol
 from fastxfer.results import CELL, NO_EPISODE, Cell, ResultStore, complete
@@ -43,7 +43,7 @@ def evaluate(
     One row a (backbone, probe, setting, metric, episode), in the columns of `fastxfer.results.SCHEMA`. Every backbone
     sees the same episodes, so rows can be compared pairwise.
     """
-    _check_metrics(probes, metrics)
+    check_metrics(probes, metrics)
     target = store.target(episodes.target)
     frames = []
     for backbone in backbones_of(store, [target.name], backbones)[target.name]:
@@ -112,7 +112,7 @@ def run_protocol(
     work: list[tuple[str, str, str, Probe, Episodes, tuple[str, ...]]] = []
     for target, episodes in chosen:
         metrics = protocol.metrics_of(episodes.spec)
-        _check_metrics(probes, metrics)
+        check_metrics(probes, metrics)
         for backbone in plan[target.name]:
             source = source_of(store, backbone, target.name)
             for probe in probes:
@@ -324,18 +324,6 @@ def _params(params: str, episodes: Episodes) -> str:
     return ";".join([params, *unusual])
 
 
-def _check_metrics(probes: Sequence[Probe], metrics: Sequence[str]) -> None:
-    """`UsageError` for a metric of probabilities and a probe that gives none."""
-    for metric in NEED_PROBABILITIES.intersection(metrics):
-        for probe in probes:
-            if not probe.gives_probabilities:
-                able = [p.name for p in PROBES.values() if p.gives_probabilities]
-                raise UsageError(
-                    f"metric '{metric}' needs probabilities, which probe '{probe.name}' does not give: "
-                    f"choose --probe {' '.join(able)}, or another metric"
-                )
-
-
 def _key(source: str, backbone: str, probe: Probe, params: str, episodes: Episodes, metric: str) -> dict[str, Any]:
     spec = episodes.spec
     return {
@@ -377,7 +365,7 @@ def _episode_rows(
         for answer in probe.answer(pool, window):
             for metric in metrics:
                 scores = answer.probabilities if metric in NEED_PROBABILITIES else answer.scores
-                assert scores is not None  # _check_metrics has seen to it
+                assert scores is not None  # check_metrics has seen to it
                 values, undefined = measure(metric, scores, window.query_labels)
                 yield complete(
                     pd.DataFrame(

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from fastxfer import ops
 from fastxfer.episodes import Episodes
 from fastxfer.errors import UsageError, nearest
-from fastxfer.metrics import softmax
+from fastxfer.metrics import NEED_PROBABILITIES, softmax
 
 Array = NDArray[Any]
 
@@ -286,3 +286,15 @@ def make_probe(name: str, *, l2: Sequence[float] = (), k: Sequence[int] = ()) ->
     if issubclass(kind, KnnProbe) and k:
         return kind(k=tuple(k))
     return kind()
+
+
+def check_metrics(probes: Sequence[Probe], metrics: Sequence[str]) -> None:
+    """`UsageError` for a metric of probabilities and a probe that gives none."""
+    for metric in NEED_PROBABILITIES.intersection(metrics):
+        for probe in probes:
+            if not probe.gives_probabilities:
+                able = [p.name for p in PROBES.values() if p.gives_probabilities]
+                raise UsageError(
+                    f"metric '{metric}' needs probabilities, which probe '{probe.name}' does not give: "
+                    f"choose --probe {' '.join(able)}, or another metric"
+                )
