@@ -17,7 +17,7 @@ from fastxfer.errors import DataError, UsageError, nearest
 from fastxfer.metrics import METRICS, NEED_PROBABILITIES, measure
 from fastxfer.probes import Probe, Solution, check_metrics
 from fastxfer.progress import progress, say
-from fastxfer.protocol import DEFAULT_QUERIES, Protocol
+from fastxfer.protocol import Protocol, params_of
 from fastxfer.results import CELL, NO_EPISODE, Cell, ResultStore, complete
 from fastxfer.statistics import bootstrap_interval
 from fastxfer.store import EmbeddingStore
@@ -314,16 +314,6 @@ def backbones_of(
     return plan
 
 
-def _params(params: str, episodes: Episodes) -> str:
-    """The setting, and whatever else sets these episodes apart from the usual ones of the same ways and shots."""
-    spec = episodes.spec
-    usual = "all" if spec.ways == "all" else DEFAULT_QUERIES
-    unusual = [f"queries={spec.queries}"] if spec.queries != usual else []
-    unusual += [f"at_least={spec.at_least}"] if spec.at_least else []
-    unusual += [name if value is True else f"{name}={value}" for name, value in spec.unusual().items()]
-    return ";".join([params, *unusual])
-
-
 def _key(source: str, backbone: str, probe: Probe, params: str, episodes: Episodes, metric: str) -> dict[str, Any]:
     spec = episodes.spec
     return {
@@ -334,7 +324,7 @@ def _key(source: str, backbone: str, probe: Probe, params: str, episodes: Episod
         "shots": str(spec.shots),
         "seed": episodes.seed,
         "probe": probe.name,
-        "params": _params(params, episodes),
+        "params": params_of(params, spec),
         "split": spec.query_split,
         "metric": metric,
     }

@@ -15,6 +15,22 @@ from fastxfer.targets.table import Target
 DEFAULT_WAYS = 5
 DEFAULT_QUERIES = 15
 
+# What rows say in `params`, behind the probe's own setting, of episodes that are not the usual ones of their ways and shots.
+EPISODE_OPTIONS = ("queries", "at_least", "labels", "query_prior", "imbalance", "fewer_queries")
+
+
+def params_of(setting: str, spec: EpisodeSpec) -> str:
+    """The `params` of a row: a probe's setting, and whatever sets its episodes apart from the usual ones."""
+    usual = "all" if spec.ways == "all" else DEFAULT_QUERIES
+    options = {"queries": spec.queries} if spec.queries != usual else {}
+    options |= ({"at_least": spec.at_least} if spec.at_least else {}) | spec.unusual()
+    return ";".join([setting, *(name if value is True else f"{name}={value}" for name, value in options.items())])
+
+
+def episode_options(params: str) -> tuple[str, ...]:
+    """What `params_of` has added to a probe's setting."""
+    return tuple(word for word in params.split(";") if word.partition("=")[0] in EPISODE_OPTIONS)
+
 
 @dataclass(frozen=True)
 class Protocol:

@@ -311,6 +311,17 @@ def test_params_are_chosen_on_validation_never_on_test():
     assert set(cells.loc[cells["chosen"], "params"]) == {"l2=10"}
 
 
+def test_other_kinds_of_episodes_are_no_grid():
+    """Three penalties on plain episodes, one on others: the middle of the three is shown."""
+    plain = [few_rows({"a": [0.5, 0.6]}, params=f"l2={value}") for value in (1, 2, 3)]
+    kinds = ("query_prior=natural", "queries=4;imbalance=1.0", "labels=per-label", "fewer_queries")
+    others = [few_rows({"a": [0.7, 0.8]}, params=f"l2=2;{kind}") for kind in kinds]
+    cells = aggregate(pd.concat([*plain, *others]))
+    assert set(cells.loc[cells["chosen"], "params"]) == {"l2=2"}
+    cells = aggregate(pd.concat(others))
+    assert set(cells.loc[cells["chosen"], "params"]) == {"l2=2;fewer_queries"}
+
+
 def test_backbones_of_one_name_and_two_sources_stay_apart():
     rows = pd.concat([few_rows({"r50": [0.5, 0.6]}), few_rows({"r50": [0.7, 0.8]}, source="other")])
     assert set(aggregate(rows)["label"]) == {"r50 (s)", "r50 (other)"}

@@ -14,6 +14,7 @@ import pandas as pd
 
 from fastxfer.errors import DataError
 from fastxfer.metrics import LOWER_IS_BETTER
+from fastxfer.protocol import episode_options
 from fastxfer.results import CELL
 from fastxfer.statistics import summarise
 
@@ -88,16 +89,17 @@ def aggregate(results: pd.DataFrame) -> pd.DataFrame:
 def _chosen(cells: pd.DataFrame) -> np.ndarray:
     """Of several params of a probe: the best on validation rows, else (none there) the middle one of the grid.
 
-    Never the best on test rows: that would make every number shown too high.
+    Never the best on test rows: that would make every number shown too high. Params that speak of another kind of
+    episodes are no grid: the plainest kind is chosen from.
     """
     setting = ["source", "backbone", "target", "ways", "shots", "seed", "probe"]
     chosen = np.ones(len(cells), dtype=bool)
     for positions in cells.groupby(setting, sort=False).indices.values():
         group = cells.iloc[positions]
-        params = sorted(group["params"].unique(), key=natural_key)
-        if len(params) < 2:
-            continue
-        validation = group[(group["split"] == "val") & group["main"]]
+        kinds = {str(p): episode_options(str(p)) for p in group["params"].unique()}
+        plainest = min(kinds.values(), key=lambda kind: (len(kind), kind))
+        params = sorted((p for p, kind in kinds.items() if kind == plainest), key=natural_key)
+        validation = group[(group["split"] == "val") & group["main"] & group["params"].isin(params)]
         if len(validation):
             best = validation.loc[validation["mean"].idxmax(), "params"]
         else:
