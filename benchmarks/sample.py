@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks import fewshot
-from benchmarks.embeddings import embeddings
+from benchmarks.embeddings import embeddings, two_halves
 from benchmarks.machine import seconds, summary
 from fastxfer import ops
 from fastxfer.episodes import Episodes, EpisodeSpec, sample_episodes
@@ -28,7 +28,7 @@ def run(options: Any) -> list[dict[str, Any]]:
     """One entry a (ways, shots)."""
     n_images, dim = (800, 256) if options.tiny else (2000, 2048)
     x, labels, words = embeddings(n_images, dim, synthetic=options.tiny)
-    target = fewshot._target(labels)
+    target = two_halves(labels)
     return [_entry(x, words, target, *work, options) for work in WORK]
 
 
@@ -90,8 +90,13 @@ def _solving_seconds(x: NDArray[np.float32], episodes: Episodes, batch: int) -> 
     l2 = 1.0 / (episodes.ways * episodes.spec.shots)
     batch = min(batch, episodes.n_episodes)
     some = episodes.window(0, batch)
-    fewshot._ours(pool, some, l2)
-    return gram + seconds(lambda: fewshot._ours(pool, some, l2))[1] * episodes.n_episodes / batch
+    ops.logistic(pool, some.support, some.support_labels, some.query, some.ways, [l2])
+    return (
+        gram
+        + seconds(lambda: ops.logistic(pool, some.support, some.support_labels, some.query, some.ways, [l2]))[1]
+        * episodes.n_episodes
+        / batch
+    )
 
 
 def _redrawn(target: Target, episodes: Episodes, e: int) -> bool:

@@ -78,7 +78,7 @@ class Protocol:
                     f"{', '.join(m for m in METRICS if m not in SINGLE_LABEL_ONLY)}"
                 )
         for shots in self.shots:
-            usual = "all" if self.labels == "per-label" else DEFAULT_WAYS
+            usual: int | Literal["all"] = "all" if self.labels == "per-label" else DEFAULT_WAYS
             self._spec(usual if self.ways is None else self.ways, shots)
 
     def spec(self, target: Target, shots: int) -> EpisodeSpec:

@@ -25,7 +25,12 @@ if TYPE_CHECKING:
 
 @click.group()
 def episodes() -> None:
-    """Show which images an episode is made of."""
+    """Show which images an episode is made of.
+
+    \b
+    Example:
+      fastxfer episodes show --target pets --ways 5 --shots 5 --seed 0 --episode 4711
+    """
 
 
 @episodes.command()
@@ -103,6 +108,7 @@ def show(
             }
         )
         return
+    click.echo(f"episode {episode} of {target.name}, seed {seed}, hash {one.hash}\n")
     print_table(
         ["part", "row", "label", "image"],
         [
@@ -110,7 +116,6 @@ def show(
             for part, entries in parts.items()
             for entry in entries
         ],
-        title=f"episode {episode} of {target.name}, seed {seed}, hash {one.hash}",
     )
 
 
