@@ -101,7 +101,7 @@ def test_the_options_of_fewshot_are_those_of_show(store: Path, tmp_path: Path, w
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        (("--target", "blob", "--shots", 1, "--episode", 0), 1, "blob"),
+        (("--target", "blob", "--shots", 1, "--episode", 0), 2, "Did you mean: blobs?"),
         (("--target", "blobs", "--shots", 31, "--episode", 0), 1, "has 30 train and 20 test images"),
         (("--target", "blobs", "--shots", 1, "--episode", -1), 2, "-1"),
         (("--target", "blobs", "--shots", 0, "--episode", 0), 2, "shots must be at least 1, got 0"),
