@@ -14,6 +14,7 @@ from fastxfer.cli.common import (
     episode_options,
     json_option,
     print_table,
+    same_options,
     seed_option,
     store_option,
 )
@@ -51,6 +52,7 @@ def episodes() -> None:
     help="Leave out classes with fewer train images; after `fewshot --drop-scarce`, the at_least=N of its rows' params.",
 )
 @store_option
+@same_options
 @seed_option
 @json_option
 def show(
