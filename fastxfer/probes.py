@@ -18,6 +18,7 @@ from fastxfer import ops
 from fastxfer.episodes import Episodes
 from fastxfer.errors import UsageError, nearest
 from fastxfer.metrics import NEED_PROBABILITIES, softmax
+from fastxfer.progress import say
 
 Array = NDArray[Any]
 
@@ -234,7 +235,8 @@ class PrototypeProbe(Probe):
 class KnnProbe(Probe):
     """Cosine nearest neighbours, votes weighted by exp(similarity / temperature) (Wu et al. 2018; DINO's k = 20, 0.07).
 
-    k is cut to the number of support images. `temperature=None` is the plain vote.
+    k is cut to the number of support images. `temperature=None` is the plain vote. `index` is how a full train split is
+    searched: "flat" exactly, "ivf" or "hnsw" approximately; the share of exact neighbours found is said, and in `params`.
     """
 
     name: ClassVar[str] = "knn"
@@ -242,8 +244,11 @@ class KnnProbe(Probe):
     gives_probabilities: ClassVar[bool] = True
     k: tuple[int, ...] = (20,)
     temperature: float | None = 0.07
+    index: str = "flat"
 
     def __post_init__(self) -> None:
+        if self.index not in ops.INDEXES:
+            raise UsageError(f"index must be one of {', '.join(ops.INDEXES)}, got '{self.index}'")
         if not self.k or min(self.k) < 1:
             raise UsageError(f"k must be at least 1, got {min(self.k, default='none')}")
         if self.temperature is not None and not self.temperature > 0:
@@ -268,9 +273,15 @@ class KnnProbe(Probe):
             yield Solution(params, scores[:, i], np.ones(len(support), bool))
 
     def solve_full(self, x: Array, y: Array, query: Array, n_classes: int) -> Iterator[Solution]:
-        for k, params in zip(self.k_values(len(x)), self.settings(len(x)), strict=True):
-            scores = ops.knn_full(x, y, query, n_classes, k=k, temperature=self.temperature)
-            yield Solution(params, scores, np.asarray(True))
+        got = ops.knn_full(
+            x, y, query, n_classes, k=self.k_values(len(x)), temperature=self.temperature, index=self.index
+        )
+        how = ""
+        if self.index != "flat":
+            say(f"knn: {self.index} found {got.recall:.2%} of the exact nearest neighbours")
+            how = f";index={self.index};recall={got.recall:.4f}"
+        for scores, params in zip(got.scores, self.settings(len(x)), strict=True):
+            yield Solution(params + how, scores, np.asarray(True))
 
 
 PROBES: dict[str, type[Probe]] = {p.name: p for p in (LogisticProbe, RidgeProbe, PrototypeProbe, KnnProbe)}

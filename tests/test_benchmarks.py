@@ -117,3 +117,18 @@ def test_synthetic_embeddings_say_so():
     assert x.dtype == np.float32
     assert np.bincount(labels).tolist() == [2] * 20
     assert "synthetic" in words
+
+
+@pytest.mark.parametrize("name", ["probe", "knn", "gram"])
+def test_full_split_entries(capsys, name):
+    assert main([name, "--tiny", "--json"]) == 0
+    entries = json.loads(capsys.readouterr().out)
+    assert [e["name"] for e in entries] == {
+        "probe": ["probe/full"],
+        "knn": ["knn/flat", "knn/ivf", "knn/hnsw"],
+        "gram": ["gram/pool"],
+    }[name]
+    for e in entries:
+        assert set(FIELDS) <= set(e)
+        assert e["checked"]
+        assert e["ratio"] == pytest.approx(e["peer_ms"] / e["ours_ms"])

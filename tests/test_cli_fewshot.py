@@ -129,6 +129,24 @@ def test_probe_knn_and_select(world: Path) -> None:
     assert near["rows_added"] == 2 * len(metrics)
     assert {r["params"].split(";")[0] for r in near["rows"]} <= {"k=1", "k=3"}
     assert "95 % over test images" in run("knn", "--store", "full", "--backbone", "good", "--target", "blobs").stdout
+    rough = run(
+        "knn",
+        "--store",
+        "full",
+        "--backbone",
+        "good",
+        "--target",
+        "blobs",
+        "--index",
+        "hnsw",
+        "--k",
+        "3",
+        "--seed",
+        "1",
+        "--json",
+    )
+    assert "knn: hnsw found" in rough.stderr
+    assert ";index=hnsw;recall=" in json.loads(rough.stdout)["rows"][0]["params"]
 
     document = run_json("select", "--store", "full", "--budget", "1", "--out", "plan.json")
     assert json.loads(Path("plan.json").read_text()) == document

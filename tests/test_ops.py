@@ -690,3 +690,14 @@ def test_real_embeddings_against_scikit_learn(dtd10):
             compared += 1
         assert np.mean(got.scores[:, 0].argmax(axis=2) == y_query) > 0.5
     assert compared == 500
+
+
+def test_the_gram_matrix_by_tiles(monkeypatch):
+    from fastxfer.ops import pool as module
+
+    monkeypatch.setattr(module, "TILE", 16)
+    x = np.random.default_rng(0).normal(size=(53, 7)).astype(np.float32)
+    pool = ops.Pool(x, support=np.arange(40), gram=True)
+    gram = pool.gram()
+    np.testing.assert_allclose(gram, pool.centred[:40] @ pool.centred.T, atol=1e-5)
+    np.testing.assert_array_equal(gram[:, :40], gram[:, :40].T)

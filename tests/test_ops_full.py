@@ -8,9 +8,9 @@ from scipy.optimize import minimize
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 
-from fastxfer import reference
+from fastxfer import ops, reference
 from fastxfer.errors import UsageError
-from fastxfer.ops_full import knn_full, logistic, logistic_full, solver
+from fastxfer.ops_full import INDEXES, check, knn_full, logistic, logistic_full, neighbours, rows, solver
 
 L2 = [1e-4, 10.0, 1e-2, 1.0, 1e-6]  # in no order
 
@@ -72,7 +72,7 @@ def test_features_too_many_to_decorrelate(monkeypatch):
     x, y, query = data(150, 30, 4)
     wide = data(40, 90, 3)
     turned = logistic_full(x, y, query, 4, L2), logistic_full(*wide, 3, L2)
-    monkeypatch.setattr(logistic, "DECORRELATE", 10)
+    monkeypatch.setattr(logistic, "AXES", 10)
     plain = logistic_full(x, y, query, 4, L2), logistic_full(*wide, 3, L2)
     for a, b in zip(turned, plain, strict=True):
         assert b.converged.all()
@@ -196,6 +196,69 @@ def test_what_cannot_be_is_refused(change, message):
         logistic_full(**(good | change))
 
 
+class OnDisk:
+    """What a zarr array or a memory map offers: shape, dtype, slices of rows. Counts the largest slice."""
+
+    def __init__(self, x, chunk=None):
+        self.x, self.shape, self.dtype, self.largest = x, x.shape, x.dtype, 0
+        if chunk:
+            self.chunks = (chunk, x.shape[1])
+
+    def __getitem__(self, rows):
+        assert isinstance(rows, slice)
+        self.largest = max(self.largest, len(self.x[rows]))
+        return self.x[rows]
+
+    def __array__(self, *_args, **_options):
+        raise AssertionError("read as a whole")
+
+
+@pytest.mark.parametrize("chunk", [None, 48])
+def test_read_from_disk_is_the_same_answer(monkeypatch, chunk):
+    x, y, query = data(400, 20, 5)
+    in_memory = logistic_full(x, y, query, 5, L2)
+    monkeypatch.setattr(rows, "CACHE_BYTES", 4 * 20 * 16)  # blocks of 16 rows
+    blocked = logistic_full(x, y, query, 5, L2)
+    monkeypatch.setattr(rows, "KEEP_BYTES", 0)
+    monkeypatch.setattr(check, "READ_BYTES", 4 * 20 * 64)  # read 64 rows at a time
+    on_disk, asked = OnDisk(x, chunk), OnDisk(query)
+    from_disk = logistic_full(on_disk, y, asked, 5, L2)
+    assert on_disk.largest == (48 if chunk else 64)
+    np.testing.assert_array_equal(from_disk.scores, blocked.scores)
+    np.testing.assert_array_equal(from_disk.objective, blocked.objective)
+    np.testing.assert_allclose(from_disk.objective, in_memory.objective, rtol=1e-6)
+
+
+def test_a_far_offset_costs_no_digits():
+    x, y, query = data(200, 12, 3)
+    far = logistic_full(x.astype(float) + 1e6, y, query.astype(float) + 1e6, 3, [0.1, 1e-4])
+    np.testing.assert_allclose(far.objective, logistic_full(x, y, query, 3, [0.1, 1e-4]).objective, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("m", "d"), [(400, 30), (90, 150)])
+def test_the_45_values_against_a_certified_solver(m, d):
+    x, y, query = data(m, d, 4)
+    values = list(1 / (m * np.logspace(-6, 5, 45)))
+    got = logistic_full(x, y, query, 4, values)
+    pool = ops.Pool(np.vstack([x, query]), dtype="float64", threads=1)
+    best = ops.logistic(pool, np.arange(m)[None], y, np.arange(m, m + 20)[None], 4, values, tol=1e-10)
+    assert best.converged.all()
+    assert got.converged.all()
+    gap = got.objective / best.objective[0] - 1
+    assert (np.abs(gap) < 1e-6).all(), gap
+
+
+def test_separable_data_without_much_penalty():
+    x, y, query = data(120, 40, 3)
+    y = x[:, :3].argmax(axis=1)
+    values = [1 / (120 * c) for c in np.logspace(-6, 5, 12)]
+    got = logistic_full(x, y, query, 3, values)
+    assert got.converged.all()
+    for i in (0, 5, 8, 10, 11):
+        fit = LogisticRegression(C=1 / (120 * values[i]), tol=1e-12, max_iter=100_000).fit(x.astype(float), y)
+        assert got.objective[i] <= softmax_objective(x.astype(float), y, fit, values[i]) * (1 + 1e-6)
+
+
 # ---- nearest neighbours ----
 
 
@@ -203,7 +266,7 @@ def test_what_cannot_be_is_refused(change, message):
 @pytest.mark.parametrize("k", [1, 5, 20, 500])
 def test_knn_is_the_reference_and_scikit_learns(k, temperature):
     x, y, query = data(120, 16, 4, q=30)
-    got = knn_full(x, y, query, 4, k=k, temperature=temperature)
+    got = knn_full(x, y, query, 4, k=[k], temperature=temperature).scores[0]
     rows, everything = np.vstack([x, query]), np.arange(120)[None]
     expected = reference.knn(rows, everything, y, np.arange(120, 150)[None], 4, k=[k], temperature=temperature)
     np.testing.assert_allclose(got, expected[0, 0], atol=1e-5)
@@ -217,14 +280,14 @@ def test_knn_ties_go_to_the_lower_row():
     x[:, 0] = 1 + np.arange(60)  # one direction: all equally similar
     x[50:, 1] = 1e3  # but for the last ten
     y = np.arange(60) % 7
-    got = knn_full(x, y, np.array([[3.0, 0, 0, 0], [0, 0, 0, 0]]), 7, k=9, temperature=None)
+    got = knn_full(x, y, np.array([[3.0, 0, 0, 0], [0, 0, 0, 0]]), 7, k=[9], temperature=None).scores[0]
     expected = np.bincount(np.arange(9) % 7, minlength=7) / 9
     np.testing.assert_allclose(got, [expected, expected], rtol=1e-6)
 
 
 def test_knn_of_huge_tiny_and_zero_vectors():
     x = np.array([[1e30, 0], [0, 1e-30], [0, 0]], np.float32)
-    got = knn_full(x, np.arange(3), np.array([[1e-30, 0], [0, 1e30]], np.float32), 3, k=1)
+    got = knn_full(x, np.arange(3), np.array([[1e-30, 0], [0, 1e30]], np.float32), 3, k=[1]).scores[0]
     np.testing.assert_array_equal(got, [[1, 0, 0], [0, 1, 0]])
 
 
@@ -232,9 +295,9 @@ def test_knn_multi_label_counts_the_known():
     x = np.array([[1, 0], [0.9, 0.1], [0.8, 0.2], [0, 1]], np.float32)
     nan = np.nan
     y = np.array([[1, nan, 0, nan], [0, nan, 0, nan], [1, nan, nan, nan], [1, 1, 1, nan]], np.float32)
-    got = knn_full(x, y, np.array([[1.0, 0.0]]), 4, k=3, temperature=None)
+    got = knn_full(x, y, np.array([[1.0, 0.0]]), 4, k=[3], temperature=None).scores[0]
     np.testing.assert_allclose(got, [[2 / 3 - 0.5, 0, -0.5, nan]], rtol=1e-6)
-    warm = knn_full(x, y, np.array([[1.0, 0.0]]), 4, k=3, temperature=0.1)
+    warm = knn_full(x, y, np.array([[1.0, 0.0]]), 4, k=[3], temperature=0.1).scores[0]
     unit = x[:3] / np.linalg.norm(x[:3], axis=1, keepdims=True)
     weight = np.exp(unit[:, 0] / 0.1)
     assert warm[0, 0] == pytest.approx((weight[0] + weight[2]) / weight.sum() - 0.5, rel=1e-5)
@@ -242,8 +305,66 @@ def test_knn_multi_label_counts_the_known():
 
 @pytest.mark.parametrize(
     ("option", "message"),
-    [({"k": 0}, "k must be at least 1"), ({"k": 1, "temperature": 0.0}, "temperature must be positive")],
+    [
+        ({"k": [0]}, r"k must be a list of whole numbers from 1, got \[0\]"),
+        ({"k": []}, "k must be a list"),
+        ({"k": [1], "temperature": 0.0}, "temperature must be positive"),
+        ({"k": [1], "index": "tree"}, "index must be one of flat, ivf, hnsw, got 'tree'"),
+    ],
 )
 def test_knn_refuses(option, message):
     with pytest.raises(UsageError, match=message):
         knn_full(np.eye(3), np.arange(3), np.eye(3), 3, **option)
+
+
+def test_knn_several_k_are_each_alone():
+    x, y, query = data(150, 16, 4, q=30)
+    ks = [20, 1, 7, 400]
+    together = knn_full(x, y, query, 4, k=ks).scores
+    for i, k in enumerate(ks):
+        np.testing.assert_array_equal(together[i], knn_full(x, y, query, 4, k=[k]).scores[0])
+
+
+@pytest.mark.parametrize("index", INDEXES)
+def test_knn_of_equal_images_takes_the_lower_rows(index):
+    rng = np.random.default_rng(0)
+    originals = rng.normal(size=(40, 33)).astype(np.float32)  # a width that no register divides
+    rows = rng.permutation(np.repeat(np.arange(40), 9))  # nine copies of each, their labels differ
+    x, y = originals[rows], np.arange(360) % 5
+    got = knn_full(x, y, originals, 5, k=[6], temperature=None, index=index)
+    expected = [np.bincount(y[np.flatnonzero(rows == i)[:6]], minlength=5) / 6 for i in range(40)]
+    np.testing.assert_allclose(got.scores[0], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("index", ["ivf", "hnsw"])
+def test_knn_says_what_an_approximate_index_found(index):
+    x, y, query = data(3000, 24, 4, q=100)
+    got, exact = (knn_full(x, y, query, 4, k=[1, 10], index=i) for i in (index, "flat"))
+    assert exact.recall == 1
+    assert 0.5 < got.recall <= 1
+    same = (np.abs(got.scores - exact.scores).max(axis=2) < 1e-5).mean(axis=1)
+    assert (same >= 0.5).all()
+
+
+def test_knn_recall_is_counted(monkeypatch):
+    x, y, query = data(300, 8, 3, q=40)
+    right = neighbours._approximate
+
+    def misses_half(faiss, x, index):
+        made = right(faiss, x, index)
+
+        class Half:
+            def search(self, query, k):
+                similarity, rows = flat.search(query, k)
+                rows[:, ::2] = -1
+                return similarity, rows
+
+        flat = faiss.IndexFlatIP(x.shape[1])
+        flat.add(x)
+        assert made.ntotal == len(x)
+        return Half()
+
+    monkeypatch.setattr(neighbours, "_approximate", misses_half)
+    got = knn_full(x, y, query, 3, k=[10], index="ivf")
+    assert got.recall == 0.5
+    np.testing.assert_allclose(got.scores.sum(axis=2), 1, rtol=1e-6)  # those not found have no vote

@@ -77,14 +77,21 @@ def probe(
     show_default=True,
     help="Votes weigh exp(similarity / temperature); 0: plain vote.",
 )
+@click.option(
+    "--index",
+    type=click.Choice(["flat", "ivf", "hnsw"]),
+    default="flat",
+    show_default=True,
+    help="flat: exact; ivf, hnsw: approximate, for millions of images, and their recall is said.",
+)
 @store_option
 @same_options
 @results_option
 @seed_option
 @json_option
 def knn(
-    backbones: tuple[str, ...], targets: tuple[str, ...], k: tuple[int, ...], temperature: float, store_path: str,
-    results: str | None, seed: int, as_json: bool,
+    backbones: tuple[str, ...], targets: tuple[str, ...], k: tuple[int, ...], temperature: float, index: str,
+    store_path: str, results: str | None, seed: int, as_json: bool,
 ) -> None:  # fmt: skip
     """Nearest neighbours from the full train split: k chosen on validation, scored on test.
 
@@ -94,7 +101,7 @@ def knn(
     """
     from fastxfer.probes import KnnProbe
 
-    chosen = KnnProbe(k=k, temperature=temperature or None)
+    chosen = KnnProbe(k=k, temperature=temperature or None, index=index)
     _run("knn", chosen, backbones, targets, store_path, results, seed, as_json)
 
 

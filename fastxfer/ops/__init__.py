@@ -18,10 +18,11 @@ from fastxfer.errors import UsageError
 from fastxfer.ops import cpu, cuda
 from fastxfer.ops.backend import instruction_set, resolve_backend
 from fastxfer.ops.pool import Pool, check_episodes, check_k, check_l2, gram_pays
-from fastxfer.ops_full import knn_full, logistic_full
+from fastxfer.ops_full import INDEXES, knn_full, logistic_full
 from fastxfer.reference import LogisticResult
 
 __all__ = [
+    "INDEXES",
     "LogisticResult",
     "Pool",
     "gram_pays",

@@ -9,16 +9,38 @@ from numpy.typing import NDArray
 
 from fastxfer.errors import UsageError
 
+Array = NDArray[Any]
 
-def check(x: NDArray[Any], query: NDArray[Any], y: NDArray[Any], n_classes: int) -> None:
-    """`UsageError` for shapes that do not fit, labels out of range, NaN and infinity."""
-    if x.ndim != 2 or query.ndim != 2 or x.shape[1] != query.shape[1] or not len(x):
+# Embeddings are read in pieces of about this size.
+READ_BYTES = 64 * 2**20
+
+
+def check(x: Any, query: Any, y: Array, n_classes: int) -> None:
+    """`UsageError` for shapes that do not fit, labels out of range, and queries that are NaN or infinite."""
+    if len(x.shape) != 2 or len(query.shape) != 2 or x.shape[1] != query.shape[1] or 0 in x.shape:
         raise UsageError(f"embeddings must be (m, d) and (q, d), got {x.shape} and {query.shape}")
-    if y.shape not in ((len(x),), (len(x), n_classes)):
-        raise UsageError(f"labels must be ({len(x)},) or ({len(x)}, {n_classes}) for {len(x)} images, got {y.shape}")
+    m = x.shape[0]
+    if y.shape not in ((m,), (m, n_classes)):
+        raise UsageError(f"labels must be ({m},) or ({m}, {n_classes}) for {m} images, got {y.shape}")
     if y.ndim == 1 and not (y.dtype.kind in "iu" and y.min() >= 0 and y.max() < n_classes):
         raise UsageError(f"labels must be integers from 0 to {n_classes - 1}, got {y.dtype} {y.min()} to {y.max()}")
-    for name, values in (("train", x), ("query", query)):
-        bad = ~np.isfinite(values).all(axis=1)
-        if bad.any():
-            raise UsageError(f"{name} embeddings hold NaN or infinity, first in row {int(bad.argmax())}")
+    for rows in pieces(query.shape, 1):
+        check_finite(np.asarray(query[rows]), "query", rows.start)
+
+
+def check_finite(block: Array, what: str, start: int) -> None:
+    """`UsageError` naming the first row of `block`, which begins at row `start`, that holds NaN or infinity."""
+    finite = np.isfinite(block).all(axis=1)
+    if not finite.all():
+        raise UsageError(f"{what} embeddings hold NaN or infinity, first in row {start + int(finite.argmin())}")
+
+
+def pieces(shape: tuple[int, ...], multiple: int) -> list[slice]:
+    """All rows of a (m, d) array in pieces of about READ_BYTES as float32, each a multiple of so many rows."""
+    step = max(1, READ_BYTES // (4 * shape[1] * multiple)) * multiple
+    return [slice(start, min(start + step, shape[0])) for start in range(0, shape[0], step)]
+
+
+def as_rows(x: Any) -> Any:
+    """An array, or what reads like one: `shape`, `dtype` and slices of rows (a zarr array, a memory map)."""
+    return x if hasattr(x, "shape") and hasattr(x, "dtype") and hasattr(x, "__getitem__") else np.asarray(x)

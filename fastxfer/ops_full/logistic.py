@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,23 +11,26 @@ import scipy.linalg
 from numpy.typing import ArrayLike, NDArray
 
 from fastxfer.errors import UsageError
-from fastxfer.ops_full.check import check
-from fastxfer.ops_full.losses import problem_of
+from fastxfer.ops_full.check import as_rows, check, pieces
+from fastxfer.ops_full.losses import loss_of
+from fastxfer.ops_full.rows import Rows
 from fastxfer.ops_full.solver import Path
 from fastxfer.reference import LogisticResult
 
 Array = NDArray[Any]
 Floats = NDArray[np.float64]
 
-# Up to this many dimensions (or images, if fewer) the features are turned into their principal axes first: n^3 once,
-# a third to a tenth of the iterations for each l2. Beyond, each feature is only scaled.
-DECORRELATE = 3072
+# Up to this many dimensions (or images, if fewer) the principal axes of the embeddings are found first: n³ once, a third
+# to a tenth of the iterations for each l2. Beyond, each feature is only scaled.
+AXES = 8192
+# They are found from this many rows a dimension.
+ROWS_PER_AXIS = 4
 
 
 def logistic_full(
-    x: ArrayLike,
+    x: Any,
     y: ArrayLike,
-    query: ArrayLike,
+    query: Any,
     n_classes: int,
     l2: Sequence[float],
     *,
@@ -35,69 +39,89 @@ def logistic_full(
 ) -> LogisticResult:
     """Logistic regression on all of `x`, at every `l2`: (1/m) Σ loss(y_i, W x_i + b) + (l2/2) ‖W‖²_F, bias unpenalised.
 
-    x (m, d), query (q, d), any float dtype; y (m,) class indices 0 … n_classes − 1, or (m, n_classes) floats, 1 for
-    positive, 0 for negative, NaN for unknown. l2 (L,) > 0 in any order. Returns scores (L, q, n_classes), objective,
-    iterations, converged (L,), in the order of `l2`.
+    x (m, d), query (q, d), any float dtype: arrays, or what has `shape`, `dtype` and slices of rows, like a zarr array or
+    a memory map, and is then read block by block. y (m,) class indices 0 … n_classes − 1, or (m, n_classes) floats, 1
+    for positive, 0 for negative, NaN for unknown. l2 (L,) > 0 in any order. Returns scores (L, q, n_classes),
+    objective, iterations, converged (L,), in the order of `l2`. `UsageError` for what does not fit, NaN and infinity.
 
     Single-label: softmax cross-entropy, or for two classes the binary loss with one weight vector; scores and classes
     without images as in `fastxfer.reference.logistic`. Multi-label: one binary problem a label over the images where
     it is known, whose number is the m of that label; scores are the decision values w·x + b, the objective is the sum
     over labels. A label known only as negative scores −inf, only as positive +inf; one that nobody knows scores NaN.
 
-    The penalties are solved from the largest to the smallest, each starting at the solution before, by preconditioned
-    L-BFGS: vectors in float64, products with the features in float32 until the last steps. It ends when half the
-    squared Newton decrement, found by conjugate gradients on the true Hessian, is below `tol` times the objective; that
-    is what was left to gain, and the Newton step that comes with it is taken. `iterations` counts steps, also those at
-    larger penalties over which a distant value is approached.
+    The penalties are solved from the largest to the smallest, each starting from the solution before, by L-BFGS
+    preconditioned by the embeddings' covariance, in float32 with float64 sums. It ends in float64, when half the squared
+    Newton decrement, found by conjugate gradients on the true Hessian, is below 5·`tol` times the objective: that is
+    what was left to gain, and the Newton step that comes with it gains most of it. `iterations` counts steps, also those
+    at larger penalties over which a distant value is approached.
 
-    Memory beyond the arguments, in bytes, with r = min(m, d), or d where r > DECORRELATE: 20·m·r + 8·q·r for the
-    features (float64 before and after turning, float32), 8·r² for their axes (not where r > DECORRELATE),
-    2·HISTORY_BYTES for the solver's memory (or ten pairs, 320·c·r, if that is more), about 80·c·m for logits.
+    Memory beyond the arguments, in bytes: 4·m·d for a centred copy if that is at most KEEP_BYTES (else x is read again
+    in each of some hundred passes an l2), 0.3 GiB for blocks, 16·d² for the covariance's axes where d ≤ AXES (where
+    m < d: 16·m·d + 24·m² instead), 80·c·d and 2·HISTORY_BYTES for the solver (or ten pairs, 160·c·d, if that is more),
+    3·m·c for the labels if they are many, and the scores, 4·L·q·c. Nothing grows with m·c·8 or m·d·8.
     """
-    x, query, y = np.asarray(x), np.asarray(query), np.asarray(y)
+    x, query, y = as_rows(x), as_rows(query), np.asarray(y)
     check(x, query, y, n_classes)
     penalties = np.asarray(l2, np.float64)
     if penalties.ndim != 1 or not len(penalties) or not (np.isfinite(penalties) & (penalties > 0)).all():
         raise UsageError(f"l2 must be a list of positive numbers, got {l2}")
     multi_label = y.ndim == 2
-    constant, solved, problem = problem_of(y, n_classes)
-    scores = np.broadcast_to(constant, (len(penalties), len(query), n_classes)).copy()
+    constant, solved, loss = loss_of(y, n_classes)
+    scores = np.empty((len(penalties), query.shape[0], n_classes), np.float32)
+    scores[:] = constant
     objective, iterations = np.zeros(len(penalties)), np.zeros(len(penalties), np.int32)
     converged = np.ones(len(penalties), bool)
-    if problem is None:
-        return LogisticResult(scores.astype(np.float32), objective, iterations, converged)
+    features = _features(x)
+    if loss is None:
+        return LogisticResult(scores, objective, iterations, converged)
 
-    features, query_features = _features(x, query)
-    path = Path(features, problem)
+    path = Path(features.rows, loss, features.spread, features.axes)
     for i in np.argsort(-penalties, kind="stable"):
-        objective[i], iterations[i], converged[i] = path.solve_to(float(penalties[i]), tol, max_iter)
-        z = query_features @ path.w[:-1] + path.w[-1]
-        if multi_label:
-            scores[i][:, solved] = z
-        elif problem.columns == 1:
-            scores[i] = np.hstack([-z / 2, z / 2])
-        else:
-            scores[i][:, solved] = z - z.mean(axis=1, keepdims=True)
-    return LogisticResult(scores.astype(np.float32), objective, iterations, converged)
+        objective[i], iterations[i], converged[i] = path.solve_to(
+            float(penalties[i]) / features.scale**2, tol, max_iter
+        )
+        for rows in pieces(query.shape, 1):
+            z = features.of(np.asarray(query[rows])) @ path.w[:-1] + path.w[-1]
+            if multi_label:
+                scores[i, rows][:, solved] = z
+            elif loss.columns == 1:
+                scores[i, rows] = np.hstack([-z / 2, z / 2])
+            else:
+                scores[i, rows][:, solved] = z - z.mean(axis=1, keepdims=True)
+    return LogisticResult(scores, objective, iterations, converged)
 
 
-def _features(x: Array, query: Array) -> tuple[Floats, Floats]:
-    """Centred features of train images and queries, on principal axes where that is affordable. Same minimum.
+@dataclass(frozen=True)
+class _Features:
+    """What the solver walks through: `rows`, whose variances are `spread` (r,) along `axes` (r, r), or along themselves.
 
-    With fewer images than dimensions, the weights lie in the span of the images, so min(m, d) features are enough.
+    `of` makes the same r features of other embeddings; weights for them are `scale` times those of the embeddings.
     """
+
+    rows: Rows
+    scale: float
+    spread: Floats
+    axes: Array | None
+    of: Callable[[Array], Floats]
+
+
+def _features(x: Any) -> _Features:
     m, d = x.shape
-    mean = x.mean(axis=0, dtype=np.float64)
-    centred, query = x - mean, query - mean
-    if m < d:
-        if m > DECORRELATE:
-            return centred, query
-        gram = centred @ centred.T
-        square, axes = scipy.linalg.eigh(gram, driver="evd", overwrite_a=True, check_finite=False)
-        kept = square > square[-1] * 1e-14
-        length = np.sqrt(square[kept])
-        return axes[:, kept] * length, (query @ centred.T) @ (axes[:, kept] / length)
-    if d > DECORRELATE:
-        return centred, query
-    _, axes = scipy.linalg.eigh(centred.T @ centred, driver="evd", overwrite_a=True, check_finite=False)
-    return centred @ axes, query @ axes
+    rows = Rows(x)
+    if m < d and m <= AXES:
+        # The weights lie in the span of the images, so m features or fewer are enough; these are on their axes already.
+        centred = rows.centred(np.asarray(x[:]))
+        square, axes = scipy.linalg.eigh(centred @ centred.T, driver="evd", overwrite_a=True, check_finite=False)
+        there = square > square[-1] * 1e-14
+        if there.any():
+            length = np.sqrt(square[there])
+            back = centred.T @ (axes[:, there] / length)
+            turned = Rows(axes[:, there] * length)
+            scale = rows.scale * turned.scale
+            return _Features(turned, scale, turned.spread, None, lambda q: turned.centred(rows.centred(q) @ back))
+    if d > AXES:
+        return _Features(rows, rows.scale, rows.spread, None, rows.centred)
+    covariance = rows.covariance(ROWS_PER_AXIS * d)
+    square, axes = scipy.linalg.eigh(covariance, lower=False, driver="evd", overwrite_a=True, check_finite=False)
+    spread = np.maximum(square, 1e-7 * square[-1]).astype(np.float64)
+    return _Features(rows, rows.scale, spread, axes, rows.centred)

@@ -1,9 +1,12 @@
-"""The losses of the full logistic probe, as the solver wants them: functions of the logits."""
+"""The losses of the full logistic probe, as the solver wants them: functions of a block of logits.
+
+Logits stand with the columns first, (columns, b), so that softmax sums over the slow axis. They are float32 or float64,
+and so is what is made of them; sums over images are float64. Nothing is divided by the number of images here.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
 from typing import Any
 
 import numpy as np
@@ -13,119 +16,113 @@ Array = NDArray[Any]
 Floats = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class Problem:
-    """What the solver needs to know of a loss. `columns` logits an image, in `groups` that are solved independently.
-
-    value(z) (groups,); residual(z) (m, columns), the derivative of the value by the logits;
-    second(z)(dz) the change of the residual along dz; slope(z, dz) first and second derivative of the value along dz,
-    (groups,) each; curvature(z) (columns,), the mean of the second derivatives by each logit.
-    """
+class Loss(ABC):
+    """`columns` logits an image, in `groups` that are solved independently; `images` (columns,): the m of each column."""
 
     columns: int
     groups: int
-    value: Callable[[Floats], Floats]
-    residual: Callable[[Floats], Floats]
-    second: Callable[[Floats], Callable[[Floats], Floats]]
-    slope: Callable[[Floats, Floats], tuple[Floats, Floats]]
-    curvature: Callable[[Floats], Floats]
+    images: Floats
+
+    @abstractmethod
+    def first(self, rows: slice, z: Array) -> tuple[Floats, Array, Floats]:
+        """Sums of the losses (groups,), their derivatives by each logit (in place of z), sums of curvatures (columns,)."""
+
+    @abstractmethod
+    def second(self, rows: slice, z: Array, dz: Array) -> Array:
+        """The change of those derivatives along dz, to first order. Overwrites z and dz."""
 
 
-def problem_of(y: Array, n_classes: int) -> tuple[Floats, Array, Problem | None]:
-    """Constant scores (n_classes,) where nothing is to be solved; the classes that are solved; the problem."""
+class Binary(Loss):
+    """One binary loss log(1 + exp(−sz)) a column; `sign` (columns, m) int8: 1, −1, or 0 where the label is unknown."""
+
+    def __init__(self, sign: NDArray[np.int8]) -> None:
+        self.sign = sign
+        self.columns = self.groups = len(sign)
+        self.images = np.count_nonzero(sign, axis=1).astype(np.float64)
+
+    def first(self, rows: slice, z: Array) -> tuple[Floats, Array, Floats]:
+        sign = self.sign[:, rows]
+        known = sign != 0
+        z *= -sign
+        value = np.where(known, np.logaddexp(0, z), 0).sum(axis=1, dtype=np.float64)
+        p = _sigmoid(z)
+        curvature = np.where(known, p * (1 - p), 0).sum(axis=1, dtype=np.float64)
+        p *= -sign
+        return value, p, curvature
+
+    def second(self, rows: slice, z: Array, dz: Array) -> Array:
+        sign = self.sign[:, rows]
+        z *= -sign
+        p = _sigmoid(z)
+        dz *= p * (1 - p)
+        dz *= sign != 0
+        return dz
+
+
+class Softmax(Loss):
+    """Cross-entropy of `columns` classes; `codes` (m,) from 0, all of them present."""
+
+    def __init__(self, codes: Array, columns: int) -> None:
+        self.codes, self.columns, self.groups = codes, columns, 1
+        self.images = np.full(columns, float(len(codes)))
+
+    def first(self, rows: slice, z: Array) -> tuple[Floats, Array, Floats]:
+        own = self.codes[rows], np.arange(z.shape[1])
+        top, rest = _odds(z, own)
+        # log Σ_j exp(z_j − z_y), exact also where the loss is tiny.
+        value = (top + np.log1p(rest + np.expm1(-top))).sum(dtype=np.float64)
+        z /= rest + np.exp(-top)
+        missing = z.sum(axis=0)  # 1 − p_y without cancellation
+        squares = np.einsum("ij,ij->j", z, z) + (1 - missing) ** 2
+        z[own] = -missing
+        curvature = (1 - squares).sum(dtype=np.float64) / self.columns
+        return np.array([value]), z, np.full(self.columns, curvature)
+
+    def second(self, rows: slice, z: Array, dz: Array) -> Array:
+        own = self.codes[rows], np.arange(z.shape[1])
+        top, rest = _odds(z, own)
+        z /= rest + np.exp(-top)
+        # Against the own class, so that nothing cancels where p_y is nearly one.
+        dz -= dz[own]
+        mean = np.einsum("ij,ij->j", z, dz)
+        p_own = 1 - z.sum(axis=0)
+        dz -= mean
+        dz *= z
+        dz[own] = -p_own * mean
+        return dz
+
+
+def _odds(z: Array, own: tuple[Array, Array]) -> tuple[Array, Array]:
+    """z becomes exp(z_j − z_y − top), 0 for the own class y; top (b,) ≥ 0 and the sums over j."""
+    z -= z[own]
+    z[own] = -np.inf
+    top = np.maximum(z.max(axis=0), 0)
+    z -= top
+    np.exp(z, out=z)
+    return top, z.sum(axis=0)
+
+
+def _sigmoid(z: Array) -> Array:
+    """1 / (1 + exp(−z)), with all its digits where it is small."""
+    small = np.exp(-np.abs(z))
+    return np.asarray(np.where(z > 0, 1, small) / (1 + small))
+
+
+def loss_of(y: Array, n_classes: int) -> tuple[Floats, Array, Loss | None]:
+    """Constant scores (n_classes,) where nothing is to be solved; the classes that are solved; the loss."""
     if y.ndim == 2:
-        known, positive = ~np.isnan(y), np.nan_to_num(y) > 0.5
+        known, positive = ~np.isnan(y), y > 0.5
         n_known, n_positive = known.sum(axis=0), positive.sum(axis=0)
         one_sided = np.where(n_positive > 0, np.inf, -np.inf)
         constant = np.where(n_known > 0, one_sided, np.nan)
         solved = np.flatnonzero((n_positive > 0) & (n_positive < n_known))
-        known, positive = known[:, solved], positive[:, solved]
-        return constant, solved, _binary(positive, known / n_known[solved]) if len(solved) else None
+        sign = np.where(positive, 1, -1).astype(np.int8) * known
+        return constant, solved, Binary(np.ascontiguousarray(sign[:, solved].T)) if len(solved) else None
     seen, codes = np.unique(y, return_inverse=True)
     constant = np.full(n_classes, -np.inf)
     if len(seen) == 1:
         constant[seen] = 0.0
         return constant, seen, None
     if n_classes == 2:
-        return constant, seen, _binary(codes[:, None] == 1, np.full((len(y), 1), 1.0 / len(y)))
-    return constant, seen, _softmax(codes, len(seen))
-
-
-def _binary(positive: NDArray[np.bool_], share: Floats) -> Problem:
-    """Independent binary losses, one a column; `share` (m, columns) is the weight of an image in its label's mean."""
-    sign = np.where(positive, 1.0, -1.0)
-
-    def wrong(z: Floats) -> Floats:
-        """Probability of the other label."""
-        return np.asarray(np.exp(-np.logaddexp(0.0, sign * z)))
-
-    def value(z: Floats) -> Floats:
-        return np.asarray((share * np.logaddexp(0.0, -sign * z)).sum(axis=0))
-
-    def residual(z: Floats) -> Floats:
-        return -sign * share * wrong(z)
-
-    def slope(z: Floats, dz: Floats) -> tuple[Floats, Floats]:
-        p = wrong(z)
-        first = -sign * share * p * dz
-        return first.sum(axis=0), (share * p * (1.0 - p) * dz**2).sum(axis=0)
-
-    def curvature(z: Floats) -> Floats:
-        p = wrong(z)
-        return np.asarray((share * p * (1.0 - p)).sum(axis=0))
-
-    def second(z: Floats) -> Callable[[Floats], Floats]:
-        p = wrong(z)
-        weight = share * p * (1.0 - p)
-        return lambda dz: weight * dz
-
-    columns = sign.shape[1]
-    return Problem(columns, columns, value, residual, second, slope, curvature)
-
-
-def _softmax(codes: Array, columns: int) -> Problem:
-    """Cross-entropy of `columns` classes, all of them present in `codes`."""
-    m = len(codes)
-    rows = np.arange(m)
-
-    def probabilities(z: Floats) -> Floats:
-        p = np.exp(z - z.max(axis=1, keepdims=True))
-        p /= p.sum(axis=1, keepdims=True)
-        return np.asarray(p)
-
-    def value(z: Floats) -> Floats:
-        # log Σ_j exp(z_j − z_y), exact also where the loss is tiny.
-        margin = z - z[rows, codes][:, None]
-        margin[rows, codes] = -np.inf
-        top = np.maximum(margin.max(axis=1), 0.0)
-        rest = np.exp(margin - top[:, None]).sum(axis=1)
-        loss = top + np.log1p(rest + np.expm1(-top))
-        return np.array([loss.mean()])
-
-    def residual(z: Floats) -> Floats:
-        p = probabilities(z)
-        p[rows, codes] = 0.0
-        p[rows, codes] = -p.sum(axis=1)  # p_y − 1 without cancellation
-        p /= m
-        return p
-
-    def slope(z: Floats, dz: Floats) -> tuple[Floats, Floats]:
-        p = probabilities(z)
-        rise = dz - dz[rows, codes][:, None]
-        mean = (p * rise).sum(axis=1)
-        return np.array([mean.mean()]), np.array([((p * rise**2).sum(axis=1) - mean**2).mean()])
-
-    def curvature(z: Floats) -> Floats:
-        p = probabilities(z)
-        return np.full(columns, (1.0 - (p**2).sum(axis=1)).mean() / columns)
-
-    def second(z: Floats) -> Callable[[Floats], Floats]:
-        p = probabilities(z)
-
-        def along(dz: Floats) -> Floats:
-            rise = dz - dz[rows, codes][:, None]  # as in `slope`, without cancellation where p_y is nearly one
-            return np.asarray(p * (rise - (p * rise).sum(axis=1, keepdims=True)) / m)
-
-        return along
-
-    return Problem(columns, 1, value, residual, second, slope, curvature)
+        return constant, seen, Binary(np.where(codes == 1, 1, -1).astype(np.int8)[None])
+    return constant, seen, Softmax(codes, len(seen))

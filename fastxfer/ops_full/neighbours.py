@@ -1,56 +1,95 @@
-"""`knn_full`: exact nearest neighbours among the full train split."""
+"""`knn_full`: nearest neighbours among the full train split, by FAISS."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastxfer.errors import UsageError
-from fastxfer.ops_full.check import check
+from fastxfer.ops_full.check import check, check_finite
 
 Array = NDArray[Any]
 Floats = NDArray[np.float64]
 
+CACHE_BYTES = 2**20
+INDEXES = ("flat", "ivf", "hnsw")
+# Queries whose exact neighbours tell the recall of an approximate index.
+RECALL_QUERIES = 200
+# HNSW: links of a node, and candidates kept while building and searching (Malkov & Yashunin 2018).
+HNSW_LINKS, HNSW_BUILD, HNSW_SEARCH = 32, 200, 128
+
+
+class KnnResult(NamedTuple):
+    """scores (K, q, n_classes) float32, in the order of `k`; recall: of the exact nearest neighbours at the largest k,
+    the share that was found (1 for the flat index)."""
+
+    scores: NDArray[np.float32]
+    recall: float
+
 
 def knn_full(
-    x: ArrayLike, y: ArrayLike, query: ArrayLike, n_classes: int, *, k: int, temperature: float | None = 0.07
-) -> NDArray[np.float32]:
-    """The k train images of largest cosine similarity vote, exactly (FAISS flat index); scores (q, n_classes) float32.
+    x: ArrayLike,
+    y: ArrayLike,
+    query: ArrayLike,
+    n_classes: int,
+    *,
+    k: Sequence[int],
+    temperature: float | None = 0.07,
+    index: str = "flat",
+) -> KnnResult:
+    """The k train images of largest cosine similarity vote, for every k of a list from one search.
 
     x (m, d), query (q, d); y (m,) class indices or (m, n_classes) with 1 / 0 / NaN. A vote weighs
     exp(similarity / temperature) (Wu et al. 2018, DINO), or 1 with `temperature=None`; of equally similar images the
-    one of the lower row is nearer (similarities are float32). A k above m counts as m; a zero vector is at similarity 0.
+    one of the lower row is nearer (similarities are float32; equal images are equally similar, bit for bit). A k above
+    m counts as m; a zero vector is at similarity 0.
 
     Single-label: shares of the vote. Multi-label: share of the vote for positive among the neighbours where the label
     is known, minus 0.5, so that 0 divides; 0 where none of them knows; NaN for a label that no train image knows.
 
-    Memory: 4·m·d bytes for the index, 8·q·k for the neighbours.
-    """
-    import faiss
+    index: "flat" is exact. "ivf" (√m lists, an eighth of them searched) and "hnsw" are approximate, for millions of
+    images; their `recall` is measured against flat on up to 200 queries. A GPU is used where faiss-gpu finds one
+    (hnsw has none). `UsageError` for arguments that do not fit.
 
+    Memory: 4·d·(m + q) bytes for unit vectors and as much for an approximate index (hnsw: 256·m more), 12·q·k for the
+    neighbours.
+    """
     x, query, y = np.asarray(x), np.asarray(query), np.asarray(y)
     check(x, query, y, n_classes)
-    if k < 1:
-        raise UsageError(f"k must be at least 1, got {k}")
+    ks = np.asarray(k)
+    if ks.ndim != 1 or not ks.size or ks.dtype.kind not in "iu" or ks.min() < 1:
+        raise UsageError(f"k must be a list of whole numbers from 1, got {k}")
     if temperature is not None and not temperature > 0:
         raise UsageError(f"temperature must be positive, got {temperature}")
-    m = len(x)
-    k = min(k, m)
-    index = faiss.IndexFlatIP(x.shape[1])
-    index.add(_unit(x))
-    similarity, neighbour = _nearest(index, _unit(query), k)
-    weight = np.ones_like(similarity)
+    if index not in INDEXES:
+        raise UsageError(f"index must be one of {', '.join(INDEXES)}, got '{index}'")
+    units, asked = _unit(x, "train"), _unit(query, "query")
+    first, copy_of = _distinct(units)
+    most = min(int(ks.max()), len(x))
+    distinct = units if len(first) == len(x) else units[first]
+    similarity, rows, recall = _search(distinct, asked, min(most, len(first)), index)
+    similarity, rows = _with_copies(similarity, rows, copy_of, len(first), most)
+    return KnnResult(np.stack([_vote(similarity[:, :n], rows[:, :n], y, n_classes, temperature) for n in ks]), recall)
+
+
+def _vote(similarity: Array, rows: Array, y: Array, n_classes: int, temperature: float | None) -> NDArray[np.float32]:
+    """(q, n_classes) scores from the neighbours, (q, k) each; row −1 is a neighbour that was not found."""
+    there = rows >= 0
+    weight = there.astype(np.float64)
     if temperature is not None:
-        weight = np.exp((similarity - similarity[:, :1]) / temperature)
-    scores = np.zeros((len(query), n_classes))
+        top = np.where(there, similarity, -np.inf).max(axis=1, keepdims=True)
+        weight *= np.exp(np.where(there, similarity - top, 0.0) / temperature)
+    q, k = rows.shape
     if y.ndim == 1:
-        np.add.at(scores, (np.arange(len(query))[:, None], y[neighbour]), weight)
-        return (scores / weight.sum(axis=1, keepdims=True)).astype(np.float32)
-    total = np.zeros_like(scores)
+        place = np.arange(q)[:, None] * n_classes + y[rows]
+        votes = np.bincount(place.ravel(), weight.ravel(), q * n_classes).reshape(q, n_classes)
+        return (votes / weight.sum(axis=1, keepdims=True)).astype(np.float32)
+    scores, total = np.zeros((q, n_classes)), np.zeros((q, n_classes))
     for j in range(k):
-        label = y[neighbour[:, j]]
+        label = y[rows[:, j]]
         known = ~np.isnan(label)
         scores += weight[:, j, None] * (known & (label > 0.5))
         total += weight[:, j, None] * known
@@ -59,11 +98,55 @@ def knn_full(
     return (share - 0.5).astype(np.float32)
 
 
-def _nearest(index: Any, query: NDArray[np.float32], k: int) -> tuple[Floats, Array]:
+def _search(x: Array, query: Array, k: int, index: str) -> tuple[Array, Array, float]:
+    """(q, k) similarities, largest first, and rows of x, the lower row first among equals; and the recall."""
+    import faiss
+
+    flat = _on_gpu(faiss.IndexFlatIP(x.shape[1]))
+    flat.add(x)
+    if index == "flat":
+        return *_nearest(flat, query, k), 1.0
+    approximate = _approximate(faiss, x, index)
+    if index == "hnsw":
+        approximate.hnsw.efSearch = max(HNSW_SEARCH, 2 * k)
+    similarity, rows = approximate.search(query, k)
+    order = np.lexsort((rows, -similarity), axis=-1)
+    similarity, rows = np.take_along_axis(similarity, order, -1), np.take_along_axis(rows, order, -1)
+    sample = np.unique(np.linspace(0, len(query) - 1, min(RECALL_QUERIES, len(query))).astype(int))
+    exact = _nearest(flat, query[sample], k)[1]
+    found = [len(np.intersect1d(a, b)) for a, b in zip(exact, rows[sample], strict=True)]
+    return similarity, rows, float(np.sum(found) / exact.size) if exact.size else 1.0
+
+
+def _approximate(faiss: Any, x: Array, index: str) -> Any:
+    m, d = x.shape
+    if index == "hnsw":
+        made = faiss.IndexHNSWFlat(d, HNSW_LINKS, faiss.METRIC_INNER_PRODUCT)
+        made.hnsw.efConstruction = HNSW_BUILD
+    else:
+        lists = max(1, int(np.sqrt(m)))
+        made = faiss.IndexIVFFlat(faiss.IndexFlatIP(d), d, lists, faiss.METRIC_INNER_PRODUCT)
+        made.nprobe = max(1, lists // 8)
+        made.cp.min_points_per_centroid = 1  # no warning on stderr for small splits
+        made = _on_gpu(made)
+        made.train(x)
+    made.add(x)
+    return made
+
+
+def _on_gpu(index: Any) -> Any:
+    import faiss
+
+    if getattr(faiss, "get_num_gpus", lambda: 0)() > 0:
+        return faiss.index_cpu_to_all_gpus(index)
+    return index
+
+
+def _nearest(index: Any, query: NDArray[np.float32], k: int) -> tuple[Array, Array]:
     """(q, k) similarities, largest first, and rows, the lower row first among equals."""
     m, q = index.ntotal, len(query)
     wanted = min(k + 1, m)
-    similarity, rows = np.empty((q, k)), np.empty((q, k), np.int64)
+    similarity, rows = np.empty((q, k), np.float32), np.empty((q, k), np.int64)
     # One more neighbour than asked for shows whether equals go on beyond the k-th; FAISS keeps any of them, so such
     # queries are asked again, few at a time, for more until all equals are in.
     work = [(np.arange(q), wanted)]
@@ -77,10 +160,64 @@ def _nearest(index: Any, query: NDArray[np.float32], k: int) -> tuple[Floats, Ar
     return similarity, rows
 
 
-def _unit(x: Array) -> NDArray[np.float32]:
-    """Rows at length 1 in float32; zero rows stay zero."""
-    x = x.astype(np.float64)
-    scale = np.abs(x).max(axis=1, keepdims=True)
-    x /= np.where(scale > 0, scale, 1.0)
-    norm = np.linalg.norm(x, axis=1, keepdims=True)
-    return np.ascontiguousarray(x / np.where(norm > 0, norm, 1.0), dtype=np.float32)
+def _distinct(x: NDArray[np.float32]) -> tuple[Array, Array]:
+    """Rows that no earlier row equals, ascending, and for each row of x its place among them.
+
+    BLAS may give equal rows products of different last bits, by where they stand; so each is searched once.
+    """
+    # Equal rows have equal sums of their words; where sums meet, a random linear form over 64-bit integers decides, in
+    # which rows that differ collide with a chance of 2⁻⁶³ a pair.
+    words = x.view(np.uint32)
+    sums = words.sum(axis=1, dtype=np.uint64)
+    _, which, count = np.unique(sums, return_inverse=True, return_counts=True)
+    if len(count) == len(x):
+        return np.arange(len(x)), np.arange(len(x))
+    doubtful = np.flatnonzero(count[which] > 1)
+    factors = np.random.default_rng(0).integers(0, 2**64, x.shape[1], np.uint64) | np.uint64(1)
+    key = sums * np.uint64(2)
+    for some in blocks(len(doubtful), x.shape[1]):
+        key[doubtful[some]] = (words[doubtful[some]] * factors).sum(axis=1) * np.uint64(2) + np.uint64(1)
+    _, first, place = np.unique(key, return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    rank = np.empty_like(order)
+    rank[order] = np.arange(len(order))
+    return first[order], rank[place]
+
+
+def _with_copies(similarity: Array, rows: Array, copy_of: Array, n_distinct: int, k: int) -> tuple[Array, Array]:
+    """Neighbours among distinct rows -> the k nearest among all rows, each copy as near as the first of its kind."""
+    if n_distinct == len(copy_of):
+        return similarity, rows
+    members = np.argsort(copy_of, kind="stable")
+    count = np.bincount(copy_of, minlength=n_distinct)
+    start = np.cumsum(count) - count
+    out_s, out_r = np.zeros((len(rows), k), np.float32), np.full((len(rows), k), -1)
+    for i, (s, r) in enumerate(zip(similarity, rows, strict=True)):
+        s, r = s[r >= 0], r[r >= 0]
+        row = np.concatenate([members[start[j] : start[j] + count[j]] for j in r])
+        s = np.repeat(s, count[r])
+        order = np.lexsort((row, -s))[:k]
+        out_s[i, : len(order)], out_r[i, : len(order)] = s[order], row[order]
+    return out_s, out_r
+
+
+def blocks(n: int, dim: int) -> Iterator[slice]:
+    """Rows in blocks that stay in the processor's cache."""
+    step = max(1, CACHE_BYTES // (4 * dim))
+    for start in range(0, n, step):
+        yield slice(start, min(start + step, n))
+
+
+def _unit(x: Array, what: str) -> NDArray[np.float32]:
+    """Rows at length 1 in float32; zero rows stay zero. `UsageError` for NaN and infinity."""
+    unit = np.empty(x.shape, np.float32)
+    for rows in blocks(*x.shape):
+        block = x[rows]
+        scale = np.abs(block).max(axis=1, keepdims=True)
+        if not np.isfinite(scale).all():
+            check_finite(block, what, rows.start)
+        wide = np.divide(block, np.where(scale > 0, scale, 1), dtype=np.result_type(block, np.float32))
+        norm = np.sqrt(np.einsum("ij,ij->i", wide, wide, dtype=np.float64))[:, None]
+        unit[rows] = wide * (1 / np.where(norm > 0, norm, 1.0)).astype(wide.dtype)
+    unit += 0.0  # −0 is 0
+    return unit

@@ -1,14 +1,14 @@
-"""L-BFGS along a path of penalties, with Newton's last word."""
+"""L-BFGS along a path of penalties, preconditioned by the covariance, with Newton's last word."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastxfer.ops_full.losses import Problem
+from fastxfer.ops_full.losses import Loss
+from fastxfer.ops_full.rows import Rows
 
 Array = NDArray[Any]
 Floats = NDArray[np.float64]
@@ -17,192 +17,215 @@ Floats = NDArray[np.float64]
 HISTORY = 60
 HISTORY_BYTES = 2**28
 MAX_CG = 200
+# When L-BFGS guesses that less than this part of the objective is left, Newton takes over.
+NEAR = 1e-5
 
-_Dot = Callable[[Floats, Floats], Floats]
 _Pair = tuple[Floats, Floats, Floats]  # step, change of the gradient, 1 / their product
 
 
 class Path:
-    """L-BFGS along a path of penalties, every group of columns on its own; one product each way an iteration.
+    """Solves for one l2 after another; `w` (d + 1, columns) are the weights for `Rows`' features, last row the bias.
 
-    Logits along a direction are linear, so the line search (Newton on the convex function of the step) costs
-    exponentials only. Three things make the next penalty cheap: it starts at the last solution, carried on along the
-    path where that is better; the pairs of steps and changes of the gradient are kept, since the penalty's part of a
-    change is known; and the first approximation of the Hessian is the mean curvature of the losses on principal axes.
+    All that is known of the embeddings comes from passes over their blocks: a block is read once for logits and once,
+    still in the cache, for their part of the gradient; nothing is kept of an image. Groups of columns are solved side
+    by side, each with its own step. `spread` (d,) is the features' variance along the columns of `axes` (d, d), or along
+    themselves.
     """
 
-    def __init__(self, features: Floats, problem: Problem) -> None:
-        self.features, self.problem = features, problem
-        m, r = features.shape
-        # Products in float32 where the input has no more digits; the end of each solve is checked in float64.
-        self.fast = features.astype(np.float32)
-        self.spread = np.append(np.einsum("ij,ij->j", features, features) / m, 1.0)[:, None]
-        self.w = np.zeros((r + 1, problem.columns))  # the last row is the bias
-        self.z = np.zeros((m, problem.columns))
-        self.before: tuple[float, Floats, Floats] | None = None  # l2, w and z of the solution before
-        self.l2 = np.nan
-        self.steps: list[tuple[Floats, Floats]] = []  # step, change of the losses' gradient
+    def __init__(self, rows: Rows, loss: Loss, spread: Floats, axes: Array | None) -> None:
+        self.rows, self.loss, self.axes = rows, loss, axes
+        self.w = np.zeros((rows.shape[1] + 1, loss.columns))
+        self.spread = np.append(spread, 1.0)[:, None]
         self.history = int(np.clip(HISTORY_BYTES // (16 * self.w.size), 10, HISTORY))
+        self.steps: list[tuple[Floats, Floats]] = []  # step, change of the losses' gradient
+        self.before: tuple[float, Floats] | None = None  # l2 and w of the solution before
+        self.l2 = np.nan
+        self.passes = 0
 
     def solve_to(self, l2: float, tol: float, max_iter: int) -> tuple[float, int, bool]:
         """`solve`, by way of larger penalties, roughly solved, where the last one is far away."""
-        last = self.l2 if np.isfinite(self.l2) else float(self.spread.max() * self.problem.curvature(self.z).max())
+        last = self.l2 if np.isfinite(self.l2) else float(self.spread.max() * 0.25)
         n_between = int(np.ceil(np.log10(last / l2))) - 1 if last > l2 else 0
         total = 0
         for between in np.geomspace(last, l2, n_between + 2)[1:-1] if n_between > 0 else ():
-            total += self.solve(float(between), max(tol, 1e-5), max_iter)[1]
+            total += self.solve(float(between), max(tol, 1e-3), max_iter, rough=True)[1]
         objective, iterations, converged = self.solve(l2, tol, max_iter)
         return objective, total + iterations, converged
 
-    def solve(self, l2: float, tol: float, max_iter: int) -> tuple[float, int, bool]:
-        """Move `w` and `z` to the minimum at `l2`; objective, iterations, converged."""
-        problem, dot = self.problem, self._dot
+    def solve(self, l2: float, tol: float, max_iter: int, rough: bool = False) -> tuple[float, int, bool]:
+        """Move `w` to the minimum at `l2`; objective, iterations, converged. `rough`: as L-BFGS guesses, unchecked."""
+        groups, dot = self.loss.groups, self._dot
         penalty = np.full((len(self.w), 1), l2)
         penalty[-1] = 0.0
-        start = self.w, self.z
-        self._extrapolate(l2, penalty)
-        self.before, self.l2 = (self.l2, *start) if np.isfinite(self.l2) else None, l2
-        features: Array = self.fast
+        self._extrapolate(l2)
         pairs = [_pair(s, loss_change + penalty * s, dot) for s, loss_change in self.steps]
-
-        inverse = self._inverse(penalty)
-        f, g = self._total(penalty), self._gradient(features, penalty)
+        dtype: type[np.floating[Any]] = np.float32
+        f, g, kappa = self._evaluate(self.w, penalty, dtype)
         for iteration in range(max_iter + 1):
-            direction = _two_loops(g, pairs, inverse, dot)
-            left, arrived = -dot(g, direction)[: problem.groups], False
-            if (0.5 * left <= tol * f).all():
-                if features is self.fast:
-                    # From here on in float64: the rounding of float32 products has added up in z.
-                    features, inverse = self.features, self._inverse(penalty)
-                    self.z = features @ self.w[:-1] + self.w[-1]
-                    f, g = self._total(penalty), self._gradient(features, penalty)
-                direction, left = self._newton(g, pairs, inverse, penalty)
-                arrived = bool((0.5 * left <= tol * f).all())
-            if iteration == max_iter and not arrived:
-                break
-            dz = _times(features, direction[:-1]) + direction[-1]
-            linear, quadratic = dot(self.w, penalty * direction), dot(direction, penalty * direction)
-            t = _line_search(problem, self.z, dz, linear[: problem.groups], quadratic[: problem.groups])
-            step = np.broadcast_to(t, problem.columns) * direction
-            self.w, self.z = self.w + step, self.z + np.broadcast_to(t, problem.columns) * dz
-            g_old = g
-            f, g = self._total(penalty), self._gradient(features, penalty)
+            direction = self._two_loops(g, pairs, kappa, penalty)
+            slope, arrived = dot(g, direction)[:groups], False
+            if (-0.5 * slope <= max(tol, 0.0 if rough else NEAR) * f).all():
+                if rough:
+                    return float(f.sum()), iteration, True
+                if dtype is np.float32:
+                    # From here on in float64, so that float32's rounding is not taken for a slope.
+                    dtype = np.float64
+                    f, g, kappa = self._evaluate(self.w, penalty, dtype)
+                direction, left = self._newton(g, pairs, kappa, penalty)
+                slope, arrived = dot(g, direction)[:groups], bool((0.5 * left <= 5 * tol * f).all())
             if arrived:
-                return float(f.sum()), iteration, True
+                self.w = self.w + direction
+                return float(self._evaluate(self.w, penalty, np.float64)[0].sum()), iteration + 1, True
+            if iteration == max_iter:
+                break
+            step, f, g_new, kappa = self._search(direction, slope, g, penalty, dtype)
             if not step.any():
                 break  # rounding: nothing descends any further
-            pairs.append(_pair(step, g - g_old, dot))
-            self.steps.append((step, g - g_old - penalty * step))
+            pairs.append(_pair(step, g_new - g, dot))
+            self.steps.append((step, g_new - g - penalty * step))
             del pairs[: -self.history], self.steps[: -self.history]
-        self.z = self.features @ self.w[:-1] + self.w[-1]
-        return float(self._total(penalty).sum()), iteration, False
+            self.w, g = self.w + step, g_new
+        return float(self._evaluate(self.w, penalty, np.float64)[0].sum()), iteration, False
 
-    def _newton(self, g: Floats, pairs: list[_Pair], inverse: Floats, penalty: Floats) -> tuple[Floats, Floats]:
+    def _search(
+        self, direction: Floats, at_zero: Floats, g: Floats, penalty: Floats, dtype: type[np.floating[Any]]
+    ) -> tuple[Floats, Floats, Floats, Floats]:
+        """A step along `direction`, and objective, gradient and curvature there.
+
+        The objective is convex, so its slope grows along the line: a step is taken where it lies between 0.9 and −0.4
+        of the first, nearly always the full one. Where the direction does not descend, the group stays.
+        """
+        columns, groups = self.loss.columns, self.loss.groups
+        moves = at_zero < 0
+        t = np.where(moves, 1.0, 0.0)
+        low, low_slope = np.zeros(groups), at_zero
+        high, high_slope = np.full(groups, np.inf), np.full(groups, np.inf)
+        for _ in range(12):
+            step = np.broadcast_to(t, columns) * direction
+            f, g_new, kappa = self._evaluate(self.w + step, penalty, dtype)
+            slope = self._dot(g_new, direction)[:groups]
+            wrong = moves & ((slope < 0.9 * at_zero) | (slope > -0.4 * at_zero))
+            if not wrong.any():
+                break
+            low, low_slope = np.where(slope < 0, t, low), np.where(slope < 0, slope, low_slope)
+            high, high_slope = np.where(slope >= 0, t, high), np.where(slope >= 0, slope, high_slope)
+            with np.errstate(invalid="ignore"):
+                secant = low - low_slope * (high - low) / (high_slope - low_slope)
+            t = np.where(wrong, np.where(np.isfinite(high), secant, 4.0 * t), t)
+        return step, f, g_new, kappa
+
+    def _evaluate(self, w: Floats, penalty: Floats, dtype: type[np.floating[Any]]) -> tuple[Floats, Floats, Floats]:
+        """Objective (groups,), gradient (d + 1, columns) and mean curvature (columns,) at w, in one pass."""
+        self.passes += 1
+        loss, narrow, bias = self.loss, w[:-1].astype(dtype), w[-1].astype(dtype)
+        value, curvature = np.zeros(loss.groups), np.zeros(loss.columns)
+        gradient = np.zeros_like(w)
+        for rows, x in self.rows.blocks(dtype):
+            z = _logits(x, narrow, bias)
+            some, residual, curved = loss.first(rows, z)
+            value += some
+            curvature += curved
+            _add_gradient(gradient, x, residual)
+        gradient /= loss.images
+        value /= loss.images[: loss.groups]
+        f = value + (0.5 * self._dot(w, penalty * w))[: loss.groups]
+        return f, gradient + penalty * w, curvature / loss.images
+
+    def _curved(self, w: Floats, direction: Floats, penalty: Floats) -> Floats:
+        """The Hessian at w times a direction, in one pass."""
+        self.passes += 1
+        loss = self.loss
+        both = np.hstack([w, direction]).astype(np.float32)
+        product = np.zeros_like(w)
+        for rows, x in self.rows.blocks(np.float32):
+            z = _logits(x, both[:-1], both[-1])
+            _add_gradient(product, x, loss.second(rows, z[: loss.columns], z[loss.columns :]))
+        product /= loss.images
+        return np.asarray(product + penalty * direction)
+
+    def _newton(self, g: Floats, pairs: list[_Pair], kappa: Floats, penalty: Floats) -> tuple[Floats, Floats]:
         """Newton's direction and the squared Newton decrement of each group, twice what is left to gain.
 
         By conjugate gradients on the true Hessian, preconditioned by L-BFGS (Morales & Nocedal 2000). The decrement
         grows from one to the next, and is taken when it has stopped to.
         """
-        dot, second = self._dot, self.problem.second(self.z)
+        dot = self._dot
         x, residual = np.zeros_like(g), -g
-        direction = y = _two_loops(g, pairs, inverse, dot)
+        direction = y = self._two_loops(g, pairs, kappa, penalty)
         square = dot(residual, y)
         gains = []
         for _ in range(MAX_CG):
-            curved = second(_times(self.fast, direction[:-1]) + direction[-1])
-            product = np.vstack([_times(self.fast.T, curved), curved.sum(axis=0)]) + penalty * direction
+            scale = np.abs(direction).max(axis=0 if self.loss.groups > 1 else None)
+            scale = np.where(scale > 0, scale, 1.0)
+            product = self._curved(self.w, direction / scale, penalty) * scale
             length = dot(direction, product)
             alpha = np.divide(square, length, out=np.zeros_like(square), where=(square > 0) & (length > 0))
             x, residual = x + alpha * direction, residual - alpha * product
             gains.append(alpha * square)
-            if np.all(sum(gains[-3:]) <= 0.1 * sum(gains)):
+            # Slow gains are watched for longer: the last quarter of them must have brought next to nothing.
+            if not np.isfinite(x).all() or np.all(sum(gains[-max(5, len(gains) // 4) :]) <= 0.03 * sum(gains)):
                 break
-            y = _two_loops(-residual, pairs, inverse, dot)
+            y = self._two_loops(-residual, pairs, kappa, penalty)
             square, old = dot(residual, y), square
             direction = y + np.divide(square, old, out=np.zeros_like(square), where=old > 0) * direction
-        return x, np.asarray(sum(gains))[: self.problem.groups]
+        return x, np.asarray(sum(gains))[: self.loss.groups]
 
-    def _inverse(self, penalty: Floats) -> Floats:
-        """Diagonal of the inverse Hessian, were the losses' curvature the same for all images."""
-        kappa = np.maximum(self.problem.curvature(self.z), 1e-300)
-        return np.asarray(1.0 / (self.spread * kappa + penalty))
+    def _inverse(self, v: Floats, kappa: Floats, penalty: Floats) -> Floats:
+        """The inverse Hessian times v, were the losses' curvature the same for all images."""
+        scale = 1.0 / (self.spread * np.maximum(kappa, 1e-300) + penalty)
+        if self.axes is None:
+            return np.asarray(scale * v)
+        size = np.abs(v).max() or 1.0
+        turned = self.axes.T @ (v[:-1] / size).astype(np.float32)
+        turned *= scale[:-1].astype(np.float32)
+        return np.vstack([(self.axes @ turned).astype(np.float64) * size, scale[-1] * v[-1]])
 
-    def _extrapolate(self, l2: float, penalty: Floats) -> None:
-        """Go on along the line of the last two solutions in log l2, for the groups that are better off there."""
-        if self.before is None:
-            return
-        l2_before, w_before, z_before = self.before
-        if l2_before == self.l2 or l2 == self.l2:
-            return
-        ahead = min(np.log(l2 / self.l2) / np.log(self.l2 / l2_before), 2.0)
-        f, w, z = self._total(penalty), self.w, self.z
-        self.w, self.z = w + ahead * (w - w_before), z + ahead * (z - z_before)
-        better = np.broadcast_to(self._total(penalty) < f, self.problem.columns)
-        self.w, self.z = np.where(better, self.w, w), np.where(better, self.z, z)
+    def _extrapolate(self, l2: float) -> None:
+        """Go on along the line of the last two solutions in log l2."""
+        w = self.w
+        if self.before is not None and len({self.before[0], self.l2, l2}) == 3:
+            l2_before, w_before = self.before
+            self.w = w + min(np.log(l2 / self.l2) / np.log(self.l2 / l2_before), 2.0) * (w - w_before)
+        self.before, self.l2 = (self.l2, w) if np.isfinite(self.l2) else None, l2
 
     def _dot(self, a: Floats, b: Floats) -> Floats:
         """Inner product of each group, (groups,); it broadcasts over the columns."""
-        if self.problem.groups > 1:
+        if self.loss.groups > 1:
             return np.asarray(np.einsum("ij,ij->j", a, b))
         return np.array([np.vdot(a, b)])
 
-    def _total(self, penalty: Floats) -> Floats:
-        return self.problem.value(self.z) + (0.5 * self._dot(self.w, penalty * self.w))[: self.problem.groups]
+    def _two_loops(self, g: Floats, pairs: list[_Pair], kappa: Floats, penalty: Floats) -> Floats:
+        """The direction −H g of L-BFGS (Nocedal 1980), starting from `_inverse`."""
+        dot = self._dot
+        q = -g
+        alphas = []
+        for step, change, rho in reversed(pairs):
+            alpha = rho * dot(step, q)
+            q = q - alpha * change
+            alphas.append(alpha)
+        q = self._inverse(q, kappa, penalty)
+        if pairs:
+            _, change, rho = pairs[-1]
+            square = rho * dot(change, self._inverse(change, kappa, penalty))
+            q = q * np.divide(1.0, square, out=np.ones_like(square), where=square > 0)
+        for (step, change, rho), alpha in zip(pairs, reversed(alphas), strict=True):
+            q = q + (alpha - rho * dot(change, q)) * step
+        return q
 
-    def _gradient(self, features: Array, penalty: Floats) -> Floats:
-        residual = self.problem.residual(self.z)
-        return np.vstack([_times(features.T, residual), residual.sum(axis=0)]) + penalty * self.w
+
+def _logits(x: Array, w: Array, bias: Array) -> Array:
+    """(columns, b)."""
+    z = w.T @ x.T if w.shape[1] <= 32 else np.ascontiguousarray((x @ w).T)
+    z += bias[:, None]
+    return z
 
 
-def _times(a: Array, b: Floats) -> Floats:
-    """a @ b in the precision of `a`, scaled so that tiny numbers keep their digits."""
-    if a.dtype == np.float64:
-        return np.asarray(a @ b)
-    scale = np.abs(b).max() or 1.0
-    return np.asarray((a @ (b / scale).astype(np.float32)).astype(np.float64) * scale)
+def _add_gradient(gradient: Floats, x: Array, residual: Array) -> None:
+    gradient[:-1] += (residual @ x).T if len(residual) <= 32 else x.T @ residual.T
+    gradient[-1] += residual.sum(axis=1, dtype=np.float64)
 
 
-def _pair(step: Floats, change: Floats, dot: _Dot) -> _Pair:
+def _pair(step: Floats, change: Floats, dot: Any) -> _Pair:
     product = dot(step, change)
     # A group that has arrived no longer moves; its zeros must not disturb the others.
     return step, change, np.divide(1.0, product, out=np.zeros_like(product), where=product > 0)
-
-
-def _two_loops(g: Floats, pairs: list[_Pair], inverse: Floats, dot: _Dot) -> Floats:
-    """The direction −H g of L-BFGS (Nocedal 1980), `inverse` being the diagonal of the first H."""
-    q = -g
-    alphas = []
-    for step, change, rho in reversed(pairs):
-        alpha = rho * dot(step, q)
-        q = q - alpha * change
-        alphas.append(alpha)
-    q = inverse * q
-    if pairs:
-        _, change, rho = pairs[-1]
-        square = rho * dot(change, inverse * change)
-        q = q * np.divide(1.0, square, out=np.ones_like(square), where=square > 0)
-    for (step, change, rho), alpha in zip(pairs, reversed(alphas), strict=True):
-        q = q + (alpha - rho * dot(change, q)) * step
-    return q
-
-
-def _line_search(problem: Problem, z: Floats, dz: Floats, linear: Floats, quadratic: Floats) -> Floats:
-    """The step that minimises the objective along dz, a group; 0 where the direction does not descend.
-
-    The objective is convex in the step, so a bracket and Newton's method inside it are safe.
-    """
-    t = np.ones(problem.groups)
-    low, high = np.zeros(problem.groups), np.full(problem.groups, np.inf)
-    first, second = problem.slope(z, dz)
-    at_zero = first + linear
-    for _ in range(8):
-        first, second = problem.slope(z + np.broadcast_to(t, z.shape[1]) * dz, dz)
-        first, second = first + linear + t * quadratic, second + quadratic
-        if (np.abs(first) <= 0.1 * np.abs(at_zero)).all():
-            break
-        low, high = np.where(first < 0, t, low), np.where(first < 0, high, t)
-        newton = t - first / np.maximum(second, 1e-300)
-        middle = np.where(np.isfinite(high), 0.5 * (low + high), 4.0 * np.maximum(t, low))
-        inside = (newton > low) & (newton < np.where(np.isfinite(high), high, 10.0 * t))
-        t = np.where(inside, newton, middle)
-    return np.where(at_zero < 0, t, 0.0)

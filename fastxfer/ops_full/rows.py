@@ -1,0 +1,93 @@
+"""Embeddings of a train split as the solver walks through them: in blocks of rows, about their mean, at one scale."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import scipy.linalg.blas
+from numpy.typing import NDArray
+
+from fastxfer.ops_full.check import check_finite, pieces
+
+Array = NDArray[Any]
+Floats = NDArray[np.float64]
+
+# A centred float32 copy of the embeddings is kept if it takes no more than this; else they are read again in each pass.
+KEEP_BYTES = 8 * 2**30
+# Rows are multiplied in blocks that stay in the processor's cache while both products are made.
+CACHE_BYTES = 4 * 2**20
+
+
+class Rows:
+    """Embeddings (m, d) of any float type, in memory or not: what has `shape`, `dtype` and slices of rows will do.
+
+    Blocks are (x − mean) / scale; scale² is the mean squared length of a centred row. `spread` (d,) is the variance of
+    each feature of the blocks. `UsageError` names the first row that holds NaN or infinity.
+    """
+
+    def __init__(self, x: Any) -> None:
+        self.x = x
+        self.shape: tuple[int, int] = (int(x.shape[0]), int(x.shape[1]))
+        m, d = self.shape
+        # The same blocks, and so the same bits, whether rows are kept or read.
+        self.step = int(np.clip(CACHE_BYTES // (4 * d), 16, 4096))
+        chunk = getattr(x, "chunks", None)
+        self.pieces = pieces(self.shape, int(np.lcm(self.step, chunk[0])) if chunk else self.step)
+        total, square = np.zeros(d), np.zeros(d)
+        first = np.asarray(x[:1])[0].astype(np.float64)
+        for rows, block in self._read():
+            check_finite(block, "train", rows.start)
+            wide = block - first  # so that a large common offset costs no digits
+            total += wide.sum(axis=0)
+            square += np.einsum("ij,ij->j", wide, wide)
+        self.mean = first + total / m
+        variance = np.maximum(square - total**2 / m, 0.0) / m
+        self.scale = float(np.sqrt(variance.sum())) or 1.0
+        self.spread: Floats = variance / self.scale**2
+        self.kept: NDArray[np.float32] | None = None
+
+    def centred(self, block: Array) -> Floats:
+        """Rows as the solver sees them, float64."""
+        return np.asarray((block - self.mean) / self.scale)
+
+    def blocks(self, dtype: type[np.floating[Any]]) -> Iterator[tuple[slice, Array]]:
+        """(rows, (b, d) centred embeddings) of all rows, in float32 or float64."""
+        m, d = self.shape
+        if dtype is np.float32 and 4 * m * d <= KEEP_BYTES:
+            if self.kept is None:
+                kept = np.empty((m, d), np.float32)
+                for rows, block in self._read():
+                    kept[rows] = self.centred(block)
+                self.kept = kept
+            for start in range(0, m, self.step):
+                rows = slice(start, min(start + self.step, m))
+                yield rows, self.kept[rows]
+            return
+        for rows, block in self._read():
+            yield rows, self.centred(block).astype(dtype, copy=False)
+
+    def covariance(self, n_rows: int) -> NDArray[np.float32]:
+        """(d, d) Σ x xᵀ / n over `n_rows` or more of the rows, evenly spread; only the upper triangle is filled."""
+        m, d = self.shape
+        every = max(1, m // n_rows)
+        total = np.zeros((d, d), np.float32, order="F")
+        taken: list[Array] = []
+        for rows, block in self.blocks(np.float32):
+            taken.append(block[-rows.start % every :: every])
+            # Few large products are faster than many small ones.
+            if sum(map(len, taken)) >= 2048 or rows.stop == m:
+                x = np.concatenate(taken)
+                total = scipy.linalg.blas.ssyrk(1.0, x.T, beta=1.0, c=total, overwrite_c=True)
+                taken.clear()
+        total /= -(-m // every)
+        return total
+
+    def _read(self) -> Iterator[tuple[slice, Array]]:
+        """Blocks of `step` rows as they are, read in larger pieces."""
+        for piece in self.pieces:
+            block = np.asarray(self.x[piece])
+            for start in range(0, len(block), self.step):
+                part = block[start : start + self.step]
+                yield slice(piece.start + start, piece.start + start + len(part)), part
