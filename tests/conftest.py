@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the command line does: tests run beside each other, too
+
 REAL = Path(os.environ.get("FASTXFER_REAL") or Path(__file__).parents[2] / "shared" / "real")
 
 

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import errno
 import importlib
+import os
 from typing import Any
 
 import click
 
 from fastxfer import __version__
 from fastxfer.errors import FastxferError, nearest
+
+# Threads that wait by spinning bring a machine to its knees as soon as anyone else works on it: beside one other process on
+# two cores, embedding took ten times as long. Read when the first compiled module loads, so before any does.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 # command -> (module of fastxfer.cli, one line of help); a module is imported only when its command runs.
 COMMANDS = {
