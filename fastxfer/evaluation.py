@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,18 +15,22 @@ from fastxfer import ops
 from fastxfer.episodes import Episodes, sample_episodes
 from fastxfer.errors import DataError, UsageError, nearest
 from fastxfer.metrics import METRICS, NEED_PROBABILITIES, measure
-from fastxfer.probes import Probe, Solution, check_metrics
+from fastxfer.probes import Probe, Solution, check_metrics, variant_of
 from fastxfer.progress import progress, say
 from fastxfer.protocol import Protocol, params_of
 from fastxfer.results import CELL, NO_EPISODE, Cell, ResultStore, complete
 from fastxfer.statistics import bootstrap_interval
 from fastxfer.store import EmbeddingStore
 from fastxfer.targets import Target, make_split
+from fastxfer.transforms import per_image
 
 Array = NDArray[Any]
 
 # Scores of a window of episodes are held in memory at once; this bounds them (float32: 64 MiB).
 WINDOW_SCORES = 16 * 2**20
+# With l2_by "val", one l2 a cell is chosen by this many episodes: a number of their own, so that asking for more episodes
+# changes no row that is there.
+VAL_EPISODES = 100
 
 
 def evaluate(
@@ -46,11 +50,12 @@ def evaluate(
     check_metrics(probes, metrics)
     target = store.target(episodes.target)
     frames = []
+    _check_spec(probes, episodes)
     for backbone in backbones_of(store, [target.name], backbones)[target.name]:
-        pool = _pool(store, backbone, target, [episodes], backend)
         source = source_of(store, backbone, target.name)
-        for probe in probes:
-            frames += list(_episode_rows(pool, source, backbone, probe, episodes, metrics))
+        for probe in sorted(probes, key=_features_of):
+            pool = _pool(store, backbone, target, [episodes], backend, probe)
+            frames += list(_episode_rows(pool, source, backbone, probe, target, episodes, metrics))
     return pd.concat(frames, ignore_index=True)
 
 
@@ -113,6 +118,7 @@ def run_protocol(
     for target, episodes in chosen:
         metrics = protocol.metrics_of(episodes.spec)
         check_metrics(probes, metrics)
+        _check_spec(probes, episodes)
         for backbone in plan[target.name]:
             source = source_of(store, backbone, target.name)
             for probe in probes:
@@ -123,19 +129,23 @@ def run_protocol(
                     rest = episodes.window(done, episodes.n_episodes)
                     work.append((backbone, target.name, source, probe, rest, metrics))
 
-    # Backbone by backbone and target by target, so that one pool serves all its shots and probes. How it makes its inner
+    # Backbone by backbone, target by target, features by features, so that one pool serves all its shots and probes. How it makes its inner
     # products depends on the whole study, not on what is left of it, so that a resumed run finds the same bits.
-    work.sort(key=lambda item: item[:2])
+    work.sort(key=lambda item: (*item[:2], _features_of(item[3])))
     studied = {t.name: (t, [e for other, e in chosen if other is t]) for t, _ in chosen}
-    pool_of, pool = None, None
+    pool_of: tuple[str, str, tuple[str, ...]] | None = None
+    pool: ops.Pool | None = None
     with progress("solving episodes", sum(item[4].n_episodes for item in work), "episodes") as advance:
         for backbone, name, source, probe, episodes, metrics in work:
             started = time.perf_counter()
-            if pool is None or pool_of != (backbone, name):
+            target, all_episodes = studied[name]
+            if pool is None or pool_of != (backbone, name, _features_of(probe)):
                 pool = None  # the old one goes before the new one comes
-                pool_of, pool = (backbone, name), _pool(store, backbone, *studied[name], backend)
+                pool_of = (backbone, name, _features_of(probe))
+                pool = _pool(store, backbone, target, all_episodes, backend, probe)
             rows = pd.concat(
-                list(_episode_rows(pool, source, backbone, probe, episodes, metrics, advance)), ignore_index=True
+                list(_episode_rows(pool, source, backbone, probe, target, episodes, metrics, advance)),
+                ignore_index=True,
             )
             summary.seconds += time.perf_counter() - started
             results.append(rows)
@@ -163,11 +173,16 @@ def audit(
     """
     if episodes.spec.per_label:
         raise UsageError("audits are of single-label episodes: leave --audit or --labels per-label out")
-    pool = _pool(store, backbone, store.target(episodes.target), [episodes], backend)
+    if probe.transform:
+        raise UsageError("audits are of the embeddings as they are exported: leave --audit or --transform out")
+    target = store.target(episodes.target)
+    pool = _pool(store, backbone, target, [episodes], backend, probe)
+    probe = _decided(probe, pool, target, episodes)
+    groups = _groups(target)
     entries: list[dict[str, Any]] = []
     for position in which:
         one = episodes.window(position, position + 1)
-        for solution in probe.solve(pool, one.support, one.support_labels, one.query, one.ways):
+        for solution in probe.solve(pool, one.support, one.support_labels, one.query, one.ways, groups=groups):
             if solution.objective is None:
                 raise UsageError(f"only the logistic probe has an objective to audit, not '{probe.name}'")
             entries.append(
@@ -178,7 +193,7 @@ def audit(
                     "support_labels": one.support_labels.reshape(-1),
                     "query": one.query[0],
                     "query_labels": one.query_labels.reshape(-1),
-                    "l2": solution.l2,
+                    "l2": np.ravel(solution.l2)[0],
                     "objective": solution.objective[0],
                     "converged": solution.converged[0],
                     "scores": solution.scores[0],
@@ -196,22 +211,25 @@ def evaluate_full(store: EmbeddingStore, backbone: str, target: Target, probe: P
     the split's images (patients whole). The validation row is the best of several, hence somewhat flattering: it serves
     to choose what to fine-tune, the test row to report.
     """
-    x = store.embeddings(backbone, target.name)
+    stored = store.embeddings(backbone, target.name)
     train, val, test, chosen_on = _full_splits(target, seed)
+    x = probe.features(stored, train, full=True)
     n_classes = len(target.class_names)
     criterion, metrics = (
         ("auc", ("auc", "average_precision"))
         if target.multi_label
-        else ("balanced_accuracy", ("accuracy", "balanced_accuracy", "auc"))
+        else (probe.best_by, ("accuracy", "balanced_accuracy", "auc"))
     )
     best: tuple[float, int, Solution] | None = None
     for i, solution in enumerate(probe.solve_full(x[train], target.labels[train], x[val], n_classes)):
-        value = float(METRICS[criterion](solution.scores, target.labels[val]))
+        scores = probe.probabilities(solution.scores, target.multi_label) if criterion == "log_loss" else solution.scores
+        value = float(METRICS[criterion](scores, target.labels[val])) * (-1 if criterion == "log_loss" else 1)
         if best is None or value > best[0]:
             best = (value, i, solution)
     assert best is not None
     _, position, on_val = best
     both = np.sort(np.concatenate([train, val]))
+    x = probe.features(stored, both, full=True)
     refit_probe = probe.at(position, len(train))
     (on_test,) = refit_probe.solve_full(x[both], target.labels[both], x[test], n_classes)
     common = {
@@ -245,14 +263,47 @@ def evaluate_full(store: EmbeddingStore, backbone: str, target: Target, probe: P
                     "n_queries": len(labels),
                     "undefined": int(undefined),
                     "converged": bool(np.all(solution.converged)),
+                    "l2": float(solution.l2),
+                    "l2_at_edge": bool(probe.at_edge(position)),
                 }
             )
     return complete(pd.DataFrame(rows))
 
 
-def _pool(store: EmbeddingStore, backbone: str, target: Target, studied: Sequence[Episodes], backend: str) -> ops.Pool:
+def _features_of(probe: Probe) -> tuple[str, ...]:
+    """What must be alike for two probes to share a pool."""
+    return per_image(probe.transform)
+
+
+def _check_spec(probes: Sequence[Probe], episodes: Episodes) -> None:
+    spec = episodes.spec
+    for probe in probes:
+        probe.check_spec(spec.shots, spec.per_label, spec.query_split)
+
+
+def _groups(target: Target) -> Array | None:
+    """(n_images,) whose an image is, in numbers; None where nobody knows."""
+    return None if target.patient is None else np.unique(target.patient, return_inverse=True)[1]
+
+
+def _decided(probe: Probe, pool: ops.Pool, target: Target, episodes: Episodes) -> Probe:
+    """The probe with its l2 chosen, where that is the validation split's matter: by the same spec with queries from there."""
+    if not probe.chooses_on_val:
+        return probe
+    spec = replace(episodes.spec, query_split="val")
+    try:
+        val = sample_episodes(target, spec, episodes.seed, VAL_EPISODES)
+    except DataError as error:
+        raise DataError(f"l2 can not be chosen on validation: {error}") from error
+    return probe.choose_on(pool, val.support, val.support_labels, val.query, val.query_labels, val.ways)
+
+
+def _pool(
+    store: EmbeddingStore, backbone: str, target: Target, studied: Sequence[Episodes], backend: str, probe: Probe
+) -> ops.Pool:
     """The pool for some lists of episodes of a target: one Gram matrix if they pay for it, taken together."""
-    x, support = store.embeddings(backbone, target.name), target.rows("train")
+    support = target.rows("train")
+    x = probe.features(store.embeddings(backbone, target.name), support)
     products = sum(float(e.support.size) * (e.n_fitted + e.n_queries) for e in studied)
     return ops.Pool(x, support=support, backend=backend, gram=ops.gram_pays(len(support), len(x), products))
 
@@ -343,16 +394,18 @@ def _episode_rows(
     source: str,
     backbone: str,
     probe: Probe,
+    target: Target,
     episodes: Episodes,
     metrics: Sequence[str],
     advance: Callable[[int], None] = lambda n: None,
 ) -> Iterator[pd.DataFrame]:
+    probe, groups = _decided(probe, pool, target, episodes), _groups(target)
     n_settings = len(probe.settings(episodes.n_fitted))
     step = max(1, WINDOW_SCORES // (n_settings * episodes.n_queries * episodes.ways))
     for start in range(0, episodes.n_episodes, step):
         window = episodes.window(start, min(start + step, episodes.n_episodes))
         numbers = np.arange(window.first, window.first + window.n_episodes, dtype=np.int32)
-        for answer in probe.answer(pool, window):
+        for answer in probe.answer(pool, window, groups):
             for metric in metrics:
                 scores = answer.probabilities if metric in NEED_PROBABILITIES else answer.scores
                 assert scores is not None  # check_metrics has seen to it
@@ -366,6 +419,8 @@ def _episode_rows(
                             "n_queries": np.int32(window.n_queries),
                             "undefined": undefined,
                             "converged": answer.converged,
+                            "l2": answer.l2,
+                            "l2_at_edge": answer.at_edge,
                             "episodes_hash": episodes.hash,
                         }
                     )
@@ -387,10 +442,11 @@ def run_full(
     What the results have already is not redone: a probe whose test rows of this seed are there is done.
     """
     plan = backbones_of(store, targets, backbones)
-    have = results.read(["backbone", "target", "probe", "seed", "shots", "split"])
+    have = results.read(["backbone", "target", "probe", "params", "seed", "shots", "split"])
     have = have[(have["shots"] == "full") & (have["split"] == "test") & (have["seed"] == seed)]
-    done = set(zip(have["backbone"], have["target"], have["probe"], strict=True))
-    work = [(b, t) for t, some in plan.items() for b in some if (b, t, probe.name) not in done]
+    variants = [variant_of(params) for params in have["params"]]
+    done = set(zip(have["backbone"], have["target"], have["probe"], variants, strict=True))
+    work = [(b, t) for t, some in plan.items() for b in some if (b, t, probe.name, probe.variant) not in done]
     added = 0
     with progress(f"full {probe.name} probes", len(work), "probes") as advance:
         for backbone, name in work:

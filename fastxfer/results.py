@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 
 from fastxfer.errors import DataError
 
-FORMAT = 2  # 1 had no column `undefined`
+FORMAT = 3  # 1 had no column `undefined`, 2 no `l2` and `l2_at_edge`
 CELL = ("source", "backbone", "target", "ways", "shots", "seed", "probe", "params", "split", "metric")
 KEY = (*CELL[:6], "episode", *CELL[6:])
 NO_EPISODE = -1
@@ -50,6 +50,8 @@ SCHEMA = pa.schema(
         ("n_queries", pa.int32()),
         ("undefined", pa.int32()),  # classes left out of the mean, the metric being undefined for them; 1 for a NaN
         ("converged", pa.bool_()),
+        ("l2", pa.float64()),  # the penalty, given or chosen; NaN where there is none (per label: their geometric mean)
+        ("l2_at_edge", pa.bool_()),  # whether it was chosen and is the smallest or largest of its grid
         ("episodes_hash", _TEXT),  # which list of episodes; "" where there are none
     ]
 )
@@ -215,17 +217,19 @@ def complete(rows: pd.DataFrame) -> pd.DataFrame:
     if missing or unknown:
         raise ValueError(f"rows lack {missing} and have unknown columns {unknown}")
     defaults = {"low": np.nan, "high": np.nan, "n_queries": 0, "undefined": 0, "converged": True, "episodes_hash": ""}
+    defaults |= {"l2": np.nan, "l2_at_edge": False}
     return rows.assign(**{c: v for c, v in defaults.items() if c not in rows})[SCHEMA.names]
 
 
 def _read_part(part: Path, names: list[str]) -> pa.Table:
-    """Columns of a part; those that it is too old to have are zero."""
+    """Columns of a part; those that it is too old to have are zero, or NaN."""
     there = pq.read_schema(part).names
     table = pq.read_table(part, columns=[name for name in names if name in there])
     for name in names:
         if name in SCHEMA.names and name not in there:
             kind = SCHEMA.field(name).type
-            table = table.append_column(name, pa.array(np.zeros(table.num_rows), pa.float64()).cast(kind))
+            missing = np.full(table.num_rows, np.nan if pa.types.is_floating(kind) else 0.0)
+            table = table.append_column(name, pa.array(missing, pa.float64()).cast(kind))
     return table.select(names)
 
 

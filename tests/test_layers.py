@@ -12,9 +12,9 @@ ROOT = Path(__file__).parents[1]
 
 FLOORS = [
     {"errors", "files", "progress", "images"},
-    {"metrics", "targets", "store", "episodes", "results", "reference", "plans"},
-    {"ops", "ops_full", "backbones", "protocol", "statistics", "hyperrule"},
-    {"training", "probes", "embed"},
+    {"metrics", "targets", "store", "episodes", "results", "reference", "plans", "transforms"},
+    {"ops", "ops_full", "backbones", "protocol", "statistics", "hyperrule", "choosing"},
+    {"training", "probes", "estimators", "embed"},
     {"evaluation", "finetune"},
     {"selection", "report"},
     {"demo"},
@@ -34,6 +34,8 @@ SIDEWAYS = {
     ("images", "progress"),
     ("embed", "training"),
     ("statistics", "results"),
+    ("probes", "estimators"),
+    ("estimators", "probes"),
 }
 DOORS = {
     "torch": {"backbones", "embed", "training", "finetune", "pretrain", "ops"},

@@ -16,7 +16,7 @@ import pytest
 
 from fastxfer import results
 from fastxfer.errors import DataError
-from fastxfer.results import CELL, KEY, NO_EPISODE, SCHEMA, ResultStore, complete, results_path
+from fastxfer.results import CELL, FORMAT, KEY, NO_EPISODE, SCHEMA, ResultStore, complete, results_path
 
 
 def rows(episodes=range(10), **changes) -> pd.DataFrame:
@@ -170,9 +170,9 @@ def test_parts_without_the_column_undefined_are_read(tmp_path, monkeypatch):
 
 def test_a_newer_format_is_named(tmp_path, monkeypatch):
     with monkeypatch.context() as later:
-        later.setattr(results, "FORMAT", 3)
+        later.setattr(results, "FORMAT", FORMAT + 1)
         ResultStore.open(tmp_path).append(rows())
-    with pytest.raises(DataError, match=r"rows-.*made by a newer fastxfer \(format 3, this one reads 2\): upgrade"):
+    with pytest.raises(DataError, match=rf"rows-.*newer fastxfer \(format {FORMAT + 1}, this one reads {FORMAT}\): upgrade"):
         ResultStore.open(tmp_path)
 
 

@@ -17,7 +17,7 @@ from fastxfer import reference
 from fastxfer.errors import UsageError
 from fastxfer.ops import cpu, cuda
 from fastxfer.ops.backend import instruction_set, resolve_backend
-from fastxfer.ops.pool import Pool, check_episodes, check_k, check_l2, gram_pays
+from fastxfer.ops.pool import Pool, blocks, check_episodes, check_k, check_l2, gram_pays
 from fastxfer.ops_full import INDEXES, knn_full, logistic_full
 from fastxfer.reference import LogisticResult
 
@@ -25,6 +25,7 @@ __all__ = [
     "INDEXES",
     "LogisticResult",
     "Pool",
+    "blocks",
     "gram_pays",
     "instruction_set",
     "knn",
