@@ -46,7 +46,9 @@ class FittedEpisodes:
     def predicted(self) -> Array:
         """(S, E, q) values of y."""
         found = self.scores.argmax(axis=-1)
-        return np.asarray(np.take_along_axis(np.broadcast_to(self.classes, (len(found), *self.classes.shape)), found, 2))
+        return np.asarray(
+            np.take_along_axis(np.broadcast_to(self.classes, (len(found), *self.classes.shape)), found, 2)
+        )
 
     @property
     def accuracy(self) -> Array:

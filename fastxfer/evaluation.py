@@ -222,7 +222,9 @@ def evaluate_full(store: EmbeddingStore, backbone: str, target: Target, probe: P
     )
     best: tuple[float, int, Solution] | None = None
     for i, solution in enumerate(probe.solve_full(x[train], target.labels[train], x[val], n_classes)):
-        scores = probe.probabilities(solution.scores, target.multi_label) if criterion == "log_loss" else solution.scores
+        scores = (
+            probe.probabilities(solution.scores, target.multi_label) if criterion == "log_loss" else solution.scores
+        )
         value = float(METRICS[criterion](scores, target.labels[val])) * (-1 if criterion == "log_loss" else 1)
         if best is None or value > best[0]:
             best = (value, i, solution)

@@ -172,7 +172,9 @@ def test_a_newer_format_is_named(tmp_path, monkeypatch):
     with monkeypatch.context() as later:
         later.setattr(results, "FORMAT", FORMAT + 1)
         ResultStore.open(tmp_path).append(rows())
-    with pytest.raises(DataError, match=rf"rows-.*newer fastxfer \(format {FORMAT + 1}, this one reads {FORMAT}\): upgrade"):
+    with pytest.raises(
+        DataError, match=rf"rows-.*newer fastxfer \(format {FORMAT + 1}, this one reads {FORMAT}\): upgrade"
+    ):
         ResultStore.open(tmp_path)
 
 
