@@ -212,7 +212,7 @@ def evaluate_full(store: EmbeddingStore, backbone: str, target: Target, probe: P
     to choose what to fine-tune, the test row to report.
     """
     stored = store.embeddings(backbone, target.name)
-    train, val, test, chosen_on = _full_splits(target, seed)
+    train, val, test, chosen_on = _full_splits(target, seed, probe.held_out_share)
     x = probe.features(stored, train, full=True)
     n_classes = len(target.class_names)
     criterion, metrics = (
@@ -315,14 +315,14 @@ def source_of(store: EmbeddingStore, backbone: str, target: str) -> str:
     return str(store.attributes(backbone, target).get("source") or "unknown")
 
 
-def _full_splits(target: Target, seed: int) -> tuple[Array, Array, Array, str]:
+def _full_splits(target: Target, seed: int, share: float) -> tuple[Array, Array, Array, str]:
     train, val, test = (target.rows(split) for split in ("train", "val", "test"))
     if not len(train) or not len(test):
         raise DataError(f"target '{target.name}' has {len(train)} train and {len(test)} test images: both are needed")
     if len(val):
         return train, val, test, "val"
     pool = target.take(train)
-    fractions = {"train": 0.8, "val": 0.2}
+    fractions = {"train": 1.0 - share, "val": share}
     is_val = make_split(pool.image_id, pool.labels, pool.patient, fractions=fractions, seed=seed) == "val"
     return train[~is_val], train[is_val], test, "holdout"
 

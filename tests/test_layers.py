@@ -15,7 +15,7 @@ FLOORS = [
     {"metrics", "targets", "store", "episodes", "results", "reference", "plans", "transforms"},
     {"ops", "ops_full", "backbones", "protocol", "statistics", "hyperrule", "choosing"},
     {"training", "probes", "estimators", "embed"},
-    {"evaluation", "finetune"},
+    {"evaluation", "finetune", "presets"},
     {"selection", "report"},
     {"demo"},
     {"cli", "pretrain"},

@@ -24,6 +24,7 @@ COMMANDS = {
     "episodes": ("episodes", "Show which images an episode is made of."),
     "probe": ("probe", "Linear probe on the full train split."),
     "knn": ("probe", "Nearest neighbours from the full train split."),
+    "probes": ("probes", "List and explain probes and presets (published protocols)."),
     "select": ("select", "Choose what deserves a fine-tuning, from validation rows only."),
     "finetune": ("finetune", "Fine-tune what a plan selected, or one checkpoint on one target."),
     "store": ("store", "List, digest, export and remove embeddings."),

@@ -25,6 +25,7 @@ from fastxfer.cli.common import (
     store_option,
     versions,
 )
+from fastxfer.cli.probes import choice_options, transform_option
 
 
 @click.command(cls=ManyValues)
@@ -34,7 +35,7 @@ from fastxfer.cli.common import (
     "--ways", type=NumberOrAll(), help="Classes an episode [default: 5, or all where there are fewer or per label]."
 )
 @click.option(
-    "--shots", type=int, multiple=True, default=(1, 5), show_default=True, metavar="K…", help="Support images a class."
+    "--shots", type=int, multiple=True, metavar="K…", help="Support images a class [default: 1 5, or the preset's]."
 )
 @click.option(
     "--queries",
@@ -42,7 +43,7 @@ from fastxfer.cli.common import (
     help="Query images a class [default: 15; with `--ways all`, the whole query split]. Per label: positives, and as "
     "many negatives.",
 )
-@click.option("--episodes", type=int, default=1000, show_default=True, help="Episodes a cell.")
+@click.option("--episodes", type=int, help="Episodes a cell [default: 1000, or the preset's].")
 @click.option(
     "--probe",
     "probes",
@@ -50,7 +51,7 @@ from fastxfer.cli.common import (
     default=("logistic", "ridge", "prototype", "knn"),
     show_default=True,
     metavar="P…",
-    help="Probes.",
+    help="Probes and presets: see `fastxfer probes ls`.",
 )
 @click.option(
     "--l2",
@@ -59,6 +60,8 @@ from fastxfer.cli.common import (
     metavar="V…",
     help="Penalties of logistic and ridge [default: 1/m, m = support images: scikit-learn's C = 1].",
 )
+@choice_options
+@transform_option
 @click.option("--k", type=int, multiple=True, metavar="K…", help="Neighbours of knn [default: 20].")
 @click.option(
     "--metric",
@@ -94,8 +97,8 @@ from fastxfer.cli.common import (
 @json_option
 def fewshot(
     backbones: tuple[str, ...], targets: tuple[str, ...], ways: int | Literal["all"] | None, shots: tuple[int, ...],
-    queries: int | Literal["all"] | None, episodes: int, probes: tuple[str, ...], l2: tuple[float, ...],
-    k: tuple[int, ...], metrics: tuple[str, ...], split: str, labels: str, query_prior: str, imbalance: float | None,
+    queries: int | Literal["all"] | None, episodes: int | None, probes: tuple[str, ...], l2: tuple[float, ...],
+    l2_by: str, folds: int | None, criterion: str | None, transform: tuple[str, ...], k: tuple[int, ...], metrics: tuple[str, ...], split: str, labels: str, query_prior: str, imbalance: float | None,
     fewer_queries: bool, drop_scarce: bool, audit: int | None, audit_out: Path | None, store_path: str,
     results: str | None, backend: str, seed: int, as_json: bool,
 ) -> None:  # fmt: skip
@@ -106,12 +109,13 @@ def fewshot(
     \b
     Examples:
       fastxfer fewshot --episodes 5000
+      fastxfer fewshot --shots 5 --probe logistic --l2-by cv --transform centre l2
       fastxfer fewshot --backbone r50x1 --target pets --ways all --shots 1 5 10 --probe logistic
     """
     from fastxfer.errors import UsageError
     from fastxfer.evaluation import run_protocol
     from fastxfer.ops import resolve_backend
-    from fastxfer.probes import make_probe
+    from fastxfer.presets import episodes_for, probes_for
     from fastxfer.progress import say
     from fastxfer.protocol import Protocol
     from fastxfer.results import CELL, ResultStore, results_path
@@ -120,10 +124,12 @@ def fewshot(
 
     if (audit is None) != (audit_out is None):
         raise UsageError("--audit N and --audit-out FILE.npz go together")
+    usual = {"ways": None, "shots": (1, 5), "queries": None, "episodes": 1000, **episodes_for(probes)}
+    episodes = usual["episodes"] if episodes is None else episodes
     protocol = Protocol(
-        ways=ways,
-        shots=tuple(dict.fromkeys(shots)),
-        queries=queries,
+        ways=usual["ways"] if ways is None else ways,
+        shots=tuple(dict.fromkeys(shots)) or usual["shots"],
+        queries=usual["queries"] if queries is None and ways is None else queries,
         query_split=split,
         episodes=episodes,
         seed=seed,
@@ -134,7 +140,9 @@ def fewshot(
         imbalance=imbalance,
         fewer_queries=fewer_queries,
     )
-    chosen = [make_probe(name, l2=l2, k=k) for name in dict.fromkeys(probes)]
+    chosen = probes_for(
+        "fewshot", probes, l2=l2, k=k, transform=transform, l2_by=l2_by, folds=folds, criterion=criterion
+    )
     store = EmbeddingStore.open(store_path)
     resolved = resolve_backend(backend)
     if backend == "auto":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
@@ -19,6 +20,8 @@ from fastxfer.cli.common import (
     store_option,
     versions,
 )
+from fastxfer.cli.probes import transform_option
+from fastxfer.errors import UsageError
 
 if TYPE_CHECKING:
     from fastxfer.probes import Probe
@@ -37,14 +40,23 @@ target_option = click.option("--target", "targets", multiple=True, metavar="T…
     metavar="V…",
     help="Penalties to choose from on validation [default: 10^-6 … 10^2, 17 of them].",
 )
+@transform_option
+@click.option(
+    "--probe",
+    "name",
+    default="logistic",
+    show_default=True,
+    metavar="P",
+    help="logistic or a preset: `fastxfer probes ls`.",
+)
 @store_option
 @same_options
 @results_option
 @seed_option
 @json_option
 def probe(
-    backbones: tuple[str, ...], targets: tuple[str, ...], l2: tuple[float, ...], store_path: str, results: str | None,
-    seed: int, as_json: bool,
+    backbones: tuple[str, ...], targets: tuple[str, ...], l2: tuple[float, ...], transform: tuple[str, ...], name: str,
+    store_path: str, results: str | None, seed: int, as_json: bool,
 ) -> None:  # fmt: skip
     """Linear probe on the full train split: l2 chosen on validation, refitted, scored on test.
 
@@ -52,10 +64,11 @@ def probe(
     Example:
       fastxfer probe --target pets
     """
-    from fastxfer.probes import LogisticProbe
+    from fastxfer.presets import PRESETS, probes_for
 
-    grid = l2 or tuple(10 ** (-6 + i / 2) for i in range(17))
-    _run("probe", LogisticProbe(l2=grid), backbones, targets, store_path, results, seed, as_json)
+    grid = l2 or (() if name in PRESETS else tuple(10 ** (-6 + i / 2) for i in range(17)))
+    (chosen,) = probes_for("probe", [name], l2=grid, transform=transform)
+    _run("probe", chosen, backbones, targets, store_path, results, seed, as_json)
 
 
 @click.command(cls=ManyValues)
@@ -65,17 +78,17 @@ def probe(
     "--k",
     type=int,
     multiple=True,
-    default=(1, 5, 20, 100),
-    show_default=True,
     metavar="K…",
-    help="Neighbours to choose from on validation.",
+    help="Neighbours to choose from on validation [default: 1 5 20 100].",
 )
 @click.option(
     "--temperature",
     type=float,
-    default=0.07,
-    show_default=True,
-    help="Votes weigh exp(similarity / temperature); 0: plain vote.",
+    help="Votes weigh exp(similarity / temperature); 0: plain vote [default: 0.07].",
+)
+@transform_option
+@click.option(
+    "--probe", "name", default="knn", show_default=True, metavar="P", help="knn or a preset: `fastxfer probes ls`."
 )
 @click.option(
     "--index",
@@ -90,8 +103,8 @@ def probe(
 @seed_option
 @json_option
 def knn(
-    backbones: tuple[str, ...], targets: tuple[str, ...], k: tuple[int, ...], temperature: float, index: str,
-    store_path: str, results: str | None, seed: int, as_json: bool,
+    backbones: tuple[str, ...], targets: tuple[str, ...], k: tuple[int, ...], temperature: float | None,
+    transform: tuple[str, ...], name: str, index: str, store_path: str, results: str | None, seed: int, as_json: bool,
 ) -> None:  # fmt: skip
     """Nearest neighbours from the full train split: k chosen on validation, scored on test.
 
@@ -99,9 +112,14 @@ def knn(
     Example:
       fastxfer knn --target pets --k 1 20
     """
-    from fastxfer.probes import KnnProbe
+    from fastxfer.presets import PRESETS, probes_for
 
-    chosen = KnnProbe(k=k, temperature=temperature or None, index=index)
+    (chosen,) = probes_for("knn", [name], k=k or (() if name in PRESETS else (1, 5, 20, 100)), transform=transform)
+    if temperature is not None:
+        if name in PRESETS:
+            raise UsageError("--temperature: a preset brings its own settings. Leave it out, or name a plain probe")
+        chosen = replace(chosen, temperature=temperature or None)  # type: ignore[call-arg]
+    chosen = replace(chosen, index=index)  # type: ignore[call-arg]
     _run("knn", chosen, backbones, targets, store_path, results, seed, as_json)
 
 
@@ -112,6 +130,7 @@ def _run(
     import pandas as pd
 
     from fastxfer.evaluation import run_full
+    from fastxfer.probes import variant_of
     from fastxfer.progress import say
     from fastxfer.results import ResultStore, results_path
     from fastxfer.store import EmbeddingStore
@@ -126,6 +145,7 @@ def _run(
     shown: pd.DataFrame = rows[
         (rows["shots"] == "full")
         & (rows["probe"] == chosen.name)
+        & (rows["params"].map(variant_of) == chosen.variant)
         & (rows["seed"] == seed)
         & (rows["target"].isin(targets) if targets else True)
         & (rows["backbone"].isin(backbones) if backbones else True)

@@ -7,6 +7,7 @@ split. Both give one `Solution` a hyper-parameter setting.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from fastxfer.errors import UsageError, nearest
 from fastxfer.metrics import NEED_PROBABILITIES
@@ -15,6 +16,7 @@ from fastxfer.probes.direct import KnnProbe, PrototypeProbe
 from fastxfer.probes.penalised import LogisticProbe, Penalised, RidgeProbe
 
 __all__ = [
+    "FIELD_GRID",
     "PROBES",
     "Answer",
     "KnnProbe",
@@ -29,21 +31,37 @@ __all__ = [
     "variant_of",
 ]
 
+# C = 10^-6, 10^-5.75, … 10^5, as penalties on the sum of losses, 1/C; smallest C first, as the field's sweeps go.
+FIELD_GRID = tuple(10.0 ** (6 - i / 4) for i in range(45))
+
 PROBES: dict[str, type[Probe]] = {p.name: p for p in (LogisticProbe, RidgeProbe, PrototypeProbe, KnnProbe)}
 
 
 def make_probe(
-    name: str, *, l2: Sequence[float] = (), k: Sequence[int] = (), transform: Sequence[str] = (), l2_by: str = "fixed"
+    name: str,
+    *,
+    l2: Sequence[float] = (),
+    k: Sequence[int] = (),
+    transform: Sequence[str] = (),
+    l2_by: str = "fixed",
+    folds: int | None = None,
+    criterion: str | None = None,
 ) -> Probe:
-    """A probe by name; options that it does not have are left aside. `UsageError` for an unknown name."""
+    """A probe by name; options that it does not have are left aside. `UsageError` for an unknown name.
+
+    Where a penalty is to be chosen and none is given, the grid is the field's: C = 10^-6 … 10^5, 45 values.
+    """
     if name not in PROBES:
         raise UsageError(f"unknown probe '{name}': choose among {', '.join(PROBES)}.{nearest(name, PROBES)}")
-    kind = PROBES[name]
+    kind, first = PROBES[name], tuple(transform)
     if issubclass(kind, Penalised):
-        return kind(l2=tuple(l2), transform=tuple(transform), l2_by=l2_by)
+        options: dict[str, Any] = {} if folds is None else {"folds": folds}
+        if l2_by != "fixed" and not l2:
+            options["l2_sum"] = FIELD_GRID
+        return kind(l2=tuple(l2), transform=first, l2_by=l2_by, criterion=criterion, **options)
     if issubclass(kind, KnnProbe) and k:
-        return kind(k=tuple(k), transform=tuple(transform))
-    return kind(transform=tuple(transform))
+        return kind(k=tuple(k), transform=first)
+    return kind(transform=first)
 
 
 def variant_of(params: str) -> str:

@@ -122,6 +122,11 @@ class Probe(EpisodeEstimator, ABC):
         return "balanced_accuracy"
 
     @property
+    def held_out_share(self) -> float:
+        """The part of a full train split that is held out where the target has no validation split."""
+        return 0.2
+
+    @property
     def chooses_on_val(self) -> bool:
         """Whether `choose_on` has to be asked before `solve`."""
         return False

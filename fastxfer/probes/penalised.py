@@ -34,6 +34,7 @@ class Penalised(Probe):
     criterion  what the choice makes best on held-out images: "loss" (log loss; ridge: squared error), "accuracy" or
                "balanced_accuracy"; of equals the first of the grid. None: the loss for episodes, whose few held-out
                images tie all too often; balanced accuracy for a full train split
+    val_share  of the train split that a full probe holds out where the target has no validation split
     chosen     for "val": the place in the grid that `choose_on` has found
     """
 
@@ -42,6 +43,7 @@ class Penalised(Probe):
     l2_by: str = field(default="fixed", kw_only=True)
     folds: int = field(default=5, kw_only=True)
     criterion: str | None = field(default=None, kw_only=True)
+    val_share: float = field(default=0.2, kw_only=True)
     chosen: int | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
@@ -81,6 +83,10 @@ class Penalised(Probe):
     @property
     def best_by(self) -> str:
         return "log_loss" if self.criterion == "loss" else self.criterion or "balanced_accuracy"
+
+    @property
+    def held_out_share(self) -> float:
+        return self.val_share
 
     @property
     def chooses_on_val(self) -> bool:
