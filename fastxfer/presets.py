@@ -125,7 +125,10 @@ def probes_for(command: str, names: Sequence[str], **options: Any) -> list[Probe
             found.append(make_probe(name, **options))
         else:
             known = [*PROBES, *PRESETS]
-            raise UsageError(f"unknown probe '{name}': choose among {', '.join(known)}.{nearest(name, known)}")
+            raise UsageError(
+                f"unknown probe '{name}': choose among {', '.join(PROBES)}, or a preset: {', '.join(PRESETS)}."
+                f"{nearest(name, known)}"
+            )
     given = [f"--{name.replace('_', '-')}" for name, value in options.items() if value and value != "fixed"]
     if given and all(name in PRESETS for name in names):
         raise UsageError(f"{', '.join(given)}: a preset brings its own settings. Leave them out, or name a plain probe")

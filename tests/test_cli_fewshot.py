@@ -276,7 +276,7 @@ BAD = [
         "the store 'full' holds no embeddings of target 'blob'. Did you mean: blobs? `fastxfer store ls` lists",
     ),
     ((*FEW, "--backbone", "god"), 2, "holds no embeddings of backbone 'god'. Did you mean: good?"),
-    ((*FEW, "--probe", "logistc"), 2, "unknown probe 'logistc': choose among logistic, ridge, prototype, knn. Did you mean:"),
+    ((*FEW, "--probe", "logistc"), 2, "unknown probe 'logistc': choose among logistic, ridge, prototype, knn, or a preset:"),
     ((*FEW, "--metric", "acuracy"), 2, "unknown metric 'acuracy': choose among"),
     ((*FEW, "--metric", "acuracy"), 2, "Did you mean: accuracy"),
     ((*FEW, "--l2", "0.1", "0"), 2, "l2 must be positive, got 0"),

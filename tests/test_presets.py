@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from helpers import blobs_store, blobs_target
 from sklearn.linear_model import LogisticRegression
 
 from fastxfer import ops
+from fastxfer.cli import main
 from fastxfer.episodes import EpisodeSpec, sample_episodes
 from fastxfer.errors import UsageError
 from fastxfer.evaluation import evaluate, evaluate_full, run_full
@@ -222,7 +222,7 @@ def test_options_that_a_preset_brings_itself_are_refused():
 
 
 def fastxfer(*words):
-    return subprocess.run([sys.executable, "-m", "fastxfer", *words], capture_output=True, text=True, timeout=120)
+    return CliRunner().invoke(main, list(words), prog_name="fastxfer")
 
 
 def test_commands(tmp_path):
@@ -234,13 +234,13 @@ def test_commands(tmp_path):
     assert "evaluators/fewshot_lsr.py" in shown
     assert "fastxfer fewshot --probe big-vision" in shown
     wrong = fastxfer("probes", "show", "bigvision")
-    assert wrong.returncode == 2
+    assert wrong.exit_code == 2
     assert "unknown probe 'bigvision'. Did you mean: big-vision?" in wrong.stderr
 
     store = str(tmp_path / "store")
     blobs_store(tmp_path / "store", blobs_target(n_val=20), backbones={"one": 2.0})
     done = fastxfer("fewshot", "--store", store, "--probe", "big-vision", "--json")
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.stderr
     cells = json.loads(done.stdout)["cells"]
     assert {(c["ways"], c["shots"], c["n"]) for c in cells} == {("all", str(k), 3) for k in (1, 5, 10, 25)}
     words = [
@@ -258,15 +258,15 @@ def test_commands(tmp_path):
         "l2",
     ]
     done = fastxfer("fewshot", "--store", store, *words, "--json")
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.stderr
     params = {c["params"] for c in json.loads(done.stdout)["cells"]}
     assert params == {"l2_by=val;l2_sum=1e+06..1e-05/45;transform=centre+l2"}
     for words in (["probe", "--probe", "kornblith"], ["knn", "--probe", "dino-knn"], ["probe", "--transform", "l2"]):
         done = fastxfer(*words, "--store", store, "--json")
-        assert done.returncode == 0, done.stderr
+        assert done.exit_code == 0, done.stderr
         said = {r["params"] for r in json.loads(done.stdout)["rows"]}
         assert len(said) == 1
         assert ("preset=" + words[2] if words[1] == "--probe" else "transform=l2") in said.pop()
     wrong = fastxfer("fewshot", "--store", store, "--l2-by", "cv")
-    assert wrong.returncode == 2
+    assert wrong.exit_code == 2
     assert "ask for --shots 2 or more" in wrong.stderr

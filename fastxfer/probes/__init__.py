@@ -28,6 +28,7 @@ __all__ = [
     "Solution",
     "check_metrics",
     "make_probe",
+    "probe_options",
     "variant_of",
 ]
 
@@ -68,6 +69,12 @@ def variant_of(params: str) -> str:
     """The `variant` of the probe whose rows carry these `params`."""
     words = ("bias_feature", "transform", "preset")
     return ";".join(word for word in params.split(";") if word.partition("=")[0] in words)
+
+
+def probe_options(params: str) -> tuple[str, ...]:
+    """What `params` say of a probe beyond a place in a grid: its variant, and how its penalty is chosen."""
+    words = ("bias_feature", "transform", "preset", "l2_by", "folds", "criterion")
+    return tuple(word for word in params.split(";") if word.partition("=")[0] in words)
 
 
 def check_metrics(probes: Sequence[Probe], metrics: Sequence[str]) -> None:

@@ -14,6 +14,7 @@ import pandas as pd
 
 from fastxfer.errors import DataError
 from fastxfer.metrics import LOWER_IS_BETTER
+from fastxfer.probes import probe_options
 from fastxfer.protocol import episode_options
 from fastxfer.results import CELL
 from fastxfer.statistics import summarise
@@ -90,13 +91,13 @@ def _chosen(cells: pd.DataFrame) -> np.ndarray:
     """Of several params of a probe: the best on validation rows, else (none there) the middle one of the grid.
 
     Never the best on test rows: that would make every number shown too high. Params that speak of another kind of
-    episodes are no grid: the plainest kind is chosen from.
+    episodes, or of other features or another way to choose, are no grid: the plainest kind is chosen from.
     """
     setting = ["source", "backbone", "target", "ways", "shots", "seed", "probe"]
     chosen = np.ones(len(cells), dtype=bool)
     for positions in cells.groupby(setting, sort=False).indices.values():
         group = cells.iloc[positions]
-        kinds = {str(p): episode_options(str(p)) for p in group["params"].unique()}
+        kinds = {str(p): episode_options(str(p)) + probe_options(str(p)) for p in group["params"].unique()}
         plainest = min(kinds.values(), key=lambda kind: (len(kind), kind))
         params = sorted((p for p, kind in kinds.items() if kind == plainest), key=natural_key)
         validation = group[(group["split"] == "val") & group["main"] & group["params"].isin(params)]
