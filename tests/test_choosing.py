@@ -76,7 +76,7 @@ def test_the_choice_is_scikit_learns_on_the_same_folds(tmp_path, kind, by, crite
 def test_nothing_of_the_test_split_moves_a_choice(tmp_path, by):
     target = blobs_target(n_val=12, patients=True)
     spec = EpisodeSpec(5, 5, 6)
-    probe = LogisticProbe(l2=GRID, l2_by=by)
+    probe = LogisticProbe(l2=GRID, l2_by=by, transform=("centre", "l2"))
     before = evaluate(blobs_store(tmp_path / "a", target), sample_episodes(target, spec, 0, 12), [probe])
 
     # Other labels and other images in the test split.

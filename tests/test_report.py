@@ -315,6 +315,7 @@ def test_other_kinds_of_episodes_are_no_grid():
     """Three penalties on plain episodes, one on others: the middle of the three is shown."""
     plain = [few_rows({"a": [0.5, 0.6]}, params=f"l2={value}") for value in (1, 2, 3)]
     kinds = ("query_prior=natural", "queries=4;imbalance=1.0", "labels=per-label", "fewer_queries")
+    kinds = (*kinds, "transform=centre+l2", "preset=clip", "l2_by=cv;folds=5")
     others = [few_rows({"a": [0.7, 0.8]}, params=f"l2=2;{kind}") for kind in kinds]
     cells = aggregate(pd.concat([*plain, *others]))
     assert set(cells.loc[cells["chosen"], "params"]) == {"l2=2"}

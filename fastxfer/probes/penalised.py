@@ -198,19 +198,34 @@ def _grid(values: Sequence[float]) -> str:
 
 @dataclass(frozen=True)
 class LogisticProbe(Penalised):
-    """Multinomial logistic regression; binary for two classes, one-vs-rest for several labels."""
+    """Multinomial logistic regression; binary for two classes, one-vs-rest for several labels.
+
+    tol  relative gap of the objective at which a solution counts as converged (None: that of the op)
+    """
 
     name: ClassVar[str] = "logistic"
     summary: ClassVar[str] = "logistic regression with an l2 penalty, solved to convergence"
     gives_probabilities: ClassVar[bool] = True
+    tol: float | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.tol is not None and not self.tol > 0:
+            raise UsageError(f"tol must be positive, got {self.tol}")
+
+    @property
+    def variant(self) -> str:
+        words = super().variant
+        return words if self.tol is None else ";".join([f"tol={self.tol:g}", *([words] if words else [])])
 
     def _path(self, pool: ops.Pool, support: Array, labels: Array, query: Array, ways: int) -> Path:
-        got = ops.logistic(pool, support, labels, query, ways, self.l2_values(support.shape[1]))
+        got = ops.logistic(pool, support, labels, query, ways, self.l2_values(support.shape[1]), tol=self.tol)
         return Path(got.scores, got.converged, got.objective)
 
     def solve_full(self, x: Array, y: Array, query: Array, n_classes: int) -> Iterator[Solution]:
         l2 = self.l2_values(len(x))
-        got = ops.logistic_full(x, y, query, n_classes, l2)
+        options: dict[str, Any] = {} if self.tol is None else {"tol": self.tol}
+        got = ops.logistic_full(x, y, query, n_classes, l2, **options)
         params = replace(self, l2_by="fixed").settings(len(x))
         for i, value in enumerate(l2):
             yield Solution(params[i], got.scores[i], got.converged[i], value, got.objective[i])
