@@ -256,3 +256,33 @@ def test_rows_tell_the_penalty_also_where_it_is_given_and_of_full_probes(tmp_pat
     full = evaluate_full(store, "good", store.target("blobs"), LogisticProbe(l2=(1e3, 1e2)))
     assert full["l2"].isin([1e3, 1e2]).all()
     assert full["l2_at_edge"].all()  # a grid of two is all edge
+
+
+def test_a_choice_by_solutions_that_did_not_converge_is_flagged(tmp_path, monkeypatch):
+    true_path = LogisticProbe._path
+
+    def path(self, pool, support, labels, query, ways):
+        got = true_path(self, pool, support, labels, query, ways)
+        if support.shape[1] < 12:  # a fold; in two episodes one value of the grid
+            got.converged[:2, 3] = False
+        return got
+
+    store = blobs_store(tmp_path / "store")
+    episodes = sample_episodes(store.target("blobs"), EpisodeSpec(3, 4, 5), 0, 6)
+    probe = LogisticProbe(l2=GRID, l2_by="cv")
+    assert evaluate(store, episodes, [probe], backbones=["good"])["converged"].all()
+    monkeypatch.setattr(LogisticProbe, "_path", path)
+    assert evaluate(store, episodes, [probe], backbones=["good"])["converged"].tolist() == [False] * 2 + [True] * 4
+
+
+def test_chosen_rows_stay_small(tmp_path):
+    """A million rows under 30 MB, also where every episode has a penalty of its own."""
+    store, results = blobs_store(tmp_path / "store"), ResultStore.open(tmp_path / "results")
+    n = 5000
+    run_protocol(
+        store, results, Protocol(episodes=n, shots=(5,)), [LogisticProbe(l2=GRID, l2_by="holdout")], backbones=["bad"]
+    )
+    rows = results.read()
+    assert rows["l2"].nunique() > 3
+    size = sum(part.stat().st_size for part in (tmp_path / "results").glob("*.parquet"))
+    assert size / n * 1e6 < 30e6
