@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -209,6 +210,9 @@ def test_presets_are_named_in_rows_and_do_not_hide_each_other(tmp_path):
     assert run_full(store, results, preset) == 6
     assert run_full(store, results, plain) == run_full(store, results, preset) == 0
     assert results.read()["params"].str.contains("preset=dino-knn").sum() == 6
+    approximate = replace(plain, index="hnsw")
+    assert run_full(store, results, approximate) == 6
+    assert run_full(store, results, approximate) == run_full(store, results, plain) == 0
 
 
 def test_options_that_a_preset_brings_itself_are_refused():

@@ -67,13 +67,13 @@ def make_probe(
 
 def variant_of(params: str) -> str:
     """The `variant` of the probe whose rows carry these `params`."""
-    words = ("tol", "bias_feature", "transform", "preset")
+    words = ("tol", "bias_feature", "index", "transform", "preset")
     return ";".join(word for word in params.split(";") if word.partition("=")[0] in words)
 
 
 def probe_options(params: str) -> tuple[str, ...]:
     """What `params` say of a probe beyond a place in a grid: its variant, and how its penalty is chosen."""
-    words = ("tol", "bias_feature", "transform", "preset", "l2_by", "folds", "criterion")
+    words = ("tol", "bias_feature", "index", "transform", "preset", "l2_by", "folds", "criterion")
     return tuple(word for word in params.split(";") if word.partition("=")[0] in words)
 
 

@@ -68,6 +68,11 @@ class KnnProbe(Probe):
         if self.temperature is not None and not self.temperature > 0:
             raise UsageError(f"temperature must be positive, got {self.temperature}")
 
+    @property
+    def variant(self) -> str:
+        words = super().variant
+        return words if self.index == "flat" else ";".join([f"index={self.index}", *([words] if words else [])])
+
     def k_values(self, m: int) -> list[int]:
         return sorted({min(k, m) for k in self.k})
 
@@ -89,6 +94,6 @@ class KnnProbe(Probe):
         how = ""
         if self.index != "flat":
             say(f"knn: {self.index} found {got.recall:.2%} of the exact nearest neighbours")
-            how = f";index={self.index};recall={got.recall:.4f}"
+            how = f";recall={got.recall:.4f}"
         for scores, params in zip(got.scores, self.settings(len(x)), strict=True):
             yield Solution(params + how, scores, np.asarray(True))
