@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from helpers import blobs_embeddings, blobs_target
 from scipy.optimize import minimize
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
@@ -368,3 +369,15 @@ def test_knn_recall_is_counted(monkeypatch):
     got = knn_full(x, y, query, 3, k=[10], index="ivf")
     assert got.recall == 0.5
     np.testing.assert_allclose(got.scores.sum(axis=2), 1, rtol=1e-6)  # those not found have no vote
+
+
+def test_a_path_that_starts_at_a_huge_penalty():
+    """Few images, few features, l2 = 1e4: conjugate gradients are done at once and must not go on with rounding."""
+    target = blobs_target(n_classes=4, n_train=25, n_val=40, n_test=15)
+    x = blobs_embeddings(target, dim=10, spread=4.0)
+    train, test = target.rows("train"), target.rows("test")
+    l2 = np.geomspace(1e4, 1e-8, 13)
+    got = ops.logistic_full(x[train], target.labels[train], x[test], 4, l2)
+    assert got.converged.all()
+    expected = reference.logistic(x, train[None], target.labels[train], test[None], 4, list(l2))
+    assert got.objective == pytest.approx(expected.objective[0], rel=1e-6)

@@ -17,6 +17,8 @@ Floats = NDArray[np.float64]
 HISTORY = 60
 HISTORY_BYTES = 2**28
 MAX_CG = 200
+# Conjugate gradients end where the square of the residual has fallen by this: float32 products tell no more.
+RESIDUAL_ROUNDING = 1e-16
 # When L-BFGS guesses that less than this part of the objective is left, Newton takes over.
 NEAR = 1e-5
 
@@ -152,7 +154,7 @@ class Path:
         dot = self._dot
         x, residual = np.zeros_like(g), -g
         direction = y = self._two_loops(g, pairs, kappa, penalty)
-        square = dot(residual, y)
+        square = first = dot(residual, y)
         gains = []
         for _ in range(MAX_CG):
             scale = np.abs(direction).max(axis=0 if self.loss.groups > 1 else None)
@@ -167,6 +169,9 @@ class Path:
                 break
             y = self._two_loops(-residual, pairs, kappa, penalty)
             square, old = dot(residual, y), square
+            # Nothing is left of the residual but rounding, whose gains would be noise, or infinite.
+            if np.all(square <= RESIDUAL_ROUNDING * first):
+                break
             direction = y + np.divide(square, old, out=np.zeros_like(square), where=old > 0) * direction
         return x, np.asarray(sum(gains))[: self.loss.groups]
 
