@@ -120,48 +120,58 @@ def _entries(case: Case, with_torch: bool) -> list[dict[str, Any]]:
     }
     print(f"{name}: timing", file=sys.stderr)
     rounds = 2 if tiny else 5
+    share = {count: _pool_share(case, count) for count in {options.threads, 1}}
     batch = _batch(case, shared, 0.02 if tiny else 0.5)
     n_peer = 1 if tiny else _fitting(lambda n: case.scikit(case.window(0, n)), 0.6)
     fitted: list[LogisticRegression] = []
     scikit = _timed(
-        case, shared, batch, lambda i: fitted.extend(case.scikit(case.window(i, n_peer))), n_peer, rounds=rounds
+        case, shared, share, batch, lambda i: fitted.extend(case.scikit(case.window(i, n_peer))), n_peer, rounds
     )
     converged = sum(int(f.n_iter_.max() < f.max_iter) for f in fitted) / len(fitted)
     entries = [common | {"name": name, "peer": SCIKIT, "peer_converged": converged} | scikit]
     if with_torch:
-        together = 4 if tiny else 32 if case.m < 200 else 4
+        together = 4 if tiny else max(2, min(16, 800 // case.m))
         e = case.window(0, together)
         objective = case.ours(shared, e).objective[:, 0]
-        rounds_needed = torch_lbfgs.rounds_to(case.x, e, case.l2, objective, gap=1e-6)
-        torch = _timed(
-            case, shared, batch, lambda i: torch_lbfgs.solve(case.x, e, case.l2, rounds_needed), together, rounds=3
-        )
-        entries.append(common | {"name": f"{name}/torch", "peer": TORCH.format(together)} | torch)
+        needed, reached = torch_lbfgs.rounds_to(case.x, e, case.l2, objective, gap=1e-6)
+        torch = _timed(case, shared, share, batch, lambda i: torch_lbfgs.solve(case.x, e, case.l2, needed), together, 2)
+        peer = {"name": f"{name}/torch", "peer": TORCH.format(together), "peer_converged": float(reached)}
+        entries.append(common | peer | torch)
     return entries
 
 
+def _pool_share(case: Case, threads: int) -> tuple[float, float]:
+    """Milliseconds, wall and of a core, that the pool costs an episode."""
+    with threadpool_limits(threads):
+        made = [seconds(lambda: case.pool(threads)) for _ in range(1 if len(case.x) > 2000 else 3)]
+    wall, core = np.median(made, axis=0) * 1e3 / EPISODES
+    return float(wall), float(core)
+
+
 def _timed(
-    case: Case, shared: ops.Pool, batch: int, peer: Callable[[int], Any], n_peer: int, *, rounds: int
+    case: Case,
+    shared: ops.Pool,
+    share: dict[int, tuple[float, float]],
+    batch: int,
+    peer: Callable[[int], Any],
+    n_peer: int,
+    rounds: int,
 ) -> dict[str, Any]:
     """Both at the threads asked for, then one core against one core; the pool's share is added to ours."""
     threads = case.options.threads
     fields: dict[str, Any] = {}
-    for count, unit in ((threads, "ms"), (1, "core_ms")):
-        if count == 1 and fields and threads == 1:
-            break  # the first round was that already
+    for count in dict.fromkeys((threads, 1)):
         with threadpool_limits(count):
             shared.threads = count
-            pools = [seconds(lambda count=count: case.pool(count)) for _ in range(2 if case.options.tiny else 3)]  # type: ignore[misc]
-            share = np.median(pools, axis=0) * 1e3 / EPISODES
             some = side_by_side(
                 lambda i: case.ours(shared, case.window(i, batch)), peer, rounds=rounds, work=(batch, n_peer)
             )
-            some["ours_ms"] += share[0]
-            some["ours_core_ms"] += share[1]
-            fields |= {"pool_ms_per_episode": share[0]} if not fields else {}
-            fields |= some if not fields.get("ours_ms") else {k: v for k, v in some.items() if f"_{unit}" in k}
+        some["ours_ms"] += share[count][0]
+        some["ours_core_ms"] += share[count][1]
+        # Wall time is that of the threads asked for, core time that of one.
+        fields |= {k: v for k, v in some.items() if not fields or "_core_ms" in k}
     shared.threads = threads
-    return fields | ratios(fields)
+    return fields | {"pool_ms_per_episode": share[threads][0]} | ratios(fields)
 
 
 def _batch(case: Case, pool: ops.Pool, budget: float) -> int:

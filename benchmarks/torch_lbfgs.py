@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from fastxfer.episodes import Episodes
 
 ROUND = 10  # iterations between looks at the gap
-MOST = 200  # rounds
+MOST = 40  # rounds
 
 
 def solve(x: NDArray[Any], e: Episodes, l2: float, rounds: int) -> Any:
@@ -26,14 +26,14 @@ def solve(x: NDArray[Any], e: Episodes, l2: float, rounds: int) -> Any:
         return torch.baddbmm(bias[:, None], query, weights.transpose(1, 2))
 
 
-def rounds_to(x: NDArray[Any], e: Episodes, l2: float, best: NDArray[np.float64], gap: float) -> int:
-    """After how many rounds every episode's objective is within `gap`, relatively, of `best` (or as many as are allowed)."""
+def rounds_to(x: NDArray[Any], e: Episodes, l2: float, best: NDArray[np.float64], gap: float) -> tuple[int, bool]:
+    """After how many rounds every episode's objective is within `gap`, relatively, of `best`; or MOST, and that it isn't."""
     _, _, step, objective = _problem(x, e, l2)
     for done in range(1, MOST + 1):
         step()
         if (objective() <= best * (1 + gap)).all():
-            return done
-    return MOST
+            return done, True
+    return MOST, False
 
 
 def _problem(x: NDArray[Any], e: Episodes, l2: float) -> tuple[Any, Any, Callable[[], Any], Callable[[], Any]]:

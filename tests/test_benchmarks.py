@@ -95,8 +95,10 @@ def test_the_torch_peer_comes_to_the_same_gap():
     x, labels, _ = embeddings(800, 64, synthetic=True)
     e = sample_episodes(two_halves(labels), EpisodeSpec(5, 5, 3), 0, 3)
     best = ops.logistic(ops.Pool(x), e.support, e.support_labels, e.query, 5, [0.04])
-    rounds = torch_lbfgs.rounds_to(x, e, 0.04, best.objective[:, 0], gap=1e-6)
+    rounds, reached = torch_lbfgs.rounds_to(x, e, 0.04, best.objective[:, 0], gap=1e-6)
+    assert reached
     assert 1 < rounds < torch_lbfgs.MOST
+    assert torch_lbfgs.rounds_to(x, e, 0.04, best.objective[:, 0] / 2, gap=1e-6) == (torch_lbfgs.MOST, False)
     scores = torch_lbfgs.solve(x, e, 0.04, rounds).numpy()
     ours = best.scores[:, 0] - best.scores[:, 0].mean(axis=2, keepdims=True)
     theirs = scores - scores.mean(axis=2, keepdims=True)
