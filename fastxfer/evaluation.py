@@ -99,10 +99,15 @@ def run_protocol(
     for name in plan:
         target = store.target(name)
         try:
-            chosen += [
-                (target, sample_episodes(target, protocol.spec(target, shots), protocol.seed, protocol.episodes))
+            drawn = [
+                sample_episodes(target, protocol.spec(target, shots), protocol.seed, protocol.episodes)
                 for shots in protocol.shots
             ]
+            for episodes in drawn:
+                _check_spec(probes, episodes)
+                if any(probe.chooses_on_val for probe in probes):
+                    _val_episodes(target, episodes)
+            chosen += [(target, episodes) for episodes in drawn]
         except (DataError, UsageError) as error:
             if targets:
                 raise
@@ -118,7 +123,6 @@ def run_protocol(
     for target, episodes in chosen:
         metrics = protocol.metrics_of(episodes.spec)
         check_metrics(probes, metrics)
-        _check_spec(probes, episodes)
         for backbone in plan[target.name]:
             source = source_of(store, backbone, target.name)
             for probe in probes:
@@ -292,12 +296,16 @@ def _decided(probe: Probe, pool: ops.Pool, target: Target, episodes: Episodes) -
     """The probe with its l2 chosen, where that is the validation split's matter: by the same spec with queries from there."""
     if not probe.chooses_on_val:
         return probe
-    spec = replace(episodes.spec, query_split="val")
+    val = _val_episodes(target, episodes)
+    return probe.choose_on(pool, val.support, val.support_labels, val.query, val.query_labels, val.ways)
+
+
+def _val_episodes(target: Target, episodes: Episodes) -> Episodes:
+    """Episodes of the same kind with queries from the validation split; `DataError` where it can not serve."""
     try:
-        val = sample_episodes(target, spec, episodes.seed, VAL_EPISODES)
+        return sample_episodes(target, replace(episodes.spec, query_split="val"), episodes.seed, VAL_EPISODES)
     except DataError as error:
         raise DataError(f"l2 can not be chosen on validation: {error}") from error
-    return probe.choose_on(pool, val.support, val.support_labels, val.query, val.query_labels, val.ways)
 
 
 def _pool(

@@ -227,6 +227,10 @@ def test_what_can_not_be_chosen_is_said(tmp_path):
         )  # fmt: skip
     with pytest.raises(DataError, match=r"l2 can not be chosen on validation: .*no image in its 'val' split"):
         run_protocol(store, results, Protocol(episodes=5), [val])
+    both = blobs_store(tmp_path / "both", blobs_target(), blobs_target("with-val", n_val=20))
+    summary = run_protocol(both, ResultStore.open(tmp_path / "both-results"), Protocol(episodes=5), [val])
+    assert [left["target"] for left in summary.skipped] == ["blobs"]
+    assert {cell[2] for cell in summary.cells} == {"with-val"}
     assert len(results.read()) == 0
     x = np.random.default_rng(0).normal(size=(20, 4))
     with pytest.raises(UsageError, match="needs validation queries"):
