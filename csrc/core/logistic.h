@@ -124,7 +124,9 @@ class LogisticSolver {
     // unless the objective is larger there than at the last one.
     FX_BODY void extrapolate(const Team& team, double l2) {
         const double step = solved_ > 1 ? log(l2_last_ / l2_before_) : 0;
-        const Real w = step != 0 ? static_cast<Real>(log(l2 / l2_last_) / step) : Real(0);
+        // No further than the last step went: parts of A that K does not see would grow from step to step.
+        const double ahead = step != 0 ? log(l2 / l2_last_) / step : 0;
+        const Real w = static_cast<Real>(ahead < 1 ? ahead : 1);
         Real *a = A, *z = Z_, *a_before = A_before_, *z_before = Z_before_;
         each<Real>(team, n_, [=](int i) {
             const V a_last = load<V>(a + i), z_last = load<V>(z + i);
