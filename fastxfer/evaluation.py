@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -64,6 +65,7 @@ class RunSummary:
     """What a run did: new rows, episodes solved, seconds of solving, the targets left out, with reasons, and the cells
     that it asked for, whether their rows are new or were there.
 
+    eased: targets too small for the study, with the reason and the options by which they took part all the same.
     unconverged: rows of solutions short of the tolerance. undefined: rows whose value is NaN.
     """
 
@@ -71,6 +73,7 @@ class RunSummary:
     episodes: int = 0
     seconds: float = 0.0
     skipped: list[dict[str, str]] = field(default_factory=list)
+    eased: list[dict[str, str]] = field(default_factory=list)
     unconverged: int = 0
     undefined: int = 0
     cells: set[Cell] = field(default_factory=set)
@@ -89,8 +92,9 @@ def run_protocol(
     """Run a few-shot study on all the store holds (or the named backbones and targets) and append its rows.
 
     Episodes that the results have already are not solved again; each finished (backbone, target, shots, probe) is on
-    disk before the next begins. A target that cannot meet the protocol is an error if it was named, else it is left out
-    and listed in the summary.
+    disk before the next begins. A target that is too small for the protocol is an error if it was named. Else it takes
+    part with `fewer_queries` (unless a number of queries was asked for) or `drop_scarce`, which its rows tell, or, if
+    that does not help, is left out; the summary lists both.
     """
     summary = RunSummary()
     plan = backbones_of(store, targets, backbones)
@@ -99,21 +103,20 @@ def run_protocol(
     for name in plan:
         target = store.target(name)
         try:
-            drawn = [
-                sample_episodes(target, protocol.spec(target, shots), protocol.seed, protocol.episodes)
-                for shots in protocol.shots
-            ]
-            for episodes in drawn:
-                _check_spec(probes, episodes)
-                if any(probe.chooses_on_val for probe in probes):
-                    _val_episodes(target, episodes)
-            chosen += [(target, episodes) for episodes in drawn]
+            drawn = _draw(target, protocol, probes)
         except (DataError, UsageError) as error:
             if targets:
                 raise
-            say(f"left out: {error}")
-            summary.skipped.append({"target": name, "reason": str(error)})
-            kinds.add(type(error))
+            options, drawn = _ease(target, protocol, probes)
+            reason = {"target": name, "reason": str(error)}
+            if drawn:
+                say(f"{name} takes part with {options}, since {error}")
+                summary.eased.append(reason | {"options": options})
+            else:
+                say(f"left out: {error}")
+                summary.skipped.append(reason)
+                kinds.add(type(error))
+        chosen += [(target, episodes) for episodes in drawn]
     if not chosen:
         # More ways than any target has classes is a slip of the command line, whatever the data.
         kind = UsageError if kinds == {UsageError} else DataError
@@ -158,6 +161,30 @@ def run_protocol(
             summary.unconverged += int((~rows["converged"]).sum())
             summary.undefined += int(rows["value"].isna().sum())
     return summary
+
+
+def _draw(target: Target, protocol: Protocol, probes: Sequence[Probe]) -> list[Episodes]:
+    """The study's episodes of a target, one list a number of shots, if probes and target can serve."""
+    drawn = [
+        sample_episodes(target, protocol.spec(target, shots), protocol.seed, protocol.episodes)
+        for shots in protocol.shots
+    ]
+    for episodes in drawn:
+        _check_spec(probes, episodes)
+        if any(probe.chooses_on_val for probe in probes):
+            _val_episodes(target, episodes)
+    return drawn
+
+
+def _ease(target: Target, protocol: Protocol, probes: Sequence[Probe]) -> tuple[str, list[Episodes]]:
+    """By which options a target that is too small can take part, and its episodes then; none where nothing helps."""
+    fewer: dict[str, Any] = {"fewer_queries": True} if protocol.queries is None else {}
+    for more in (fewer, fewer | {"drop_scarce": True}):
+        eased = replace(protocol, **more)
+        if eased != protocol:
+            with suppress(DataError, UsageError):
+                return " ".join(f"--{name.replace('_', '-')}" for name in more), _draw(target, eased, probes)
+    return "", []
 
 
 def audit(

@@ -100,14 +100,18 @@ def test_every_folder_is_added_by_one_line_and_listed(road: Path) -> None:
 def test_fewshot_on_all_and_what_it_leaves_out(road: Path) -> None:
     document = run_json("fewshot", "--episodes", "200", "--store", road / "store", "--results", road / "few")
     ways = {c["target"]: c["ways"] for c in document["cells"]}
-    assert ways == {"kermany_pneumonia": "2", "dtd10": "5", "cifar10_subset": "5"}
-    # 5 test images a character; X-rays with one finding alone are rarer still.
-    reasons = {s["target"]: s["reason"] for s in document["skipped"]}
-    assert set(reasons) == {"nih_sample", "omniglot_small"}
+    assert ways == {"kermany_pneumonia": "2", "dtd10": "5", "cifar10_subset": "5", "omniglot_small": "5"}
+    # 5 test images a character: fewer queries are taken, which the rows tell.
+    (eased,) = document["eased"]
+    assert (eased["target"], eased["options"]) == ("omniglot_small", "--fewer-queries")
     assert (
         "class 'Balinese/character01' has 15 train and 5 test images to draw from, but 1 shots and 15 queries are "
-        "asked for (and 7 more such classes). Lower --shots or --queries" in reasons["omniglot_small"]
+        "asked for (and 7 more such classes). Lower --shots or --queries" in eased["reason"]
     )
+    assert all("fewer_queries" in c["params"] for c in document["cells"] if c["target"] == "omniglot_small")
+    # X-rays with one finding alone are rarer still.
+    reasons = {s["target"]: s["reason"] for s in document["skipped"]}
+    assert set(reasons) == {"nih_sample"}
     assert "class 'Atelectasis' has 2 train and 2 test images to draw from, but 1 shots" in reasons["nih_sample"]
 
     def mean(of: Any, target: str, shots: str) -> float:

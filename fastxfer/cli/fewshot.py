@@ -180,6 +180,7 @@ def fewshot(
                 "episodes_solved": summary.episodes,
                 "seconds": summary.seconds,
                 "skipped": summary.skipped,
+                "eased": summary.eased,
                 "audit": audited,
                 "cells": shown.to_dict("records"),
             }
