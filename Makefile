@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint format sanitize clean
+.PHONY: demo test lint format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/fastxfer demo --out demo

@@ -120,7 +120,7 @@ def _entries(case: Case, with_torch: bool) -> list[dict[str, Any]]:
     }
     print(f"{name}: timing", file=sys.stderr)
     rounds = 2 if tiny else 5
-    share = {count: _pool_share(case, count) for count in {options.threads, 1}}
+    share = {count: pool_share(case, count) for count in {options.threads, 1}}
     batch = _batch(case, shared, 0.02 if tiny else 0.5)
     n_peer = 1 if tiny else _fitting(lambda n: case.scikit(case.window(0, n)), 0.6)
     fitted: list[LogisticRegression] = []
@@ -140,7 +140,7 @@ def _entries(case: Case, with_torch: bool) -> list[dict[str, Any]]:
     return entries
 
 
-def _pool_share(case: Case, threads: int) -> tuple[float, float]:
+def pool_share(case: Case, threads: int) -> tuple[float, float]:
     """Milliseconds, wall and of a core, that the pool costs an episode."""
     with threadpool_limits(threads):
         made = [seconds(lambda: case.pool(threads)) for _ in range(1 if len(case.x) > 2000 else 3)]

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from benchmarks.embeddings import embeddings, two_halves
-from benchmarks.fewshot import EPISODES, QUERIES, WORK
-from benchmarks.machine import ratios, seconds, side_by_side
+from benchmarks.fewshot import EPISODES, QUERIES, WORK, Case, pool_share
+from benchmarks.machine import ratios, side_by_side
 from fastxfer import ops
 from fastxfer.episodes import Episodes, EpisodeSpec, sample_episodes
 from fastxfer.targets.table import Target
@@ -33,19 +33,14 @@ def run(options: Any) -> list[dict[str, Any]]:
 
 def _entry(x: NDArray[np.float32], words: str, target: Target, ways: int, shots: int, options: Any) -> dict[str, Any]:
     print(f"path/{ways}w{shots}s", file=sys.stderr)
-    rows, m = target.rows("train"), ways * shots
+    m = ways * shots
     batch = 4 if options.tiny else max(2, 16_000 // m**2)
     episodes = sample_episodes(target, EpisodeSpec(ways, shots, QUERIES), options.seed, batch)
-
-    def make() -> ops.Pool:
-        pool = ops.Pool(x, support=rows, gram=True, threads=options.threads)
-        pool.gram()
-        return pool
-
+    case = Case(x, words, target, episodes, options)
     with threadpool_limits(options.threads):
-        shared = make()
+        shared = case.pool(options.threads)
         gap, converged = _check(shared, x, episodes.window(0, min(batch, 4 if m < 200 else 2)))
-        wall, core = np.median([seconds(make) for _ in range(3)], axis=0) * 1e3 / EPISODES
+        wall, core = pool_share(case, options.threads)
         fields = side_by_side(
             lambda _: _solve(shared, episodes, 1 / (m * C)),
             lambda _: _solve(shared, episodes, np.array([1 / m])),

@@ -20,7 +20,7 @@ from fastxfer.probes import Probe, Solution, check_metrics, variant_of
 from fastxfer.progress import progress, say
 from fastxfer.protocol import Protocol, params_of
 from fastxfer.results import CELL, NO_EPISODE, Cell, ResultStore, complete
-from fastxfer.statistics import bootstrap_interval
+from fastxfer.statistics import measure_split
 from fastxfer.store import EmbeddingStore
 from fastxfer.targets import Target, make_split
 from fastxfer.transforms import per_image
@@ -279,27 +279,16 @@ def evaluate_full(store: EmbeddingStore, backbone: str, target: Target, probe: P
     }
     rows = []
     for split, rows_of, solution in (("val", val, on_val), ("test", test, on_test)):
-        labels = target.labels[rows_of]
         groups = None if target.patient is None else target.patient[rows_of]
         ranked = probe.probabilities(solution.scores, target.multi_label)
-        for metric in metrics:
-            low, high = bootstrap_interval(metric, ranked, labels, groups=groups)
-            measured, undefined = measure(metric, ranked, labels)
-            rows.append(
-                {
-                    **common,
-                    "split": split,
-                    "metric": metric,
-                    "value": float(measured),
-                    "low": low,
-                    "high": high,
-                    "n_queries": len(labels),
-                    "undefined": int(undefined),
-                    "converged": bool(np.all(solution.converged)),
-                    "l2": float(solution.l2),
-                    "l2_at_edge": bool(probe.at_edge(position)),
-                }
-            )
+        solved = {
+            "split": split,
+            "converged": bool(np.all(solution.converged)),
+            "l2": float(solution.l2),
+            "l2_at_edge": bool(probe.at_edge(position)),
+        }
+        measured = measure_split(metrics, ranked, target.labels[rows_of], groups=groups)
+        rows += [{**common, **solved, **row} for row in measured]
     return complete(pd.DataFrame(rows))
 
 

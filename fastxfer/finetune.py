@@ -26,11 +26,11 @@ from fastxfer.backbones import load_backbone, load_network
 from fastxfer.backbones.checkpoint import SUFFIXES
 from fastxfer.errors import DataError, FastxferError
 from fastxfer.hyperrule import PRESETS, Schedule, Settings, settle
-from fastxfer.metrics import measure, softmax
+from fastxfer.metrics import softmax
 from fastxfer.plans import PlanEntry
 from fastxfer.progress import progress, say
 from fastxfer.results import NO_EPISODE, Cell, ResultStore, complete
-from fastxfer.statistics import bootstrap_interval
+from fastxfer.statistics import measure_split
 from fastxfer.store import EmbeddingStore
 from fastxfer.targets import Target, load_target
 from fastxfer.training import (
@@ -356,22 +356,7 @@ def _score(
     groups = None if target.patient is None else target.patient[rows]
     # One-vs-rest AUCs rank one image's score against another's: probabilities, as for the probes.
     ranked = scores if target.multi_label else softmax(scores)
-    out = []
-    for metric in _metrics(target):
-        low, high = bootstrap_interval(metric, ranked, labels, groups=groups)
-        value, undefined = measure(metric, ranked, labels)
-        out.append(
-            {
-                "split": split,
-                "metric": metric,
-                "value": float(value),
-                "low": low,
-                "high": high,
-                "n_queries": len(labels),
-                "undefined": int(undefined),
-            }
-        )
-    return out
+    return [{"split": split, **row} for row in measure_split(_metrics(target), ranked, labels, groups=groups)]
 
 
 def _resize(size: int, square: bool) -> Callable[[Image.Image], Image.Image]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from scipy import stats
 
-from fastxfer.metrics import METRICS, Array
+from fastxfer.metrics import METRICS, Array, measure
 from fastxfer.results import CELL, NO_EPISODE
 
 EPISODES = "episodes"
@@ -45,6 +48,22 @@ def summarise(rows: pd.DataFrame, level: float = 0.95) -> pd.DataFrame:
     summary["interval"] = np.where(of_episodes, EPISODES, TEST_IMAGES)
     summary["undefined"] = summary["n"] - summary["defined"]
     return summary.drop(columns=["episode", "defined"])
+
+
+def measure_split(
+    metrics: Sequence[str], scores: Array, labels: Array, *, groups: Array | None = None
+) -> list[dict[str, Any]]:
+    """What a row says of the scores of a whole split, once a metric: its value, interval over images, and counts.
+
+    Arguments as for `bootstrap_interval`.
+    """
+    found: list[dict[str, Any]] = []
+    for metric in metrics:
+        low, high = bootstrap_interval(metric, scores, labels, groups=groups)
+        value, undefined = measure(metric, scores, labels)
+        counts = {"n_queries": len(labels), "undefined": int(undefined)}
+        found.append({"metric": metric, "value": float(value), "low": low, "high": high, **counts})
+    return found
 
 
 def bootstrap_interval(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,19 @@ from numpy.typing import NDArray
 
 from fastxfer.store import EmbeddingStore
 from fastxfer.targets import Target
+
+
+def toy_target(n_train: Sequence[int], n_test: Sequence[int], patient: NDArray[Any] | None = None) -> Target:
+    """Classes a, b, c … with the given numbers of images in train and in test."""
+    labels = np.concatenate([np.repeat(np.arange(len(n)), n) for n in (n_train, n_test)])
+    return Target(
+        name="toy",
+        image_id=np.array([f"{i:04}.png" for i in range(len(labels))]),
+        class_names=tuple("abcdefgh"[: len(n_train)]),
+        labels=labels,
+        split=np.repeat(["train", "test"], [sum(n_train), sum(n_test)]),
+        patient=patient,
+    )
 
 
 def blobs_target(

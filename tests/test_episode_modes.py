@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from helpers import toy_target
 from scipy import stats
 
 from fastxfer.episodes import Episodes, EpisodeSpec, sample_episodes
@@ -19,16 +20,7 @@ P_VALUE = 1e-4  # seeds are fixed: a test that passes once passes always
 
 
 def single(n_train=(30, 20, 10, 12), n_test=(12, 6, 4, 9), patient=None) -> Target:
-    labels = np.concatenate([np.repeat(np.arange(len(n)), n) for n in (n_train, n_test)])
-    n = len(labels)
-    return Target(
-        name="toy",
-        image_id=np.array([f"{i:04}.png" for i in range(n)]),
-        class_names=tuple("abcdefgh"[: len(n_train)]),
-        labels=labels,
-        split=np.repeat(["train", "test"], [sum(n_train), sum(n_test)]),
-        patient=patient,
-    )
+    return toy_target(n_train, n_test, patient)
 
 
 def multi(n_train=80, n_test=60, patients: int | None = None, seed=0) -> Target:

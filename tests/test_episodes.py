@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from helpers import toy_target
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
@@ -12,17 +13,8 @@ from fastxfer.targets.table import Target
 
 
 def make_target(n_train=(8, 9, 10, 12, 7), n_test=(5, 6, 4, 4, 5), patients: int | None = None) -> Target:
-    labels = np.concatenate([np.repeat(np.arange(len(n)), n) for n in (n_train, n_test)])
-    split = np.repeat(["train", "test"], [sum(n_train), sum(n_test)])
-    n = len(labels)
-    return Target(
-        name="toy",
-        image_id=np.array([f"{i:04}.png" for i in range(n)]),
-        class_names=tuple("abcdefgh"[: len(n_train)]),
-        labels=labels,
-        split=split,
-        patient=None if patients is None else np.array([f"p{i % patients}" for i in range(n)]),
-    )
+    n = sum(n_train) + sum(n_test)
+    return toy_target(n_train, n_test, None if patients is None else np.array([f"p{i % patients}" for i in range(n)]))
 
 
 def equal(a: Episodes, b: Episodes) -> bool:
