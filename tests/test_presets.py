@@ -43,7 +43,9 @@ def test_field_grid_by_validation_accuracy(tmp_path, name):
         part = make_split(target.image_id[train], y[train], None, fractions={"train": 0.9, "val": 0.1}, seed=0)
         train, val = train[part == "train"], train[part == "val"]
         assert len(val) == 10 or abs(len(val) - 10) <= 2
+    # DINOv2: C; SimCLR: the penalty, which the code that follows it hands to scikit-learn as C = 1/wd.
     grid = 10 ** np.linspace(-6, 5, 45)
+    grid = grid if name == "dinov2" else 1 / grid
     on_val = [accuracy_of(c, x, y, train, val) for c in grid]
     best = grid[int(np.argmax(on_val))]  # the first of equals, as a running maximum keeps it
     both = np.concatenate([train, val])
@@ -167,7 +169,8 @@ def test_dino_knn(tmp_path):
 def test_meta_baseline(tmp_path):
     store = blobs_store(tmp_path / "store", backbones={"one": 2.0})
     target = store.target("blobs")
-    assert episodes_for(["meta-baseline"]) == {"ways": 5, "shots": (1, 5), "queries": 15}
+    # 10 epochs of 200 batches of 4 episodes.
+    assert episodes_for(["meta-baseline"]) == {"ways": 5, "shots": (1, 5), "queries": 15, "episodes": 8000}
     episodes = sample_episodes(target, EpisodeSpec(5, 5, 15), 0, 20)
     rows = evaluate(store, episodes, probes_for("fewshot", ["meta-baseline"]))
     x = store.embeddings("one", "blobs").astype(float)
@@ -180,17 +183,23 @@ def test_meta_baseline(tmp_path):
     assert rows["value"].tolist() == pytest.approx(expected)
 
 
-def test_all_way_k_shot_of_bit(tmp_path):
+@pytest.mark.parametrize(("name", "shots"), [("bit", (1, 5, 10)), ("paper", (1, 5, 10, 100))])
+def test_all_way_k_shot(tmp_path, name, shots):
     from fastxfer.protocol import Protocol
 
-    store = blobs_store(tmp_path / "store", blobs_target(n_val=5), backbones={"one": 2.0})
+    store = blobs_store(tmp_path / "store", blobs_target(n_train=100, n_val=5), backbones={"one": 2.0})
     target = store.target("blobs")
-    options = episodes_for(["bit"])
+    options = episodes_for([name])
+    assert options == {"ways": "all", "shots": shots, "episodes": 5}
     protocol = Protocol(**options)
+    smaller = [set()] * 5
     x, y = store.embeddings("one", "blobs").astype(float), target.labels
     for shots in options["shots"]:
         episodes = sample_episodes(target, protocol.spec(target, shots), 0, options["episodes"])
-        rows = evaluate(store, episodes, probes_for("fewshot", ["bit"]))
+        rows = evaluate(store, episodes, probes_for("fewshot", [name]))
+        # A seed shuffles each class once and takes its first k: the images of fewer shots are among those of more.
+        assert all(fewer < set(support) for fewer, support in zip(smaller, episodes.support, strict=True))
+        smaller = [set(support) for support in episodes.support]
         expected = []
         for support in episodes.support:
             # k train images of every class, none twice; all test images are scored.
@@ -199,7 +208,10 @@ def test_all_way_k_shot_of_bit(tmp_path):
             assert (target.split[support] == "train").all()
             model = LogisticRegression(C=1.0, tol=1e-10, max_iter=20_000).fit(x[support], y[support])
             expected.append(model.score(x[target.split == "test"], y[target.split == "test"]))
-        assert rows["value"].tolist() == pytest.approx(expected)
+        # float32: a query whose two best logits are 10^-3 apart may go either way.
+        off = np.abs(rows["value"] - expected) * (target.split == "test").sum()
+        assert off.max() < 1.01
+        assert off.sum() < 2.01
 
 
 def test_presets_are_named_in_rows_and_do_not_hide_each_other(tmp_path):
