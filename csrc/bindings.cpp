@@ -137,10 +137,13 @@ void positive(const Array<double>& values, const char* name) {
 py::tuple logistic(const py::array& gram, const Array<std::int64_t>& support, const Array<std::int64_t>& query,
                    const Array<std::int32_t>& labels, const Array<double>& offset, const Array<double>& inverse_length,
                    const Array<double>& square, std::int64_t count, int ways, const Array<double>& l2, double tol,
-                   int max_iter, int threads) {
+                   int max_iter, const Array<double>& class_weight, bool balanced, int threads) {
     Batch batch(gram, support, query, labels, offset, inverse_length, square, count, ways);
     positive(l2, "l2");
     require(l2.size() >= 1, "l2 is empty");
+    positive(class_weight, "class_weight");
+    require(class_weight.size() == 0 || (class_weight.size() == ways && !balanced),
+            "class_weight must be empty, or one number a class and not balanced too");
     const int n_l2 = static_cast<int>(l2.size());
     // Solved from the largest to the smallest, each from where the last ended.
     std::vector<int> place(n_l2);
@@ -160,6 +163,8 @@ py::tuple logistic(const py::array& gram, const Array<std::int64_t>& support, co
                                           place.data(),
                                           tol,
                                           max_iter,
+                                          class_weight.size() ? class_weight.data() : nullptr,
+                                          balanced,
                                           objective.mutable_data(),
                                           iterations.mutable_data(),
                                           converged.mutable_data(),
@@ -194,7 +199,7 @@ Array<float> prototype(const py::array& gram, const Array<std::int64_t>& support
 Array<float> knn(const py::array& gram, const Array<std::int64_t>& support, const Array<std::int64_t>& query,
                  const Array<std::int32_t>& labels, const Array<double>& offset, const Array<double>& inverse_length,
                  const Array<double>& square, std::int64_t count, int ways, const Array<std::int32_t>& k,
-                 double temperature, int threads) {
+                 double temperature, bool by_distance, int threads) {
     Batch batch(gram, support, query, labels, offset, inverse_length, square, count, ways);
     require(k.ndim() == 1 && k.size() >= 1, "k must be a list");
     for (py::ssize_t i = 0; i < k.size(); ++i) {
@@ -204,8 +209,9 @@ Array<float> knn(const py::array& gram, const Array<std::int64_t>& support, cons
     require(temperature >= 0, "temperature must not be negative");
     const std::vector<int> ks(k.data(), k.data() + k.size());
     Array<float> scores = batch.scores(k.size());
-    run(fastxfer::knn_cpu,
-        fastxfer::KnnParams{batch.episodes, static_cast<int>(ks.size()), ks.data(), ks.back(), temperature}, threads);
+    const fastxfer::KnnParams params{batch.episodes, static_cast<int>(ks.size()), ks.data(), ks.back(), temperature,
+                                     by_distance};
+    run(fastxfer::knn_cpu, params, threads);
     return scores;
 }
 
@@ -244,14 +250,17 @@ Episodes episodes_at(std::int64_t count, int m, int q, int ways, std::uintptr_t 
 }
 
 fastxfer::LogisticParams logistic_at(const Episodes& episodes, int n_l2, std::uintptr_t l2, std::uintptr_t place,
-                                     double tol, int max_iter, std::uintptr_t objective, std::uintptr_t iterations,
-                                     std::uintptr_t converged, std::uintptr_t doubtful) {
+                                     double tol, int max_iter, std::uintptr_t class_weight, bool balanced,
+                                     std::uintptr_t objective, std::uintptr_t iterations, std::uintptr_t converged,
+                                     std::uintptr_t doubtful) {
     return {episodes,
             n_l2,
             at<const double>(l2),
             at<const int>(place),
             tol,
             max_iter,
+            at<const double>(class_weight),
+            balanced,
             at<double>(objective),
             at<std::int32_t>(iterations),
             at<bool>(converged),
@@ -262,8 +271,9 @@ fastxfer::RidgeParams ridge_at(const Episodes& episodes, int n_l2, std::uintptr_
     return {episodes, n_l2, at<const double>(l2), at<bool>(doubtful)};
 }
 
-fastxfer::KnnParams knn_at(const Episodes& episodes, int n_k, std::uintptr_t k, int k_max, double temperature) {
-    return {episodes, n_k, at<const int>(k), k_max, temperature};
+fastxfer::KnnParams knn_at(const Episodes& episodes, int n_k, std::uintptr_t k, int k_max, double temperature,
+                           bool by_distance) {
+    return {episodes, n_k, at<const int>(k), k_max, temperature, by_distance};
 }
 
 // Params of one op, with run(): on this process's memory.
@@ -317,10 +327,11 @@ PYBIND11_MODULE(_C, module) {
     gram, support, query, labels, py::arg("offset").noconvert(), py::arg("inverse_length").noconvert(), \
         py::arg("square").noconvert(), py::arg("count"), py::arg("ways")
     module.def("logistic", &logistic, FX_EPISODES, py::arg("l2").noconvert(), py::arg("tol"), py::arg("max_iter"),
-               py::arg("threads"));
+               py::arg("class_weight").noconvert(), py::arg("balanced"), py::arg("threads"));
     module.def("ridge", &ridge, FX_EPISODES, py::arg("l2").noconvert(), py::arg("threads"));
     module.def("prototype", &prototype, FX_EPISODES, py::arg("cosine"), py::arg("threads"));
-    module.def("knn", &knn, FX_EPISODES, py::arg("k").noconvert(), py::arg("temperature"), py::arg("threads"));
+    module.def("knn", &knn, FX_EPISODES, py::arg("k").noconvert(), py::arg("temperature"), py::arg("by_distance"),
+               py::arg("threads"));
 #undef FX_EPISODES
     const auto images = py::arg("images").noconvert();
     module.def("products", &products<float>, images, support, query, py::arg("threads"));

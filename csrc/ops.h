@@ -46,10 +46,12 @@ struct LogisticParams {
     const int* place;  // where each stands in the answer
     double tol;
     int max_iter;
-    double* objective;         // (count, n_l2)
-    std::int32_t* iterations;  // (count, n_l2)
-    bool* converged;           // (count, n_l2)
-    bool* doubtful;            // (count): rounding of the inner products may have moved the objective by more than tol
+    const double* class_weight;  // (ways), of an image's loss; null: 1
+    bool balanced;               // instead m/(classes seen · images of the class), as scikit-learn's "balanced"
+    double* objective;           // (count, n_l2)
+    std::int32_t* iterations;    // (count, n_l2)
+    bool* converged;             // (count, n_l2)
+    bool* doubtful;  // (count): rounding of the inner products may have moved the objective by more than tol
 };
 
 struct RidgeParams {
@@ -70,6 +72,7 @@ struct KnnParams {
     const int* k;        // ascending
     int k_max;           // the last of them
     double temperature;  // 0: every vote counts one
+    bool by_distance;    // votes count 1/(1 - similarity) instead
 };
 
 // Inner products of episodes that share no Gram matrix: out (count, m, m + q), as Episodes wants them.

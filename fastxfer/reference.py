@@ -23,9 +23,14 @@ from numpy.typing import ArrayLike, NDArray
 Array = NDArray[Any]
 Floats = NDArray[np.float64]
 
+# None: every class counts alike; "balanced", or a weight a class (see `logistic`).
+ClassWeight = Literal["balanced"] | Sequence[float] | None
+
 MAX_ITERATIONS = 500
 # Up to here Newton's equations are solved by Cholesky, beyond by conjugate gradients (20-way 20-shot has 8,000).
 DENSE_VARIABLES = 1500
+# Images at a smaller cosine distance count as equal where votes go by distance: float32 products tell no more.
+SAME_IMAGE = 1e-5
 
 
 class LogisticResult(NamedTuple):
@@ -48,14 +53,18 @@ def logistic(
     ways: int,
     l2: Sequence[float],
     tol: float = 1e-12,
+    class_weight: ClassWeight = None,
 ) -> LogisticResult:
-    """Logistic regression: the minimum of (1/m) Σ loss(y_i, W x_i + b) + (l2/2) ‖W‖²_F, bias unpenalised.
+    """Logistic regression: the minimum of (1/m) Σ w(y_i) loss(y_i, W x_i + b) + (l2/2) ‖W‖²_F, bias unpenalised.
 
     x (n, d); support (E, m) rows of x; labels (m,) or (E, m); query (E, q) or (1, q); l2 (L,) > 0.
 
     More than two ways: softmax cross-entropy; scores are the logits, which sum to zero over the classes seen. Two ways:
     the binary logistic loss with one weight vector, as in scikit-learn; with z = w·x + b, scores are (−z/2, z/2). The
     loss goes by `ways`, not by how many classes are seen. scikit-learn's C is 1/(m·l2).
+
+    class_weight: None, w = 1; (ways,) the w of each class, or "balanced", w = m / (classes seen · images of the class).
+    Both are scikit-learn's at the same C: weights do not change m, whatever they add up to.
 
     Solved by Newton's method until half the squared Newton decrement, which estimates what is left to gain, is below
     `tol` times the objective.
@@ -71,10 +80,21 @@ def logistic(
                 scores[e, i, :, seen[0]] = 0.0
                 continue
             fit = _binary if ways == 2 else _multinomial
-            weights, bias, objective[e, i], iterations[e, i], converged[e, i] = fit(x[support[e]], y, l2[i], tol)
+            w = image_weights(labels[e], class_weight)
+            weights, bias, objective[e, i], iterations[e, i], converged[e, i] = fit(x[support[e]], y, l2[i], tol, w)
             z = x[query[e]] @ weights.T + bias
             scores[e, i][:, seen] = np.hstack([-z / 2, z / 2]) if ways == 2 else z
     return LogisticResult(scores, objective, iterations, converged)
+
+
+def image_weights(labels: Array, class_weight: ClassWeight) -> Floats:
+    """(m,) weight of each image's loss from its class (`logistic`)."""
+    if class_weight is None:
+        return np.ones(len(labels))
+    if isinstance(class_weight, str):
+        seen, place, count = np.unique(labels, return_inverse=True, return_counts=True)
+        return np.asarray(len(labels) / len(seen) / count[place])
+    return np.asarray(class_weight, np.float64)[labels]
 
 
 def ridge(x: ArrayLike, support: Array, labels: Array, query: Array, ways: int, l2: Sequence[float]) -> Floats:
@@ -130,11 +150,14 @@ def knn(
     *,
     k: Sequence[int],
     temperature: float | None = 0.07,
+    by_distance: bool = False,
 ) -> Floats:
     """The k support images of largest cosine similarity vote; scores are shares of the vote, (E, len(k), q, ways).
 
-    A vote weighs exp(similarity / temperature) (Wu et al. 2018, DINO), or 1 with `temperature=None`. Of equally similar
-    images the one that comes first in `support` is nearer. A k above m counts as m.
+    A vote weighs exp(similarity / temperature) (Wu et al. 2018, DINO), or 1 with `temperature=None`. With `by_distance`
+    it weighs one over the cosine distance 1 − similarity, whatever the temperature, and images nearer than SAME_IMAGE
+    share all the votes: scikit-learn's weights="distance" with metric="cosine". Of equally similar images the one that
+    comes first in `support` is nearer. A k above m counts as m.
     """
     x, support, labels, query = _arguments(x, support, labels, query)
     m = support.shape[1]
@@ -146,10 +169,22 @@ def knn(
             for i in range(len(k)):
                 near = order[: min(k[i], m)]
                 s = similarity[j, near]
-                weight = np.ones(len(near)) if temperature is None else np.exp((s - s.max()) / temperature)
+                weight = vote_weights(s, temperature, by_distance)
                 votes = np.bincount(labels[e][near], weight, minlength=ways)
                 scores[e, i, j] = votes / votes.sum()
     return scores
+
+
+def vote_weights(similarity: Floats, temperature: float | None, by_distance: bool) -> Floats:
+    """(…, k) weights of votes, up to a factor a line; similarities may be −inf: no vote."""
+    top = similarity.max(axis=-1, keepdims=True)
+    if by_distance:
+        same = 1 - similarity < SAME_IMAGE
+        with np.errstate(divide="ignore"):
+            return np.where(same.any(axis=-1, keepdims=True), same, 1.0 / (1 - similarity))
+    if temperature is None:
+        return np.isfinite(similarity).astype(np.float64)
+    return np.asarray(np.exp((similarity - top) / temperature))
 
 
 def _arguments(x: ArrayLike, support: Array, labels: Array, query: Array) -> tuple[Floats, Array, Array, Array]:
@@ -171,7 +206,7 @@ def _unit(x: Floats) -> Floats:
 _Fit = tuple[Floats, Floats, float, int, bool]  # weights (c, d), bias (c,), objective, iterations, converged
 
 
-def _binary(x: Floats, y: Array, l2: float, tol: float) -> _Fit:
+def _binary(x: Floats, y: Array, l2: float, tol: float, weight: Floats | None = None) -> _Fit:
     """Two classes, one weight vector: loss log(1 + exp(−s z)) with s = ±1."""
     s = 2.0 * y - 1.0
 
@@ -182,10 +217,10 @@ def _binary(x: Floats, y: Array, l2: float, tol: float) -> _Fit:
         p = np.exp(-np.logaddexp(0.0, s * z[:, 0]))  # probability of the wrong class, exact when tiny
         return (-s * p)[:, None], (p * np.exp(-np.logaddexp(0.0, -s * z[:, 0])))[:, None, None]
 
-    return _newton(x, 1, loss, derivatives, l2, tol)
+    return _newton(x, 1, loss, derivatives, l2, tol, weight)
 
 
-def _multinomial(x: Floats, y: Array, l2: float, tol: float) -> _Fit:
+def _multinomial(x: Floats, y: Array, l2: float, tol: float, weight: Floats | None = None) -> _Fit:
     """Softmax cross-entropy of c = max(y) + 1 classes, all of them present in `y`."""
     c = int(y.max()) + 1
     one_hot = y[:, None] == np.arange(c)
@@ -208,11 +243,11 @@ def _multinomial(x: Floats, y: Array, l2: float, tol: float) -> _Fit:
         curvature[:, range(c), range(c)] = p * others
         return residual, curvature
 
-    return _newton(x, c, loss, derivatives, l2, tol)
+    return _newton(x, c, loss, derivatives, l2, tol, weight)
 
 
-def _newton(x: Floats, c: int, loss: Any, derivatives: Any, l2: float, tol: float) -> _Fit:
-    """Newton's method with a line search on F(W, b) = mean loss(x W^T + b) + (l2/2)‖W‖².
+def _newton(x: Floats, c: int, loss: Any, derivatives: Any, l2: float, tol: float, of: Floats | None) -> _Fit:
+    """Newton's method with a line search on F(W, b) = (1/m) Σ of · loss(x W^T + b) + (l2/2)‖W‖², `of` (m,) or None for 1.
 
     loss(z) (m, c) -> (m,); derivatives(z) -> first (m, c) and second (m, c, c) derivative of each image's loss.
 
@@ -220,6 +255,7 @@ def _newton(x: Floats, c: int, loss: Any, derivatives: Any, l2: float, tol: floa
     for. And the weights, which can not leave the span of the centred embeddings, are written in an orthonormal basis
     of it, so that d costs nothing.
     """
+    weight = np.ones(len(x)) if of is None else of
     mean = x.mean(axis=0)
     _, singular, basis = np.linalg.svd(x - mean, full_matrices=False)
     basis = basis[singular > singular[0] * 1e-15] if singular[0] > 0 else basis[:0]
@@ -232,13 +268,14 @@ def _newton(x: Floats, c: int, loss: Any, derivatives: Any, l2: float, tol: floa
         gauge[:, -1, :, -1] = 1.0 / c
 
     def value(v: Floats) -> float:
-        return float(loss(features @ v.T).mean() + 0.5 * (penalty * v**2).sum())
+        return float((weight * loss(features @ v.T)).mean() + 0.5 * (penalty * v**2).sum())
 
     v = np.zeros((c, r))
     f, done = value(v), False
     iterations = 0
     while iterations < MAX_ITERATIONS and not done:
         first, second = derivatives(features @ v.T)
+        first, second = first * weight[:, None], second * weight[:, None, None]
         gradient = first.T @ features / m + penalty * v
         if c * r <= DENSE_VARIABLES:
             weighted = np.einsum("iab,ir->abir", second, features / m, optimize=True)

@@ -615,7 +615,10 @@ def test_compiled_module_refuses_what_would_crash():
         with pytest.raises((ValueError, TypeError)):
             compiled.ridge(*arguments, np.array([0.1]), 1)
     with pytest.raises(ValueError, match="k must ascend within 1"):
-        compiled.knn(*good, np.array([3], np.int32), 0.1, 1)
+        compiled.knn(*good, np.array([3], np.int32), 0.1, False, 1)
+    for weight, balanced in ((np.ones(3), False), (np.ones(2), True), (np.array([1.0, -1.0]), False)):
+        with pytest.raises(ValueError, match="class_weight must be"):
+            compiled.logistic(*good, np.array([0.1]), 1e-6, 9, weight, balanced, 1)
     with pytest.raises(ValueError, match="threads"):
         compiled.ridge(*good, np.array([0.1]), 0)
 

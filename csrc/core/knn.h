@@ -1,5 +1,6 @@
-// The k support images of largest cosine similarity vote, with weight exp(similarity / temperature) or one each; scores
-// are shares of the vote. Every k of the list comes from one pass. Of equal images the first in the support is nearer.
+// The k support images of largest cosine similarity vote, with weight exp(similarity / temperature), one over the
+// cosine distance 1 - similarity, or one each; scores are shares of the vote. Every k of the list comes from one pass.
+// Of equal images the first in the support is nearer.
 #pragma once
 
 #include "episode.h"
@@ -7,6 +8,18 @@
 namespace FX_NAMESPACE {
 
 using fastxfer::KnnParams;
+
+// At a cosine distance below this images count as equal: rounding of float products tells no more.
+constexpr double same_image = 1e-5;
+
+// The weight of a vote, where `largest` is the similarity of the nearest image. By distance, equal images outvote all.
+FX_FUNCTION double vote_of(const KnnParams& params, double similarity, double largest) {
+    if (params.by_distance) {
+        if (1 - largest < same_image) return 1 - similarity < same_image ? 1 : 0;
+        return (1 - largest) / (1 - similarity);
+    }
+    return params.temperature > 0 ? exponential<double, 1>((similarity - largest) / params.temperature) : 1;
+}
 
 template <class Team, class Gram>
 struct KnnMemory {
@@ -57,10 +70,7 @@ FX_BODY void knn_episode(const Team& team, const KnnParams& params, std::int64_t
             double all_votes = 0;
             for (int l = 0, next = 0; l < params.n_k; ++l) {
                 for (; next < params.k[l]; ++next) {
-                    const double vote =
-                        params.temperature > 0
-                            ? exponential<double, 1>((similarity[next] - similarity[0]) / params.temperature)
-                            : 1.0;
+                    const double vote = vote_of(params, similarity[next], similarity[0]);
                     votes[episode.labels[near[next]]] += vote;
                     all_votes += vote;
                 }

@@ -31,7 +31,7 @@ class LogisticSolver {
         K.rows = m;
         K.columns = stride_;
         label = memory.take<Real>(stride_);
-        weight_ = memory.take<Real>(stride_);
+        weight = memory.take<Real>(stride_);
         is_image_ = memory.take<Real>(n);
         A = memory.take<Real>(n);
         A_before_ = memory.take<Real>(n);
@@ -56,11 +56,11 @@ class LogisticSolver {
         shared_ = memory.take<double>(1);
     }
 
-    // K and label must be filled (by the whole team, barrier included); starts at W = 0, b = 0.
+    // K, label and weight must be filled (by the whole team, barrier included); starts at W = 0, b = 0.
     FX_BODY void start(const Team& team) {
         const int m = m_;
         each_row(team, stride_, [=, this](int i) {
-            weight_[i] = i < m ? Real(1) / m : Real(0);
+            if (i >= m) weight[i] = Real(0);
             if (i >= m) label[i] = Real(-1);
         });
         each_row(team, n_, [=, this](int i) { is_image_[i] = i % stride_ < m ? Real(1) : Real(0); });
@@ -101,6 +101,7 @@ class LogisticSolver {
 
     Panels<Team, Real> K;
     Real* label;
+    Real* weight;  // of an image's loss; they add up to one
     Real* A;
     double objective;
     int iterations;
@@ -163,7 +164,7 @@ class LogisticSolver {
         return sum;
     }
 
-    FX_FUNCTION Images<Real> images() const { return {c_, stride_, label, weight_}; }
+    FX_FUNCTION Images<Real> images() const { return {c_, stride_, label, weight}; }
 
     // Sum over images (not biases) of x·y.
     FX_BODY double penalised(const Team& team, const Real* x, const Real* y) const {
@@ -481,7 +482,7 @@ class LogisticSolver {
     double l2_last_ = 0, l2_before_ = 0;
     double a_norm_ = 0;
     Real theta_ = 1;
-    Real *weight_, *is_image_, *A_before_, *Z_before_, *Z_, *R_, *G_, *KG_, *ZD_, *pairs_, *K_pairs_;
+    Real *is_image_, *A_before_, *Z_before_, *Z_, *R_, *G_, *KG_, *ZD_, *pairs_, *K_pairs_;
     const Real **rows_, **K_rows_;
     double *with_g_, *old_with_g_, *weights_, *sy_, *yy_, *bias_matrix_, *bias_vector_, *shared_;
 };
@@ -535,6 +536,15 @@ struct LogisticMemory {
     double* biases;
 };
 
+// Weight of the loss of an image with this label.
+FX_FUNCTION double class_weight(const LogisticParams& params, const std::int32_t* labels, int seen,
+                                std::int32_t label) {
+    if (!params.balanced) return params.class_weight ? params.class_weight[label] : 1;
+    int alike = 0;
+    for (int i = 0; i < params.episodes.m; ++i) alike += labels[i] == label;
+    return static_cast<double>(params.episodes.m) / seen / alike;
+}
+
 template <class Real, class Gram, class Loss, class Team>
 FX_BODY bool solve_logistic(const Team& team, const LogisticParams& params, std::int64_t e, const Classes& classes,
                             int c, Workspace& memory) {
@@ -547,22 +557,30 @@ FX_BODY bool solve_logistic(const Team& team, const LogisticParams& params, std:
     // W = A X of the scaled problem is (A/size) X of this one, and its ‖W‖² counts 1/size as much.
     const Size measured = centre<Gram>(team, m, solver.K, own.row_mean);
     const double size = measured.centred;
-    each_row(team, m, [&](int i) { solver.label[i] = static_cast<Real>(classes.number[episode.labels[i]]); });
+    // The solver's weights add up to one: what they add up to goes to l2 and to the objective.
+    double weights = m;
+    if (params.class_weight) weights = lone_sum(m, [&](int i) { return params.class_weight[episode.labels[i]]; });
+    each_row(team, m, [&](int i) {
+        solver.label[i] = static_cast<Real>(classes.number[episode.labels[i]]);
+        solver.weight[i] =
+            static_cast<Real>(class_weight(params, episode.labels, *classes.seen, episode.labels[i]) / weights);
+    });
     team.sync();
     solver.start(team);
+    const double mean_weight = weights / m, unit = size * mean_weight;  // of l2
 
     bool all_converged = true, doubtful = false;
     const int stride = solver.stride();
     for (int l = 0; l < params.n_l2; ++l) {
-        const bool converged = solver.solve(team, params.l2[l] / size, params.tol, params.max_iter);
+        const bool converged = solver.solve(team, params.l2[l] / unit, params.tol, params.max_iter);
         all_converged = all_converged && converged;
         // By the dual, an error E of K moves the optimum by tr(R E R^T) / (2 l2), R the residuals: much, where they lie
         // in directions that K hardly has.
-        const double residuals = solver.residual_norm(team) / (2 * params.l2[l] / size);
+        const double residuals = solver.residual_norm(team) / (2 * params.l2[l] / unit);
         doubtful = doubtful || measured.rounding * residuals > 0.5 * params.tol * solver.objective;
         const std::int64_t answer = e * params.n_l2 + params.place[l];
         if (team.rank() == 0) {
-            params.objective[answer] = solver.objective;
+            params.objective[answer] = solver.objective * mean_weight;
             params.iterations[answer] = solver.iterations;
             params.converged[answer] = converged;
         }

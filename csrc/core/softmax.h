@@ -1,6 +1,6 @@
 // The losses of the logistic probe, as the solver needs them: residuals at a point along a line, the line's slope and
 // curvature, the mean loss. Z (c x stride) are logits, images innermost; `label` holds each image's class as a number
-// (-1: padding), `weight` 1/m, 0 for padding.
+// (-1: padding), `weight` that of its loss (1/m), 0 for padding.
 //
 // Probabilities that miss one by less than a rounding error still have exact residuals: p_y - 1 is minus the sum of the
 // other probabilities, and the loss is log(1 + that sum), never log of something near one.

@@ -25,7 +25,7 @@ from fastxfer.cli.common import (
     store_option,
     versions,
 )
-from fastxfer.cli.probes import choice_options, transform_option
+from fastxfer.cli.probes import choice_options, class_weight_option, transform_option, vote_option
 
 
 @click.command(cls=ManyValues)
@@ -61,8 +61,10 @@ from fastxfer.cli.probes import choice_options, transform_option
     help="Penalties of logistic and ridge [default: 1/m, m = support images: scikit-learn's C = 1].",
 )
 @choice_options
+@class_weight_option
 @transform_option
 @click.option("--k", type=int, multiple=True, metavar="K…", help="Neighbours of knn [default: 20].")
+@vote_option
 @click.option(
     "--metric",
     "metrics",
@@ -98,7 +100,8 @@ from fastxfer.cli.probes import choice_options, transform_option
 def fewshot(
     backbones: tuple[str, ...], targets: tuple[str, ...], ways: int | Literal["all"] | None, shots: tuple[int, ...],
     queries: int | Literal["all"] | None, episodes: int | None, probes: tuple[str, ...], l2: tuple[float, ...],
-    l2_by: str, folds: int | None, criterion: str | None, transform: tuple[str, ...], k: tuple[int, ...], metrics: tuple[str, ...], split: str, labels: str, query_prior: str, imbalance: float | None,
+    l2_by: str, folds: int | None, criterion: str | None, class_weight: str | None, transform: tuple[str, ...], k: tuple[int, ...],
+    vote: str | None, metrics: tuple[str, ...], split: str, labels: str, query_prior: str, imbalance: float | None,
     fewer_queries: bool, drop_scarce: bool, audit: int | None, audit_out: Path | None, store_path: str,
     results: str | None, backend: str, seed: int, as_json: bool,
 ) -> None:  # fmt: skip
@@ -141,7 +144,16 @@ def fewshot(
         fewer_queries=fewer_queries,
     )
     chosen = probes_for(
-        "fewshot", probes, l2=l2, k=k, transform=transform, l2_by=l2_by, folds=folds, criterion=criterion
+        "fewshot",
+        probes,
+        l2=l2,
+        k=k,
+        transform=transform,
+        l2_by=l2_by,
+        folds=folds,
+        criterion=criterion,
+        class_weight=class_weight,
+        vote=vote,
     )
     store = EmbeddingStore.open(store_path)
     resolved = resolve_backend(backend)

@@ -20,7 +20,7 @@ from fastxfer.cli.common import (
     store_option,
     versions,
 )
-from fastxfer.cli.probes import transform_option
+from fastxfer.cli.probes import class_weight_option, transform_option, vote_option
 from fastxfer.errors import UsageError
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ target_option = click.option("--target", "targets", multiple=True, metavar="T…
     metavar="V…",
     help="Penalties to choose from on validation [default: 10^-6 … 10^2, 17 of them].",
 )
+@class_weight_option
 @transform_option
 @click.option(
     "--probe",
@@ -55,8 +56,8 @@ target_option = click.option("--target", "targets", multiple=True, metavar="T…
 @seed_option
 @json_option
 def probe(
-    backbones: tuple[str, ...], targets: tuple[str, ...], l2: tuple[float, ...], transform: tuple[str, ...], name: str,
-    store_path: str, results: str | None, seed: int, as_json: bool,
+    backbones: tuple[str, ...], targets: tuple[str, ...], l2: tuple[float, ...], class_weight: str | None,
+    transform: tuple[str, ...], name: str, store_path: str, results: str | None, seed: int, as_json: bool,
 ) -> None:  # fmt: skip
     """Linear probe on the full train split: l2 chosen on validation, refitted, scored on test.
 
@@ -67,7 +68,7 @@ def probe(
     from fastxfer.presets import PRESETS, probes_for
 
     grid = l2 or (() if name in PRESETS else tuple(10 ** (-6 + i / 2) for i in range(17)))
-    (chosen,) = probes_for("probe", [name], l2=grid, transform=transform)
+    (chosen,) = probes_for("probe", [name], l2=grid, transform=transform, class_weight=class_weight)
     _run("probe", chosen, backbones, targets, store_path, results, seed, as_json)
 
 
@@ -86,6 +87,7 @@ def probe(
     type=float,
     help="Votes weigh exp(similarity / temperature); 0: plain vote [default: 0.07].",
 )
+@vote_option
 @transform_option
 @click.option(
     "--probe", "name", default="knn", show_default=True, metavar="P", help="knn or a preset: `fastxfer probes ls`."
@@ -104,7 +106,7 @@ def probe(
 @json_option
 def knn(
     backbones: tuple[str, ...], targets: tuple[str, ...], k: tuple[int, ...], temperature: float | None,
-    transform: tuple[str, ...], name: str, index: str, store_path: str, results: str | None, seed: int, as_json: bool,
+    vote: str | None, transform: tuple[str, ...], name: str, index: str, store_path: str, results: str | None, seed: int, as_json: bool,
 ) -> None:  # fmt: skip
     """Nearest neighbours from the full train split: k chosen on validation, scored on test.
 
@@ -114,7 +116,10 @@ def knn(
     """
     from fastxfer.presets import PRESETS, probes_for
 
-    (chosen,) = probes_for("knn", [name], k=k or (() if name in PRESETS else (1, 5, 20, 100)), transform=transform)
+    k = k or (() if name in PRESETS else (1, 5, 20, 100))
+    (chosen,) = probes_for("knn", [name], k=k, transform=transform, vote=vote)
+    if temperature is not None and vote not in (None, "temperature"):
+        raise UsageError(f"--temperature goes with --vote temperature, not with --vote {vote}: leave one of them out")
     if temperature is not None:
         if name in PRESETS:
             raise UsageError("--temperature: a preset brings its own settings. Leave it out, or name a plain probe")

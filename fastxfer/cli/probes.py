@@ -22,6 +22,24 @@ def transform_option(f: F) -> F:
     )(f)
 
 
+def class_weight_option(f: F) -> F:
+    return click.option(
+        "--class-weight",
+        type=click.Choice(["balanced"]),
+        help="logistic: balanced lets every class weigh the same, however few its images; scikit-learn's [default: "
+        "every image weighs the same].",
+    )(f)
+
+
+def vote_option(f: F) -> F:
+    return click.option(
+        "--vote",
+        type=click.Choice(["temperature", "plain", "distance"]),
+        help="knn: votes weigh exp(similarity / temperature), one each, or one over the cosine distance [default: "
+        "temperature].",
+    )(f)
+
+
 def choice_options(f: F) -> F:
     """`l2_by`, `folds`, `criterion`."""
     for option in (

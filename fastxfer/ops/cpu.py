@@ -12,12 +12,16 @@ from fastxfer.ops.backend import compiled
 from fastxfer.ops.pool import Pool, first_places, windows
 
 Array = NDArray[Any]
+# No weights: all classes count alike.
+NO_WEIGHT = np.empty(0)
 Call = tuple[Pool, Array, Array, Array, int]  # pool, support, labels, query, ways
 
 
-def logistic(call: Call, l2: Array, tol: float, max_iter: int) -> list[Array]:
+def logistic(
+    call: Call, l2: Array, tol: float, max_iter: int, *, class_weight: Array = NO_WEIGHT, balanced: bool = False
+) -> list[Array]:
     """scores, objective, iterations, converged, doubtful"""
-    return _run(call, lambda *e: compiled.logistic(*e, l2, tol, max_iter, call[0].threads))
+    return _run(call, lambda *e: compiled.logistic(*e, l2, tol, max_iter, class_weight, balanced, call[0].threads))
 
 
 def ridge(call: Call, l2: Array) -> list[Array]:
@@ -29,8 +33,8 @@ def prototype(call: Call, cosine: bool) -> Array:
     return _run(call, lambda *e: (compiled.prototype(*e, cosine, call[0].threads),))[0]
 
 
-def knn(call: Call, k: Array, temperature: float) -> Array:
-    return _run(call, lambda *e: (compiled.knn(*e, k, temperature, call[0].threads),))[0]
+def knn(call: Call, k: Array, temperature: float, *, by_distance: bool = False) -> Array:
+    return _run(call, lambda *e: (compiled.knn(*e, k, temperature, by_distance, call[0].threads),))[0]
 
 
 def _run(call: Call, op: Callable[..., tuple[Array, ...]]) -> list[Array]:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastxfer.ops.backend import compiled
-from fastxfer.ops.cpu import Call
+from fastxfer.ops.cpu import NO_WEIGHT, Call
 from fastxfer.ops.pool import Pool, first_places, windows
 
 Array = NDArray[Any]
@@ -24,12 +24,15 @@ WORK_BYTES = 2 * 2**30
 BLOCKS_PER_PROCESSOR = 8
 
 
-def logistic(call: Call, l2: Array, tol: float, max_iter: int, place: str = "cuda") -> list[Array]:
+def logistic(
+    call: Call, l2: Array, tol: float, max_iter: int, place: str = "cuda", *, class_weight: Array = NO_WEIGHT,
+    balanced: bool = False,
+) -> list[Array]:  # fmt: skip
     """scores, objective, iterations, converged, doubtful"""
     import torch
 
     order = np.argsort(-l2, kind="stable")
-    sorted_l2, where = _tensors(place, l2[order], order.astype(np.int32))
+    sorted_l2, where, weight = _tensors(place, l2[order], order.astype(np.int32), class_weight)
 
     def solve(episodes: Any, count: int, scores: Any, wide: bool = False) -> list[Any]:
         shape = (count, len(l2))
@@ -40,8 +43,9 @@ def logistic(call: Call, l2: Array, tol: float, max_iter: int, place: str = "cud
         out = (objective, iterations, converged, doubtful)
         addresses = (t.data_ptr() for t in out)
         params = compiled.LogisticAt(
-            episodes, len(l2), sorted_l2.data_ptr(), where.data_ptr(), tol, max_iter, *addresses
-        )
+            episodes, len(l2), sorted_l2.data_ptr(), where.data_ptr(), tol, max_iter,
+            weight.data_ptr() if len(class_weight) else 0, balanced, *addresses,
+        )  # fmt: skip
         _launch(params, call[0], count, place, wide)
         return [scores, *out]
 
@@ -78,11 +82,12 @@ def prototype(call: Call, cosine: bool, place: str = "cuda") -> Array:
     return _run(call, 1, place, solve)[0]
 
 
-def knn(call: Call, k: Array, temperature: float, place: str = "cuda") -> Array:
+def knn(call: Call, k: Array, temperature: float, place: str = "cuda", *, by_distance: bool = False) -> Array:
     (ks,) = _tensors(place, k)
 
     def solve(episodes: Any, count: int, scores: Any) -> list[Any]:
-        _launch(compiled.KnnAt(episodes, len(k), ks.data_ptr(), int(k[-1]), temperature), call[0], count, place)
+        params = compiled.KnnAt(episodes, len(k), ks.data_ptr(), int(k[-1]), temperature, by_distance)
+        _launch(params, call[0], count, place)
         return [scores]
 
     return _run(call, len(k), place, solve)[0]

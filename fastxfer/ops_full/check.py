@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastxfer.errors import UsageError
+from fastxfer.reference import ClassWeight
 
 Array = NDArray[Any]
 
@@ -26,6 +27,18 @@ def check(x: Any, query: Any, y: Array, n_classes: int) -> None:
         raise UsageError(f"labels must be integers from 0 to {n_classes - 1}, got {y.dtype} {y.min()} to {y.max()}")
     for rows in pieces(query.shape, 1):
         check_finite(np.asarray(query[rows]), "query", rows.start)
+
+
+def check_class_weight(class_weight: ClassWeight, ways: int) -> NDArray[np.float64]:
+    """Weights (ways,), empty for None and "balanced"; `UsageError` unless there is a positive one for each class."""
+    if class_weight is None or (isinstance(class_weight, str) and class_weight == "balanced"):
+        return np.empty(0)
+    made = np.empty(0) if isinstance(class_weight, str) else np.asarray(class_weight, np.float64)
+    if made.shape != (ways,) or not (np.isfinite(made).all() and (made > 0).all()):
+        raise UsageError(
+            f"class_weight must be None, 'balanced' or a positive number for each of {ways} classes, got {class_weight!r}"
+        )
+    return np.ascontiguousarray(made)
 
 
 def check_finite(block: Array, what: str, start: int) -> None:

@@ -11,11 +11,11 @@ import scipy.linalg
 from numpy.typing import ArrayLike, NDArray
 
 from fastxfer.errors import UsageError
-from fastxfer.ops_full.check import as_rows, check, pieces
+from fastxfer.ops_full.check import as_rows, check, check_class_weight, pieces
 from fastxfer.ops_full.losses import loss_of
 from fastxfer.ops_full.rows import Rows
 from fastxfer.ops_full.solver import Path
-from fastxfer.reference import LogisticResult
+from fastxfer.reference import ClassWeight, LogisticResult
 
 Array = NDArray[Any]
 Floats = NDArray[np.float64]
@@ -36,13 +36,17 @@ def logistic_full(
     *,
     tol: float = 1e-7,
     max_iter: int = 1000,
+    class_weight: ClassWeight = None,
 ) -> LogisticResult:
-    """Logistic regression on all of `x`, at every `l2`: (1/m) Σ loss(y_i, W x_i + b) + (l2/2) ‖W‖²_F, bias unpenalised.
+    """Logistic regression on all of `x`, at every `l2`: the minimum of (1/m) Σ w(y_i) loss(y_i, W x_i + b) + (l2/2) ‖W‖²_F.
 
     x (m, d), query (q, d), any float dtype: arrays, or what has `shape`, `dtype` and slices of rows, like a zarr array or
     a memory map, and is then read block by block. y (m,) class indices 0 … n_classes − 1, or (m, n_classes) floats, 1
     for positive, 0 for negative, NaN for unknown. l2 (L,) > 0 in any order. Returns scores (L, q, n_classes),
     objective, iterations, converged (L,), in the order of `l2`. `UsageError` for what does not fit, NaN and infinity.
+
+    The bias is not penalised. class_weight: None, w = 1; a positive w a class (multi-label: of negatives and of positives,
+    for every label); or "balanced", m / (classes seen · images of the class): scikit-learn's at the same C = 1/(m·l2).
 
     Single-label: softmax cross-entropy, or for two classes the binary loss with one weight vector; scores and classes
     without images as in `fastxfer.reference.logistic`. Multi-label: one binary problem a label over the images where
@@ -66,7 +70,8 @@ def logistic_full(
     if penalties.ndim != 1 or not len(penalties) or not (np.isfinite(penalties) & (penalties > 0)).all():
         raise UsageError(f"l2 must be a list of positive numbers, got {l2}")
     multi_label = y.ndim == 2
-    constant, solved, loss = loss_of(y, n_classes)
+    check_class_weight(class_weight, 2 if multi_label else n_classes)
+    constant, solved, loss = loss_of(y, n_classes, class_weight)
     scores = np.empty((len(penalties), query.shape[0], n_classes), np.float32)
     scores[:] = constant
     objective, iterations = np.zeros(len(penalties)), np.zeros(len(penalties), np.int32)

@@ -2,6 +2,7 @@
 
 Logits stand with the columns first, (columns, b), so that softmax sums over the slow axis. They are float32 or float64,
 and so is what is made of them; sums over images are float64. Nothing is divided by the number of images here.
+`weight` is that of each image's loss in each group, broadcastable to (columns, m); None: 1.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from fastxfer.reference import ClassWeight
 
 Array = NDArray[Any]
 Floats = NDArray[np.float64]
@@ -35,19 +38,20 @@ class Loss(ABC):
 class Binary(Loss):
     """One binary loss log(1 + exp(−sz)) a column; `sign` (columns, m) int8: 1, −1, or 0 where the label is unknown."""
 
-    def __init__(self, sign: NDArray[np.int8]) -> None:
-        self.sign = sign
+    def __init__(self, sign: NDArray[np.int8], weight: Array | None = None) -> None:
+        """weight (columns, 2): of the negative and of the positive images of each column."""
+        self.sign, self.weight = sign, weight
         self.columns = self.groups = len(sign)
         self.images = np.count_nonzero(sign, axis=1).astype(np.float64)
 
     def first(self, rows: slice, z: Array) -> tuple[Floats, Array, Floats]:
         sign = self.sign[:, rows]
-        known = sign != 0
+        counts = self._counts(sign)
         z *= -sign
-        value = np.where(known, np.logaddexp(0, z), 0).sum(axis=1, dtype=np.float64)
+        value = np.where(counts, np.logaddexp(0, z) * counts, 0).sum(axis=1, dtype=np.float64)
         p = _sigmoid(z)
-        curvature = np.where(known, p * (1 - p), 0).sum(axis=1, dtype=np.float64)
-        p *= -sign
+        curvature = np.where(counts, p * (1 - p) * counts, 0).sum(axis=1, dtype=np.float64)
+        p *= -sign * counts
         return value, p, curvature
 
     def second(self, rows: slice, z: Array, dz: Array) -> Array:
@@ -55,27 +59,40 @@ class Binary(Loss):
         z *= -sign
         p = _sigmoid(z)
         dz *= p * (1 - p)
-        dz *= sign != 0
+        dz *= self._counts(sign)
         return dz
+
+    def _counts(self, sign: NDArray[np.int8]) -> Array:
+        """(columns, b) what each loss counts for: its weight, or whether its label is known."""
+        if self.weight is None:
+            return sign != 0
+        weight = self.weight.astype(np.float32)
+        return np.where(sign > 0, weight[:, 1:], np.where(sign < 0, weight[:, :1], 0))
 
 
 class Softmax(Loss):
     """Cross-entropy of `columns` classes; `codes` (m,) from 0, all of them present."""
 
-    def __init__(self, codes: Array, columns: int) -> None:
+    def __init__(self, codes: Array, columns: int, weight: Array | None = None) -> None:
+        """weight (columns,): of the images of each class."""
         self.codes, self.columns, self.groups = codes, columns, 1
+        self.weight = weight
         self.images = np.full(columns, float(len(codes)))
 
     def first(self, rows: slice, z: Array) -> tuple[Floats, Array, Floats]:
         own = self.codes[rows], np.arange(z.shape[1])
         top, rest = _odds(z, own)
         # log Σ_j exp(z_j − z_y), exact also where the loss is tiny.
-        value = (top + np.log1p(rest + np.expm1(-top))).sum(dtype=np.float64)
+        loss = top + np.log1p(rest + np.expm1(-top))
+        weight = 1.0 if self.weight is None else self.weight[self.codes[rows]]
+        value = (loss * weight).sum(dtype=np.float64)
         z /= rest + np.exp(-top)
         missing = z.sum(axis=0)  # 1 − p_y without cancellation
         squares = np.einsum("ij,ij->j", z, z) + (1 - missing) ** 2
         z[own] = -missing
-        curvature = (1 - squares).sum(dtype=np.float64) / self.columns
+        curvature = ((1 - squares) * weight).sum(dtype=np.float64) / self.columns
+        if self.weight is not None:
+            z *= weight
         return np.array([value]), z, np.full(self.columns, curvature)
 
     def second(self, rows: slice, z: Array, dz: Array) -> Array:
@@ -89,6 +106,8 @@ class Softmax(Loss):
         dz -= mean
         dz *= z
         dz[own] = -p_own * mean
+        if self.weight is not None:
+            dz *= self.weight[self.codes[rows]]
         return dz
 
 
@@ -108,8 +127,10 @@ def _sigmoid(z: Array) -> Array:
     return np.asarray(np.where(z > 0, 1, small) / (1 + small))
 
 
-def loss_of(y: Array, n_classes: int) -> tuple[Floats, Array, Loss | None]:
+def loss_of(y: Array, n_classes: int, class_weight: ClassWeight = None) -> tuple[Floats, Array, Loss | None]:
     """Constant scores (n_classes,) where nothing is to be solved; the classes that are solved; the loss."""
+    balanced = isinstance(class_weight, str)
+    given = None if class_weight is None or isinstance(class_weight, str) else np.asarray(class_weight, np.float64)
     if y.ndim == 2:
         known, positive = ~np.isnan(y), y > 0.5
         n_known, n_positive = known.sum(axis=0), positive.sum(axis=0)
@@ -117,12 +138,21 @@ def loss_of(y: Array, n_classes: int) -> tuple[Floats, Array, Loss | None]:
         constant = np.where(n_known > 0, one_sided, np.nan)
         solved = np.flatnonzero((n_positive > 0) & (n_positive < n_known))
         sign = np.where(positive, 1, -1).astype(np.int8) * known
-        return constant, solved, Binary(np.ascontiguousarray(sign[:, solved].T)) if len(solved) else None
-    seen, codes = np.unique(y, return_inverse=True)
+        if not len(solved):
+            return constant, solved, None
+        if balanced:
+            count = np.stack([n_known - n_positive, n_positive], axis=1)[solved]
+            weight: Floats | None = count.sum(axis=1, keepdims=True) / 2 / count
+        else:
+            weight = None if given is None else np.tile(given, (len(solved), 1))
+        return constant, solved, Binary(np.ascontiguousarray(sign[:, solved].T), weight)
+    seen, codes, count = np.unique(y, return_inverse=True, return_counts=True)
     constant = np.full(n_classes, -np.inf)
     if len(seen) == 1:
         constant[seen] = 0.0
         return constant, seen, None
+    weight = len(y) / len(seen) / count if balanced else None if given is None else given[seen]
     if n_classes == 2:
-        return constant, seen, Binary(np.where(codes == 1, 1, -1).astype(np.int8)[None])
-    return constant, seen, Softmax(codes, len(seen))
+        sign = np.where(codes == 1, 1, -1).astype(np.int8)[None]
+        return constant, seen, Binary(sign, None if weight is None else weight[None])
+    return constant, seen, Softmax(codes, len(seen), weight)

@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastxfer.errors import UsageError
 from fastxfer.ops_full.check import check, check_finite
+from fastxfer.reference import vote_weights
 
 Array = NDArray[Any]
 Floats = NDArray[np.float64]
@@ -39,12 +40,13 @@ def knn_full(
     k: Sequence[int],
     temperature: float | None = 0.07,
     index: str = "flat",
+    by_distance: bool = False,
 ) -> KnnResult:
     """The k train images of largest cosine similarity vote, for every k of a list from one search.
 
     x (m, d), query (q, d); y (m,) class indices or (m, n_classes) with 1 / 0 / NaN. A vote weighs
-    exp(similarity / temperature) (Wu et al. 2018, DINO), or 1 with `temperature=None`; of equally similar images the
-    one of the lower row is nearer (similarities are float32; equal images are equally similar, bit for bit). A k above
+    exp(similarity / temperature) (Wu et al. 2018, DINO), or 1 with `temperature=None`, or with
+    `by_distance` 1 / (1 − similarity) as in `fastxfer.reference.knn`; of equally similar images the one of the lower row is nearer (similarities are float32; equal images are equally similar, bit for bit). A k above
     m counts as m; a zero vector is at similarity 0.
 
     Single-label: shares of the vote. Multi-label: share of the vote for positive among the neighbours where the label
@@ -72,16 +74,16 @@ def knn_full(
     distinct = units if len(first) == len(x) else units[first]
     similarity, rows, recall = _search(distinct, asked, min(most, len(first)), index)
     similarity, rows = _with_copies(similarity, rows, copy_of, len(first), most)
-    return KnnResult(np.stack([_vote(similarity[:, :n], rows[:, :n], y, n_classes, temperature) for n in ks]), recall)
+    weights = (temperature, by_distance)
+    return KnnResult(np.stack([_vote(similarity[:, :n], rows[:, :n], y, n_classes, *weights) for n in ks]), recall)
 
 
-def _vote(similarity: Array, rows: Array, y: Array, n_classes: int, temperature: float | None) -> NDArray[np.float32]:
+def _vote(
+    similarity: Array, rows: Array, y: Array, n_classes: int, temperature: float | None, by_distance: bool
+) -> NDArray[np.float32]:
     """(q, n_classes) scores from the neighbours, (q, k) each; row −1 is a neighbour that was not found."""
-    there = rows >= 0
-    weight = there.astype(np.float64)
-    if temperature is not None:
-        top = np.where(there, similarity, -np.inf).max(axis=1, keepdims=True)
-        weight *= np.exp(np.where(there, similarity - top, 0.0) / temperature)
+    found = np.where(rows >= 0, similarity.astype(np.float64), -np.inf)
+    weight = vote_weights(found, temperature, by_distance)
     q, k = rows.shape
     if y.ndim == 1:
         place = np.arange(q)[:, None] * n_classes + y[rows]

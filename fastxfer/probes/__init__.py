@@ -47,10 +47,12 @@ def make_probe(
     l2_by: str = "fixed",
     folds: int | None = None,
     criterion: str | None = None,
+    class_weight: str | None = None,
+    vote: str | None = None,
 ) -> Probe:
     """A probe by name; options that it does not have are left aside. `UsageError` for an unknown name.
 
-    Where a penalty is to be chosen and none is given, the grid is the field's: C = 10^-6 … 10^5, 45 values.
+    vote: "temperature", "plain" or "distance". Where a penalty is to be chosen and none is given, the grid is the field's: C = 10^-6 … 10^5, 45 values.
     """
     if name not in PROBES:
         raise UsageError(f"unknown probe '{name}': choose among {', '.join(PROBES)}.{nearest(name, PROBES)}")
@@ -59,22 +61,30 @@ def make_probe(
         options: dict[str, Any] = {} if folds is None else {"folds": folds}
         if l2_by != "fixed" and not l2:
             options["l2_sum"] = FIELD_GRID
+        if kind is LogisticProbe:
+            options["class_weight"] = class_weight
         return kind(l2=tuple(l2), transform=first, l2_by=l2_by, criterion=criterion, **options)
-    if issubclass(kind, KnnProbe) and k:
-        return kind(k=tuple(k), transform=first)
+    if issubclass(kind, KnnProbe):
+        options = {"k": tuple(k)} if k else {}
+        if vote == "plain":
+            options["temperature"] = None
+        return kind(transform=first, by_distance=vote == "distance", **options)
     return kind(transform=first)
+
+
+# Words of `params` that set a probe apart from its plain kind; and those of how its penalty is chosen.
+VARIANT = ("temperature", "vote", "class_weight", "tol", "bias_feature", "index", "transform", "preset")
+CHOICE = ("l2_by", "folds", "criterion")
 
 
 def variant_of(params: str) -> str:
     """The `variant` of the probe whose rows carry these `params`."""
-    words = ("tol", "bias_feature", "index", "transform", "preset")
-    return ";".join(word for word in params.split(";") if word.partition("=")[0] in words)
+    return ";".join(word for word in params.split(";") if word.partition("=")[0] in VARIANT)
 
 
 def probe_options(params: str) -> tuple[str, ...]:
     """What `params` say of a probe beyond a place in a grid: its variant, and how its penalty is chosen."""
-    words = ("tol", "bias_feature", "index", "transform", "preset", "l2_by", "folds", "criterion")
-    return tuple(word for word in params.split(";") if word.partition("=")[0] in words)
+    return tuple(word for word in params.split(";") if word.partition("=")[0] in VARIANT + CHOICE)
 
 
 def check_metrics(probes: Sequence[Probe], metrics: Sequence[str]) -> None:

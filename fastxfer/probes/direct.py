@@ -48,7 +48,9 @@ class PrototypeProbe(Probe):
 class KnnProbe(Probe):
     """Cosine nearest neighbours, votes weighted by exp(similarity / temperature) (Wu et al. 2018; DINO's k = 20, 0.07).
 
-    k is cut to the number of support images. `temperature=None` is the plain vote. `index` is how a full train split is
+    k is cut to the number of support images. `temperature=None` is the plain vote; with `by_distance` votes weigh one over
+    the cosine distance, 1 / (1 − similarity), whatever the temperature, and images at no distance share them all, as with
+    scikit-learn's weights="distance" and metric="cosine". `index` is how a full train split is
     searched: "flat" exactly, "ivf" or "hnsw" approximately; the share of exact neighbours found is said, and in `params`.
     """
 
@@ -58,6 +60,7 @@ class KnnProbe(Probe):
     k: tuple[int, ...] = (20,)
     temperature: float | None = 0.07
     index: str = "flat"
+    by_distance: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -70,27 +73,30 @@ class KnnProbe(Probe):
 
     @property
     def variant(self) -> str:
-        words = super().variant
-        return words if self.index == "flat" else ";".join([f"index={self.index}", *([words] if words else [])])
+        vote = "vote=plain" if self.temperature is None else f"temperature={self.temperature:g}"
+        words = ["vote=distance" if self.by_distance else vote]
+        words += [f"index={self.index}"] if self.index != "flat" else []
+        return ";".join([*words, *([super().variant] if super().variant else [])])
 
     def k_values(self, m: int) -> list[int]:
         return sorted({min(k, m) for k in self.k})
 
     def _settings(self, n_support: int) -> list[str]:
-        vote = "vote=plain" if self.temperature is None else f"temperature={self.temperature:g}"
-        return [f"k={k};{vote}" for k in self.k_values(n_support)]
+        return [f"k={k}" for k in self.k_values(n_support)]
 
     def at(self, position: int, n_support: int) -> Probe:
         return replace(self, k=(self.k_values(n_support)[position],))
 
     def _path(self, pool: ops.Pool, support: Array, labels: Array, query: Array, ways: int) -> Path:
         k = self.k_values(support.shape[1])
-        return closed_form(ops.knn(pool, support, labels, query, ways, k=k, temperature=self.temperature))
+        vote: dict[str, Any] = {"temperature": self.temperature, "by_distance": self.by_distance}
+        return closed_form(ops.knn(pool, support, labels, query, ways, k=k, **vote))
 
     def solve_full(self, x: Array, y: Array, query: Array, n_classes: int) -> Iterator[Solution]:
         got = ops.knn_full(
-            x, y, query, n_classes, k=self.k_values(len(x)), temperature=self.temperature, index=self.index
-        )
+            x, y, query, n_classes, k=self.k_values(len(x)), temperature=self.temperature, index=self.index,
+            by_distance=self.by_distance,
+        )  # fmt: skip
         how = ""
         if self.index != "flat":
             say(f"knn: {self.index} found {got.recall:.2%} of the exact nearest neighbours")

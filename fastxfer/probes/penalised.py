@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -200,32 +200,43 @@ def _grid(values: Sequence[float]) -> str:
 class LogisticProbe(Penalised):
     """Multinomial logistic regression; binary for two classes, one-vs-rest for several labels.
 
-    tol  relative gap of the objective at which a solution counts as converged (None: that of the op)
+    tol           relative gap of the objective at which a solution counts as converged (None: that of the op)
+    class_weight  None: every class counts alike. "balanced": each class seen weighs as much as any other. Or a positive
+                  weight a class: of an episode's classes in ascending order, of all classes on the full split, per label
+                  of negatives and positives. scikit-learn's `class_weight` at the same C = 1/(m·l2). Where part of a
+                  support is held out, "balanced" is of the rest, and held-out images count alike
     """
 
     name: ClassVar[str] = "logistic"
     summary: ClassVar[str] = "logistic regression with an l2 penalty, solved to convergence"
     gives_probabilities: ClassVar[bool] = True
     tol: float | None = field(default=None, kw_only=True)
+    class_weight: Literal["balanced"] | tuple[float, ...] | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        weight = self.class_weight
+        if weight not in (None, "balanced") and (isinstance(weight, str) or not all(w > 0 for w in weight or ())):
+            raise UsageError(f"class_weight must be None, 'balanced' or a positive number a class, got {weight!r}")
         if self.tol is not None and not self.tol > 0:
             raise UsageError(f"tol must be positive, got {self.tol}")
 
     @property
     def variant(self) -> str:
-        words = super().variant
-        return words if self.tol is None else ";".join([f"tol={self.tol:g}", *([words] if words else [])])
+        weight = self.class_weight
+        words = [] if weight is None else [weight if isinstance(weight, str) else ",".join(f"{w:g}" for w in weight)]
+        words = [f"class_weight={word}" for word in words] + ([] if self.tol is None else [f"tol={self.tol:g}"])
+        return ";".join([*words, *([super().variant] if super().variant else [])])
 
     def _path(self, pool: ops.Pool, support: Array, labels: Array, query: Array, ways: int) -> Path:
-        got = ops.logistic(pool, support, labels, query, ways, self.l2_values(support.shape[1]), tol=self.tol)
+        l2 = self.l2_values(support.shape[1])
+        got = ops.logistic(pool, support, labels, query, ways, l2, tol=self.tol, class_weight=self.class_weight)
         return Path(got.scores, got.converged, got.objective)
 
     def solve_full(self, x: Array, y: Array, query: Array, n_classes: int) -> Iterator[Solution]:
         l2 = self.l2_values(len(x))
         options: dict[str, Any] = {} if self.tol is None else {"tol": self.tol}
-        got = ops.logistic_full(x, y, query, n_classes, l2, **options)
+        got = ops.logistic_full(x, y, query, n_classes, l2, class_weight=self.class_weight, **options)
         params = replace(self, l2_by="fixed").settings(len(x))
         for i, value in enumerate(l2):
             yield Solution(params[i], got.scores[i], got.converged[i], value, got.objective[i])
