@@ -62,7 +62,7 @@ def _batches(pool: Pool, support: Array, labels: Array, query: Array, ways: int)
         else:
             block = compiled.products(pool.centred, support[window], query[window], pool.threads)
             places = np.arange(m + q)[None]  # equal images have equal products here, wherever they stand
-        images = (v[rows] for v in (pool.offset, pool.inverse_length, pool.square))
+        images = (np.ascontiguousarray(v[rows]) for v in (pool.offset, pool.inverse_length, pool.square))
         own_labels = labels if len(labels) == 1 else labels[window]
         at_support, at_query = (np.ascontiguousarray(part) for part in (places[:, :m], places[:, m:]))
         yield block, at_support, at_query, own_labels, *images, n, ways
