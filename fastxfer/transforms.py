@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numba
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -104,3 +105,45 @@ def standardise(support: Array, query: Array) -> tuple[Array, Array]:
     factor = np.where(wide.max(axis=-2, keepdims=True) > wide.min(axis=-2, keepdims=True), 1.0 / scale, 0.0)
     kind = np.float64 if support.dtype == np.float64 else np.float32
     return ((wide - mean) * factor).astype(kind), ((query.astype(np.float64) - mean) * factor).astype(kind)
+
+
+def standardise_episodes(x: Array, support: Array, query: Array) -> Array:
+    """(E, m + q, d) embeddings of each episode's support (E, m) and query (E, q), rows of `x`, after `standardise`."""
+    values = x.astype(np.float32) if x.dtype == np.float16 else x
+    kind = np.float64 if x.dtype == np.float64 else np.float32
+    out = np.empty((len(support), support.shape[1] + query.shape[1], x.shape[1]), kind)
+    rows = np.concatenate([support, query], axis=1)
+    _standardise(np.ascontiguousarray(values), np.ascontiguousarray(rows), support.shape[1], STANDARDISE_FLOOR, out)
+    return out
+
+
+@numba.njit(cache=True, nogil=True)
+def _standardise(x: Any, rows: Any, m: int, floor: float, out: Any) -> None:
+    """Row by row, so that memory is read in one stream; sums in float64, as `standardise` has them."""
+    n_episodes, n_rows = rows.shape
+    d = x.shape[1]
+    mean, spread, factor = np.empty(d), np.empty(d), np.empty(d)
+    low, high = np.empty(d, x.dtype), np.empty(d, x.dtype)
+    for e in range(n_episodes):
+        first = x[rows[e, 0]]
+        for j in range(d):
+            mean[j] = spread[j] = 0.0
+            low[j] = high[j] = first[j]
+        for i in range(m):
+            row = x[rows[e, i]]
+            for j in range(d):
+                mean[j] += row[j]
+                low[j] = min(low[j], row[j])
+                high[j] = max(high[j], row[j])
+        for j in range(d):
+            mean[j] /= m
+        for i in range(m):
+            row = x[rows[e, i]]
+            for j in range(d):
+                spread[j] += (row[j] - mean[j]) ** 2
+        for j in range(d):
+            factor[j] = 1.0 / (np.sqrt(spread[j] / m) + floor) if high[j] > low[j] else 0.0
+        for i in range(n_rows):
+            row, to = x[rows[e, i]], out[e, i]
+            for j in range(d):
+                to[j] = (row[j] - mean[j]) * factor[j]

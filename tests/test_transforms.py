@@ -13,7 +13,7 @@ from fastxfer.episodes import EpisodeSpec, sample_episodes
 from fastxfer.errors import UsageError
 from fastxfer.evaluation import evaluate, evaluate_full
 from fastxfer.probes import KnnProbe, LogisticProbe, PrototypeProbe, RidgeProbe
-from fastxfer.transforms import TRANSFORMS, standardise, transform
+from fastxfer.transforms import TRANSFORMS, standardise, standardise_episodes, transform
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(60, 12)) + 0.5
@@ -142,3 +142,32 @@ def test_the_mean_is_of_train_images_alone(tmp_path):
     assert np.array_equal(probe.features(x, train)[train], probe.features(moved, train)[train])
     rows = evaluate_full(store, "good", target, LogisticProbe(l2=(0.01,), transform=("centre", "l2")))
     assert rows["params"].unique().tolist() == ["l2=0.01;transform=centre+l2;chosen=holdout"]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("m", [1, 6])
+def test_episodes_are_standardised_as_one_by_one(dtype, m):
+    rng = np.random.default_rng(m)
+    x = np.maximum(3 * rng.normal(size=(40, 17)) + 1, 0)
+    x[:, :5] *= rng.random((40, 5)) > 0.7  # constant on many a support
+    x = np.asfortranarray(x.astype(dtype))
+    support, query = (np.stack([rng.permutation(40)[:n] for _ in range(4)]) for n in (m, 9))
+    together = standardise_episodes(x, support, query)
+    assert together.dtype == (np.float64 if dtype == "float64" else np.float32)
+    for e in range(4):
+        alone = np.concatenate(standardise(x[support[e]], x[query[e]]))
+        np.testing.assert_allclose(together[e], alone, rtol=1e-5, atol=1e-6)
+
+
+def test_a_pool_that_is_centred_already_gives_the_same_answers():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(60, 20)).astype(np.float32)
+    x[7] = 0
+    support, query = np.stack([rng.permutation(60)[:12] for _ in range(3)]), np.arange(60)[None]
+    pools = [ops.Pool(x, backend="cpu", gram=False, centred=centred) for centred in (True, False)]
+    labels = np.arange(12) % 3
+    np.testing.assert_allclose(*(ops.ridge(p, support, labels, query, 3, [0.1]) for p in pools), atol=1e-5)
+    np.testing.assert_allclose(*(ops.knn(p, support, labels, query, 3, k=[3]) for p in pools), atol=1e-4)
+    np.testing.assert_allclose(
+        *(ops.prototype(p, support, labels, query, 3, metric="cosine") for p in pools), atol=1e-5
+    )

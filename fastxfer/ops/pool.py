@@ -45,6 +45,7 @@ class Pool:
              change visibly (images that nearly coincide, more images than dimensions) are solved in float64 all the same
     gram     True: one Gram matrix, n_support · n_images numbers; False: inner products are made episode by episode;
              "auto": every call decides by its own cost (`gram_pays`), whatever was asked before
+    centred  the embeddings lie about zero as they are: nothing is to be gained by taking their mean off
     threads  how many (default: OMP_NUM_THREADS, else all cores); changes no bit of an answer
 
     `DataError` for a wrong shape or type, or a value that is not finite.
@@ -59,6 +60,7 @@ class Pool:
         dtype: str = "float32",
         gram: Literal["auto"] | bool = "auto",
         threads: int | None = None,
+        centred: bool = False,
     ) -> None:
         self.backend = resolve_backend(backend)
         if dtype not in ("float32", "float64"):
@@ -88,14 +90,21 @@ class Pool:
             self._place = np.empty(self.n_images, np.int64)
             self._place[self._order] = np.arange(self.n_images)
             self._place = _first_alike(values, self._order)[self._place]
-            self._centre()
+            self._centre(centred)
 
-    def _centre(self) -> None:
+    def _centre(self, done: bool) -> None:
         # About the pool's mean, inner products keep more digits; `offset` tells what that took from them:
         # x_i·x_j = x̃_i·x̃_j + offset_i + offset_j.
+        self.square, self.offset, self.inverse_length = (np.zeros(self.n_images) for _ in range(3))
+        if done and self.n_support == self.n_images:
+            self.centred = self.x.astype(self.dtype, copy=False)
+            for places in blocks(self.n_images, 8 * self.dim, CACHE_BYTES):
+                wide = self.x[places].astype(np.float64)
+                np.einsum("ij,ij->i", wide, wide, out=self.square[places])
+            np.divide(1.0, np.sqrt(self.square), out=self.inverse_length, where=self.square > 0)
+            return
         mean = self.x.mean(axis=0, dtype=np.float64)
         self.centred = np.empty(self.x.shape, self.dtype)
-        self.square, self.offset, self.inverse_length = (np.zeros(self.n_images) for _ in range(3))
         for places in blocks(self.n_images, 8 * self.dim, CACHE_BYTES):
             wide = self.x[self._order[places]].astype(np.float64)
             length = np.sqrt(np.einsum("ij,ij->i", wide, wide))

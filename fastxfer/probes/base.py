@@ -14,7 +14,7 @@ from fastxfer import ops
 from fastxfer.choosing import Path
 from fastxfer.episodes import Episodes
 from fastxfer.estimators import EpisodeEstimator
-from fastxfer.transforms import STANDARDISE, check_transforms, per_image, standardise, transform
+from fastxfer.transforms import STANDARDISE, check_transforms, per_image, standardise_episodes, transform
 
 Array = NDArray[Any]
 
@@ -174,11 +174,12 @@ class Probe(EpisodeEstimator, ABC):
         query = np.broadcast_to(query, (e, query.shape[1]))
         parts = []
         for window in ops.blocks(e, 8 * pool.dim * (m + query.shape[1])):
-            x = np.concatenate(standardise(pool.x[support[window]], pool.x[query[window]]), axis=1)
+            x = standardise_episodes(pool.x, support[window], query[window])
             rows = np.arange(x.shape[0] * x.shape[1]).reshape(x.shape[:2])
             own = ops.Pool(
-                x.reshape(-1, pool.dim), backend=pool.backend, dtype=pool.dtype.name, gram=False, threads=pool.threads
-            )
+                x.reshape(-1, pool.dim), backend=pool.backend, dtype=pool.dtype.name, gram=False, threads=pool.threads,
+                centred=True,
+            )  # fmt: skip
             y = labels if labels.ndim == 1 else labels[window]
             parts.append(self._path(own, rows[:, :m], y, rows[:, m:], ways))
         return Path(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
