@@ -55,7 +55,7 @@ def evaluate(
     for backbone in backbones_of(store, [target.name], backbones)[target.name]:
         source = source_of(store, backbone, target.name)
         for probe in sorted(probes, key=_features_of):
-            pool = _pool(store, backbone, target, [episodes], backend, probe)
+            pool = pool_of(store, backbone, target, [episodes], backend, probe)
             frames += list(_episode_rows(pool, source, backbone, probe, target, episodes, metrics))
     return pd.concat(frames, ignore_index=True)
 
@@ -140,16 +140,16 @@ def run_protocol(
     # products depends on the whole study, not on what is left of it, so that a resumed run finds the same bits.
     work.sort(key=lambda item: (*item[:2], _features_of(item[3])))
     studied = {t.name: (t, [e for other, e in chosen if other is t]) for t, _ in chosen}
-    pool_of: tuple[str, str, tuple[str, ...]] | None = None
+    made_for: tuple[str, str, tuple[str, ...]] | None = None
     pool: ops.Pool | None = None
     with progress("solving episodes", sum(item[4].n_episodes for item in work), "episodes") as advance:
         for backbone, name, source, probe, episodes, metrics in work:
             started = time.perf_counter()
             target, all_episodes = studied[name]
-            if pool is None or pool_of != (backbone, name, _features_of(probe)):
+            if pool is None or made_for != (backbone, name, _features_of(probe)):
                 pool = None  # the old one goes before the new one comes
-                pool_of = (backbone, name, _features_of(probe))
-                pool = _pool(store, backbone, target, all_episodes, backend, probe)
+                made_for = (backbone, name, _features_of(probe))
+                pool = pool_of(store, backbone, target, all_episodes, backend, probe)
             rows = pd.concat(
                 list(_episode_rows(pool, source, backbone, probe, target, episodes, metrics, advance)),
                 ignore_index=True,
@@ -185,52 +185,6 @@ def _ease(target: Target, protocol: Protocol, probes: Sequence[Probe]) -> tuple[
             with suppress(DataError, UsageError):
                 return " ".join(f"--{name.replace('_', '-')}" for name in more), _draw(target, eased, probes)
     return "", []
-
-
-def audit(
-    store: EmbeddingStore,
-    backbone: str,
-    episodes: Episodes,
-    probe: Probe,
-    which: Sequence[int],
-    *,
-    backend: str = "auto",
-) -> dict[str, Array]:
-    """Everything that another program needs to redo some episodes of a probe that has an objective (the logistic one).
-
-    `which` are positions in `episodes`. One entry an (episode, l2): `support` (N, m) and `query` (N, q) rows of the
-    exported embeddings, `support_labels` (N, m), `query_labels` (N, q) in 0 … ways − 1, `l2` (N,), `objective` (N,) at
-    the returned solution, `scores` (N, q, ways), `converged` (N,), `episode` (N,), `classes` (N, ways).
-    """
-    if episodes.spec.per_label:
-        raise UsageError("audits are of single-label episodes: leave --audit or --labels per-label out")
-    if probe.transform:
-        raise UsageError("audits are of the embeddings as they are exported: leave --audit or --transform out")
-    target = store.target(episodes.target)
-    pool = _pool(store, backbone, target, [episodes], backend, probe)
-    probe = _decided(probe, pool, target, episodes)
-    groups = _groups(target)
-    entries: list[dict[str, Any]] = []
-    for position in which:
-        one = episodes.window(position, position + 1)
-        for solution in probe.solve(pool, one.support, one.support_labels, one.query, one.ways, groups=groups):
-            if solution.objective is None:
-                raise UsageError(f"only the logistic probe has an objective to audit, not '{probe.name}'")
-            entries.append(
-                {
-                    "episode": one.first,
-                    "classes": one.classes[0],
-                    "support": one.support[0],
-                    "support_labels": one.support_labels.reshape(-1),
-                    "query": one.query[0],
-                    "query_labels": one.query_labels.reshape(-1),
-                    "l2": np.ravel(solution.l2)[0],
-                    "objective": solution.objective[0],
-                    "converged": solution.converged[0],
-                    "scores": solution.scores[0],
-                }
-            )
-    return {name: np.stack([entry[name] for entry in entries]) for name in entries[0]}
 
 
 def evaluate_full(store: EmbeddingStore, backbone: str, target: Target, probe: Probe, *, seed: int = 0) -> pd.DataFrame:
@@ -303,12 +257,12 @@ def _check_spec(probes: Sequence[Probe], episodes: Episodes) -> None:
         probe.check_spec(spec.shots, spec.per_label, spec.query_split)
 
 
-def _groups(target: Target) -> Array | None:
+def patient_codes(target: Target) -> Array | None:
     """(n_images,) whose an image is, in numbers; None where nobody knows."""
     return None if target.patient is None else np.unique(target.patient, return_inverse=True)[1]
 
 
-def _decided(probe: Probe, pool: ops.Pool, target: Target, episodes: Episodes) -> Probe:
+def decided(probe: Probe, pool: ops.Pool, target: Target, episodes: Episodes) -> Probe:
     """The probe with its l2 chosen, where that is the validation split's matter: by the same spec with queries from there."""
     if not probe.chooses_on_val:
         return probe
@@ -324,7 +278,7 @@ def _val_episodes(target: Target, episodes: Episodes) -> Episodes:
         raise DataError(f"l2 can not be chosen on validation: {error}") from error
 
 
-def _pool(
+def pool_of(
     store: EmbeddingStore, backbone: str, target: Target, studied: Sequence[Episodes], backend: str, probe: Probe
 ) -> ops.Pool:
     """The pool for some lists of episodes of a target: one Gram matrix if they pay for it, taken together."""
@@ -425,7 +379,7 @@ def _episode_rows(
     metrics: Sequence[str],
     advance: Callable[[int], None] = lambda n: None,
 ) -> Iterator[pd.DataFrame]:
-    probe, groups = _decided(probe, pool, target, episodes), _groups(target)
+    probe, groups = decided(probe, pool, target, episodes), patient_codes(target)
     n_settings = len(probe.settings(episodes.n_fitted))
     step = max(1, WINDOW_SCORES // (n_settings * episodes.n_queries * episodes.ways))
     for start in range(0, episodes.n_episodes, step):

@@ -7,9 +7,10 @@ import pytest
 from helpers import blobs_embeddings, blobs_store, blobs_target
 from sklearn.linear_model import LogisticRegression
 
+from fastxfer.audit import audit
 from fastxfer.episodes import EpisodeSpec, sample_episodes
 from fastxfer.errors import DataError, UsageError
-from fastxfer.evaluation import audit, evaluate, evaluate_full, run_full, run_protocol
+from fastxfer.evaluation import evaluate, evaluate_full, run_full, run_protocol
 from fastxfer.metrics import METRICS, NEED_PROBABILITIES
 from fastxfer.probes import PROBES, KnnProbe, LogisticProbe, make_probe
 from fastxfer.protocol import Protocol
@@ -186,7 +187,7 @@ def test_metrics_that_cannot_be_computed_are_refused_before_anything_is_solved(t
     assert results.read().empty
 
 
-def test_uneven_episodes_can_be_audited_and_per_label_ones_say_no(tmp_path):
+def test_uneven_and_per_label_episodes_can_be_audited(tmp_path):
     store = blobs_store(tmp_path / "store", blobs_target(multi_label=True))
     target = store.target("blobs")
     episodes = sample_episodes(target, EpisodeSpec(3, 4, 5, imbalance=0.5, query_prior="natural"), 0, 9)
@@ -194,8 +195,9 @@ def test_uneven_episodes_can_be_audited_and_per_label_ones_say_no(tmp_path):
     assert got["support_labels"].tolist() == episodes.support_labels[[2, 7]].tolist()
     assert got["query_labels"].tolist() == episodes.query_labels[[2, 7]].tolist()
     per_label = sample_episodes(target, EpisodeSpec(3, 4, 5, labels="per-label"), 0, 2)
-    with pytest.raises(UsageError, match="audits are of single-label episodes"):
-        audit(store, "good", per_label, LogisticProbe(), [0])
+    got = audit(store, "good", per_label, LogisticProbe(), [1])
+    assert got["support"].reshape(1, -1).tolist() == per_label.support[[1]].tolist()
+    assert got["classes"][:, 0].tolist() == per_label.classes[1].tolist()
 
 
 def test_a_changed_target_is_not_mixed_with_old_rows(tmp_path):

@@ -16,7 +16,7 @@ FLOORS = [
     {"ops", "ops_full", "backbones", "protocol", "statistics", "hyperrule", "choosing"},
     {"training", "probes", "estimators", "embed"},
     {"evaluation", "finetune", "presets"},
-    {"selection", "report"},
+    {"selection", "report", "audit"},
     {"demo"},
     {"cli", "pretrain"},
 ]

@@ -89,7 +89,8 @@ from fastxfer.cli.probes import choice_options, class_weight_option, transform_o
     "--audit-out",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE.npz",
-    help="Where --audit writes: support, query, labels, l2, objective and scores, an entry an episode and l2.",
+    help="Where --audit writes: support, query, labels, l2, objective and scores, an entry an episode (per-label: and "
+    "label) and l2; `note` in the file says how to redo them, transforms included.",
 )
 @store_option
 @same_options
@@ -226,9 +227,10 @@ def _audit(
     store: Any, protocol: Any, probes: list[Any], backbones: tuple[str, ...], targets: tuple[str, ...], count: int,
     out: Path, backend: str,
 ) -> dict[str, Any]:  # fmt: skip
+    from fastxfer.audit import audit
     from fastxfer.episodes import sample_episodes
     from fastxfer.errors import UsageError
-    from fastxfer.evaluation import audit, backbones_of
+    from fastxfer.evaluation import backbones_of
     from fastxfer.files import write_npz
 
     pairs = [(b, t) for t, some in backbones_of(store, targets or None, backbones or None).items() for b in some]
