@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from fastxfer import ops
 from fastxfer.episodes import Episodes, sample_episodes
 from fastxfer.errors import DataError, UsageError, nearest
-from fastxfer.metrics import METRICS, NEED_PROBABILITIES, measure
+from fastxfer.metrics import METRICS, NEED_PROBABILITIES, PER_CLASS, class_metrics, measure
 from fastxfer.probes import Probe, Solution, check_metrics, variant_of
 from fastxfer.progress import progress, say
 from fastxfer.protocol import Protocol, params_of
 from fastxfer.results import CELL, NO_EPISODE, Cell, ResultStore, complete
-from fastxfer.statistics import measure_split
+from fastxfer.statistics import measure_classes, measure_split
 from fastxfer.store import EmbeddingStore
 from fastxfer.targets import Target, make_split
 from fastxfer.transforms import per_image
@@ -129,7 +129,7 @@ def run_protocol(
         for backbone in plan[target.name]:
             source = source_of(store, backbone, target.name)
             for probe in probes:
-                cells = _cells(source, backbone, probe, episodes, metrics)
+                cells = _cells(source, backbone, probe, target, episodes, metrics, protocol.per_class)
                 summary.cells.update(cells)
                 done = min(results.episodes_done(cell, episodes.hash) for cell in cells)
                 if done < episodes.n_episodes:
@@ -151,9 +151,12 @@ def run_protocol(
                 made_for = (backbone, name, _features_of(probe))
                 pool = pool_of(store, backbone, target, all_episodes, backend, probe)
             rows = pd.concat(
-                list(_episode_rows(pool, source, backbone, probe, target, episodes, metrics, advance)),
+                list(
+                    _episode_rows(pool, source, backbone, probe, target, episodes, metrics, advance, protocol.per_class)
+                ),
                 ignore_index=True,
             )
+            rows = _not_there(rows, results)
             summary.seconds += time.perf_counter() - started
             results.append(rows)
             summary.rows += len(rows)
@@ -187,13 +190,15 @@ def _ease(target: Target, protocol: Protocol, probes: Sequence[Probe]) -> tuple[
     return "", []
 
 
-def evaluate_full(store: EmbeddingStore, backbone: str, target: Target, probe: Probe, *, seed: int = 0) -> pd.DataFrame:
+def evaluate_full(
+    store: EmbeddingStore, backbone: str, target: Target, probe: Probe, *, seed: int = 0, per_class: bool = False
+) -> pd.DataFrame:
     """Probe the full train split: settings compete on validation, the best is refitted and scored on test.
 
     Validation is the target's own `val` split, or a fifth of train, stratified, patients kept whole, drawn with `seed`.
     The best is the setting with the largest balanced accuracy (multi-label: AUC) there; among equals, the first. It is
     refitted on train and validation together. Test takes no part in any choice. Rows carry a bootstrap interval over
-    the split's images (patients whole). The validation row is the best of several, hence somewhat flattering: it serves
+    the split's images (patients whole); `per_class`: of each class alone, too, "auc:NAME". The validation row is the best of several, hence somewhat flattering: it serves
     to choose what to fine-tune, the test row to report.
     """
     stored = store.embeddings(backbone, target.name)
@@ -242,6 +247,8 @@ def evaluate_full(store: EmbeddingStore, backbone: str, target: Target, probe: P
             "l2_at_edge": bool(probe.at_edge(position)),
         }
         measured = measure_split(metrics, ranked, target.labels[rows_of], groups=groups)
+        for metric in class_metrics(metrics, target.multi_label) if per_class else ():
+            measured += measure_classes(metric, target.class_names, ranked, target.labels[rows_of], groups=groups)
         rows += [{**common, **solved, **row} for row in measured]
     return complete(pd.DataFrame(rows))
 
@@ -361,12 +368,33 @@ def _key(source: str, backbone: str, probe: Probe, params: str, episodes: Episod
     }
 
 
-def _cells(source: str, backbone: str, probe: Probe, episodes: Episodes, metrics: Sequence[str]) -> list[Cell]:
+def _cells(
+    source: str,
+    backbone: str,
+    probe: Probe,
+    target: Target,
+    episodes: Episodes,
+    metrics: Sequence[str],
+    per_class: bool,
+) -> list[Cell]:
+    names = [*metrics]
+    if per_class:
+        classes = [target.class_names[c] for c in episodes.classes[0]]
+        names += [f"{m}:{c}" for m in class_metrics(metrics, episodes.spec.per_label) for c in classes]
     return [
         tuple(_key(source, backbone, probe, params, episodes, metric)[name] for name in CELL)
         for params in probe.settings(episodes.n_fitted)
-        for metric in metrics
+        for metric in names
     ]
+
+
+def _not_there(rows: pd.DataFrame, results: ResultStore) -> pd.DataFrame:
+    """Rows but those of cells that hold the episode already: a run may ask for one metric more than the last."""
+    keep = np.ones(len(rows), bool)
+    for cell, positions in rows.groupby(list(CELL), sort=False, observed=True).indices.items():
+        done = results.episodes_done(tuple(cell), str(rows["episodes_hash"].iloc[positions[0]]))
+        keep[positions] = rows["episode"].to_numpy()[positions] >= done
+    return rows[keep]
 
 
 def _episode_rows(
@@ -378,6 +406,7 @@ def _episode_rows(
     episodes: Episodes,
     metrics: Sequence[str],
     advance: Callable[[int], None] = lambda n: None,
+    per_class: bool = False,
 ) -> Iterator[pd.DataFrame]:
     probe, groups = decided(probe, pool, target, episodes), patient_codes(target)
     n_settings = len(probe.settings(episodes.n_fitted))
@@ -385,11 +414,18 @@ def _episode_rows(
     for start in range(0, episodes.n_episodes, step):
         window = episodes.window(start, min(start + step, episodes.n_episodes))
         numbers = np.arange(window.first, window.first + window.n_episodes, dtype=np.int32)
+        each = class_metrics(metrics, window.spec.per_label) if per_class else ()
         for answer in probe.answer(pool, window, groups):
+            measured = []
             for metric in metrics:
                 scores = answer.probabilities if metric in NEED_PROBABILITIES else answer.scores
                 assert scores is not None  # check_metrics has seen to it
-                values, undefined = measure(metric, scores, window.query_labels)
+                measured.append((metric, *measure(metric, scores, window.query_labels)))
+            for metric in each:
+                values = PER_CLASS[metric](answer.scores, window.query_labels)
+                classes = [target.class_names[c] for c in window.classes[0]]
+                measured += [(f"{metric}:{c}", v, np.isnan(v)) for c, v in zip(classes, values.T, strict=True)]
+            for metric, values, undefined in measured:
                 yield complete(
                     pd.DataFrame(
                         {
@@ -416,13 +452,16 @@ def run_full(
     backbones: Sequence[str] | None = None,
     targets: Sequence[str] | None = None,
     seed: int = 0,
+    per_class: bool = False,
 ) -> int:
     """`evaluate_full` on all the store holds (or what is named), appended row set by row set; returns rows added.
 
     What the results have already is not redone: a probe whose test rows of this seed are there is done.
     """
     plan = backbones_of(store, targets, backbones)
-    have = results.read(["backbone", "target", "probe", "params", "seed", "shots", "split"])
+    have = results.read(["backbone", "target", "probe", "params", "seed", "shots", "split", "metric"])
+    if per_class:
+        have = have[have["metric"].astype(str).str.contains(":")]
     have = have[(have["shots"] == "full") & (have["split"] == "test") & (have["seed"] == seed)]
     variants = [variant_of(params) for params in have["params"]]
     done = set(zip(have["backbone"], have["target"], have["probe"], variants, strict=True))
@@ -430,7 +469,8 @@ def run_full(
     added = 0
     with progress(f"full {probe.name} probes", len(work), "probes") as advance:
         for backbone, name in work:
-            rows = evaluate_full(store, backbone, store.target(name), probe, seed=seed)
+            rows = evaluate_full(store, backbone, store.target(name), probe, seed=seed, per_class=per_class)
+            rows = rows[[cell not in results for cell in rows[list(CELL)].itertuples(index=False, name=None)]]
             results.append(rows)
             added += len(rows)
             advance(1)

@@ -45,6 +45,7 @@ class Protocol:
     query_split: "test", or "val" for anything that serves a choice
     drop_scarce: leave out classes with too few images for the largest of `shots` instead of failing
     labels, query_prior, imbalance, fewer_queries: as in `EpisodeSpec`
+    per_class:   also each class alone, in rows "auc:NAME"; every episode must hold every class
     """
 
     ways: int | Literal["all"] | None = None
@@ -59,6 +60,7 @@ class Protocol:
     query_prior: str = "balanced"
     imbalance: float | None = None
     fewer_queries: bool = False
+    per_class: bool = False
 
     def __post_init__(self) -> None:
         if self.imbalance is not None:
@@ -77,6 +79,11 @@ class Protocol:
                     f"metric '{metric}' is for one label an image: with per-label episodes choose among "
                     f"{', '.join(m for m in METRICS if m not in SINGLE_LABEL_ONLY)}"
                 )
+        if self.per_class and self.ways != "all" and not (self.labels == "per-label" and self.ways is None):
+            raise UsageError(
+                "values of each class want every class in every episode: --per-class goes with --ways all, or with --labels "
+                "per-label and all labels"
+            )
         for shots in self.shots:
             usual: int | Literal["all"] = "all" if self.labels == "per-label" else DEFAULT_WAYS
             self._spec(usual if self.ways is None else self.ways, shots)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
-from fastxfer.metrics import METRICS, Array, measure
+from fastxfer.metrics import METRICS, PER_CLASS, Array, measure
 from fastxfer.results import CELL, NO_EPISODE
 
 EPISODES = "episodes"
@@ -66,6 +66,21 @@ def measure_split(
     return found
 
 
+def measure_classes(
+    metric: str, class_names: Sequence[str], scores: Array, labels: Array, *, groups: Array | None = None
+) -> list[dict[str, Any]]:
+    """As `measure_split`, for each class alone: `metric` is one of `fastxfer.metrics.PER_CLASS`."""
+    function = PER_CLASS[metric]
+    values, drawn = function(scores, labels), _resampled(function, scores, labels, groups, 1000, 0)
+    found: list[dict[str, Any]] = []
+    for i, name in enumerate(class_names):
+        low, high = _bounds(drawn[:, i], 0.95)
+        known = int((~np.isnan(labels[:, i])).sum()) if labels.ndim == 2 else len(labels)
+        counts = {"n_queries": known, "undefined": int(np.isnan(values[i]))}
+        found.append({"metric": f"{metric}:{name}", "value": float(values[i]), "low": low, "high": high, **counts})
+    return found
+
+
 def bootstrap_interval(
     metric: str,
     scores: Array,
@@ -83,6 +98,19 @@ def bootstrap_interval(
     An accuracy of exactly 1 has no wrong image to resample, so its bootstrap has no width: there the lower bound is
     the exact binomial one (Clopper & Pearson 1934), of as many images (patients) as there are.
     """
+    values = _resampled(METRICS[metric], scores, labels, groups, resamples, seed)
+    low, high = _bounds(values, level)
+    if low == 1 and metric in ("accuracy", "balanced_accuracy"):
+        n = len(scores) if groups is None else len(np.unique(groups))
+        low = (0.5 - level / 2) ** (1 / n)
+    return low, high
+
+
+def _resampled(
+    function: Callable[[Array, Array], Array], scores: Array, labels: Array, groups: Array | None, resamples: int,
+    seed: int,
+) -> Array:  # fmt: skip
+    """(resamples, …) values of a function on images drawn with replacement, groups whole."""
     rng = np.random.default_rng(seed)
     n = len(scores)
     if groups is None:
@@ -93,12 +121,12 @@ def bootstrap_interval(
         draws = [
             np.concatenate([members[g] for g in rng.integers(0, len(members), len(members))]) for _ in range(resamples)
         ]
-    function = METRICS[metric]
-    values = np.array([float(function(scores[rows], labels[rows])) for rows in draws])
-    values = values[np.isfinite(values)]
-    if len(values) < resamples / 2:
+    return np.array([function(scores[rows], labels[rows]) for rows in draws], np.float64)
+
+
+def _bounds(values: Array, level: float) -> tuple[float, float]:
+    defined = values[np.isfinite(values)]
+    if len(defined) < len(values) / 2:
         return float("nan"), float("nan")
-    low, high = np.quantile(values, [0.5 - level / 2, 0.5 + level / 2])
-    if low == 1 and metric in ("accuracy", "balanced_accuracy"):
-        low = (0.5 - level / 2) ** (1 / (n if groups is None else len(members)))
+    low, high = np.quantile(defined, [0.5 - level / 2, 0.5 + level / 2])
     return float(low), float(high)

@@ -25,7 +25,7 @@ from fastxfer.cli.common import (
     store_option,
     versions,
 )
-from fastxfer.cli.probes import choice_options, class_weight_option, transform_option, vote_option
+from fastxfer.cli.probes import choice_options, class_weight_option, per_class_option, transform_option, vote_option
 
 
 @click.command(cls=ManyValues)
@@ -77,6 +77,7 @@ from fastxfer.cli.probes import choice_options, class_weight_option, transform_o
 @click.option(
     "--split", type=click.Choice(["test", "val"]), default="test", show_default=True, help="Where queries come from."
 )
+@per_class_option
 @episode_options
 @click.option("--drop-scarce", is_flag=True, help="Leave out classes with too few images instead of failing.")
 @click.option(
@@ -102,7 +103,7 @@ def fewshot(
     backbones: tuple[str, ...], targets: tuple[str, ...], ways: int | Literal["all"] | None, shots: tuple[int, ...],
     queries: int | Literal["all"] | None, episodes: int | None, probes: tuple[str, ...], l2: tuple[float, ...],
     l2_by: str, folds: int | None, criterion: str | None, class_weight: str | None, transform: tuple[str, ...], k: tuple[int, ...],
-    vote: str | None, metrics: tuple[str, ...], split: str, labels: str, query_prior: str, imbalance: float | None,
+    vote: str | None, metrics: tuple[str, ...], per_class: bool, split: str, labels: str, query_prior: str, imbalance: float | None,
     fewer_queries: bool, drop_scarce: bool, audit: int | None, audit_out: Path | None, store_path: str,
     results: str | None, backend: str, seed: int, as_json: bool,
 ) -> None:  # fmt: skip
@@ -143,6 +144,7 @@ def fewshot(
         query_prior=query_prior,
         imbalance=imbalance,
         fewer_queries=fewer_queries,
+        per_class=per_class,
     )
     chosen = probes_for(
         "fewshot",

@@ -20,7 +20,7 @@ from fastxfer.cli.common import (
     store_option,
     versions,
 )
-from fastxfer.cli.probes import class_weight_option, transform_option, vote_option
+from fastxfer.cli.probes import class_weight_option, per_class_option, transform_option, vote_option
 from fastxfer.errors import UsageError
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ target_option = click.option("--target", "targets", multiple=True, metavar="T…
     metavar="P",
     help="logistic or a preset: `fastxfer probes ls`.",
 )
+@per_class_option
 @store_option
 @same_options
 @results_option
@@ -57,7 +58,7 @@ target_option = click.option("--target", "targets", multiple=True, metavar="T…
 @json_option
 def probe(
     backbones: tuple[str, ...], targets: tuple[str, ...], l2: tuple[float, ...], class_weight: str | None,
-    transform: tuple[str, ...], name: str, store_path: str, results: str | None, seed: int, as_json: bool,
+    transform: tuple[str, ...], name: str, per_class: bool, store_path: str, results: str | None, seed: int, as_json: bool,
 ) -> None:  # fmt: skip
     """Linear probe on the full train split: l2 chosen on validation, refitted, scored on test.
 
@@ -69,7 +70,7 @@ def probe(
 
     grid = l2 or (() if name in PRESETS else tuple(10 ** (-6 + i / 2) for i in range(17)))
     (chosen,) = probes_for("probe", [name], l2=grid, transform=transform, class_weight=class_weight)
-    _run("probe", chosen, backbones, targets, store_path, results, seed, as_json)
+    _run("probe", chosen, backbones, targets, per_class, store_path, results, seed, as_json)
 
 
 @click.command(cls=ManyValues)
@@ -99,6 +100,7 @@ def probe(
     show_default=True,
     help="flat: exact; ivf, hnsw: approximate, for millions of images, and their recall is said.",
 )
+@per_class_option
 @store_option
 @same_options
 @results_option
@@ -106,7 +108,7 @@ def probe(
 @json_option
 def knn(
     backbones: tuple[str, ...], targets: tuple[str, ...], k: tuple[int, ...], temperature: float | None,
-    vote: str | None, transform: tuple[str, ...], name: str, index: str, store_path: str, results: str | None, seed: int, as_json: bool,
+    vote: str | None, transform: tuple[str, ...], name: str, index: str, per_class: bool, store_path: str, results: str | None, seed: int, as_json: bool,
 ) -> None:  # fmt: skip
     """Nearest neighbours from the full train split: k chosen on validation, scored on test.
 
@@ -125,12 +127,12 @@ def knn(
             raise UsageError("--temperature: a preset brings its own settings. Leave it out, or name a plain probe")
         chosen = replace(chosen, temperature=temperature or None)  # type: ignore[call-arg]
     chosen = replace(chosen, index=index)  # type: ignore[call-arg]
-    _run("knn", chosen, backbones, targets, store_path, results, seed, as_json)
+    _run("knn", chosen, backbones, targets, per_class, store_path, results, seed, as_json)
 
 
 def _run(
-    stage: str, chosen: Probe, backbones: tuple[str, ...], targets: tuple[str, ...], store_path: str,
-    results: str | None, seed: int, as_json: bool,
+    stage: str, chosen: Probe, backbones: tuple[str, ...], targets: tuple[str, ...], per_class: bool,
+    store_path: str, results: str | None, seed: int, as_json: bool,
 ) -> None:  # fmt: skip
     import pandas as pd
 
@@ -143,7 +145,9 @@ def _run(
     store = EmbeddingStore.open(store_path)
     done = ResultStore.open(results or results_path(store_path))
     started = time.perf_counter()
-    added = run_full(store, done, chosen, backbones=backbones or None, targets=targets or None, seed=seed)
+    added = run_full(
+        store, done, chosen, backbones=backbones or None, targets=targets or None, seed=seed, per_class=per_class
+    )
     seconds = time.perf_counter() - started
     done.log_run({"command": command_line(), "stage": stage, "seconds": seconds, "versions": versions()})
     rows = done.read()

@@ -31,6 +31,15 @@ def class_weight_option(f: F) -> F:
     )(f)
 
 
+def per_class_option(f: F) -> F:
+    return click.option(
+        "--per-class",
+        is_flag=True,
+        help="Also each class alone: rows of metric recall:NAME, auc:NAME … beside the means [fewshot: with --ways all or "
+        "per label].",
+    )(f)
+
+
 def vote_option(f: F) -> F:
     return click.option(
         "--vote",

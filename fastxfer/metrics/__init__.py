@@ -11,7 +11,7 @@ left out of means over classes; a mean over nothing is NaN. `measure` counts wha
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -185,6 +185,20 @@ _PER_LABEL: dict[str, Function] = {
     "log_loss": per_label_log_loss,
     "calibration_error": per_label_calibration_error,
 }
+
+# What can be said of each class alone, in rows named "auc:Pneumonia".
+PER_CLASS: dict[str, Function] = {
+    "recall": per_class_accuracy,
+    "auc": per_class_auc,
+    "average_precision": per_class_average_precision,
+    "f1": per_class_f1,
+}
+
+
+def class_metrics(metrics: Sequence[str], multi_label: bool) -> tuple[str, ...]:
+    """Those of PER_CLASS that `metrics` are means of; recall, which accuracy is made of, is for one label an image."""
+    asked = ["recall" if m in ("accuracy", "balanced_accuracy") else m for m in metrics]
+    return tuple(dict.fromkeys(m for m in asked if m in PER_CLASS and not (multi_label and m == "recall")))
 
 
 def measure(metric: str, scores: Array, labels: Array) -> tuple[Array, Array]:

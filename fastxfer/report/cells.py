@@ -58,7 +58,9 @@ def aggregate(results: pd.DataFrame) -> pd.DataFrame:
     chosen: (bool) whether `params` are those shown for this probe unless another choice is asked for
     """
     # Tables and standings go from the largest mean down, so metrics whose smallest value is best have no place in them.
-    rows = results[~results["metric"].isin([SECONDS, *LOWER_IS_BETTER])]
+    # Values of single classes ("auc:NAME") are there for the reader's own tables.
+    of_a_class = results["metric"].astype(str).str.contains(":")
+    rows = results[~results["metric"].isin([SECONDS, *LOWER_IS_BETTER]) & ~of_a_class]
     if rows.empty:
         raise DataError("report: there are no results to report; `fastxfer fewshot` or `fastxfer probe` makes some")
     cells = summarise(rows)
