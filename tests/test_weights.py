@@ -101,8 +101,10 @@ def test_cpu_is_the_reference(name, class_weight, dtype, gram):
     np.testing.assert_array_less(np.abs(got.objective - want.objective), GAP[dtype] * want.objective + 1e-300)
     finite = np.isfinite(want.scores)
     np.testing.assert_array_equal(np.isfinite(got.scores), finite)
-    slack = 0.1 if dtype == "float32" else 0.01
-    np.testing.assert_allclose(got.scores[finite], want.scores[finite], atol=slack, rtol=slack)
+    # f is l2-strongly convex in W: a gap g·f leaves ‖ΔW‖² ≤ 2·g·f/l2, and a score moves by that times the embedding.
+    moved = 2 * np.linalg.norm(x, axis=1).max() * np.sqrt(2 * GAP[dtype] * want.objective / l2)
+    slack = np.broadcast_to(moved[..., None, None] + 1e-5, want.scores.shape)[finite]
+    np.testing.assert_array_less(np.abs(got.scores[finite] - want.scores[finite]), slack)
 
 
 def test_weights_of_one_are_no_weights_and_balance_matters():

@@ -15,6 +15,19 @@ FX_FUNCTION void each(const Team& team, int n, F f) {
     for (int i = team.rank() * W; i < n; i += team.size() * W) f(i);
 }
 
+// f(row, i) for the same i of every row of a block, shared out like `each` over the rows behind each other.
+template <class Real, class Team, class F>
+FX_FUNCTION void each_cell(const Team& team, int rows, int stride, F f) {
+    constexpr int W = Team::template width<Real>;
+    if (team.size() == 1) {  // spares the divisions
+        for (int row = 0; row < rows; ++row) {
+            for (int i = 0; i < stride; i += W) f(row, i);
+        }
+    } else {
+        each<Real>(team, rows * stride, [&](int at) { f(at / stride, at % stride); });
+    }
+}
+
 // f(row) for the rows 0 … n-1, shared out.
 template <class Team, class F>
 FX_FUNCTION void each_row(const Team& team, int n, F f) {
@@ -93,28 +106,6 @@ FX_BODY void product(const Team& team, int c, const Real* B, int B_row, const Pa
         for (int i = 0; i < K.rows; ++i) sum += b[i] * k[static_cast<std::int64_t>(i) * step];
         out[static_cast<std::int64_t>(row) * out_row + column] = sum;
     }
-}
-
-// out[j] = <rows[j], x>, j below count, known to every member after the call.
-template <class Team, class Real>
-FX_BODY void dots(const Team& team, int count, int n, const Real* const* rows, const Real* x, double* out) {
-    for (int j = 0; j < count; ++j) {
-        const double sum = inner(team, n, rows[j], x);
-        if (team.rank() == 0) out[j] = sum;
-    }
-    team.sync();
-}
-
-// out = g·x + Σ_j weight[j]·rows[j]; out may be one of them.
-template <class Team, class Real>
-FX_BODY void combine(const Team& team, int count, int n, const Real* const* rows, const double* weight, double g,
-                     const Real* x, Real* out) {
-    using V = typename Lanes<Real, Team::template width<Real>>::V;
-    each<Real>(team, n, [=](int i) {
-        V sum = load<V>(x + i) * static_cast<Real>(g);
-        for (int j = 0; j < count; ++j) sum += load<V>(rows[j] + i) * static_cast<Real>(weight[j]);
-        store(out + i, sum);
-    });
 }
 
 // Σ_{k<n} x_k y_k by one member alone.

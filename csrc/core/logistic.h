@@ -2,10 +2,11 @@
 //
 //   minimise over W, b:  (1/m) Σ_i loss(y_i, W x_i + b) + (l2/2) ‖W‖²,   W = A X (A: c x m), X centred.
 //
-// L-BFGS in the inner product of K = X X^T on A, and of the identity on the bias: a "vector" is c rows of m numbers and
-// the row's bias, v = (A | β), b = θ β, <u, v> = tr(A_u K A_v^T) + β_u·β_v. With K̂ v = (A K | β) the inner product is
-// <u, v> = u·K̂v, the gradient is g = ((P - Y)/m + l2·A | θ Σ_i (P - Y)_i / m), logits are A K + θ β. K̂ is kept with
-// every stored vector, so an iteration has one product, K̂g. Logits along a line are linear: its search takes none.
+// Memoryless BFGS (L-BFGS that remembers one pair) in the inner product of K = X X^T on A, and of the identity on the
+// bias: a "vector" is c rows of m numbers and the row's bias, v = (A | β), b = θ β, <u, v> = tr(A_u K A_v^T) + β_u·β_v.
+// With K̂ v = (A K | β) the inner product is <u, v> = u·K̂v, the gradient is g = ((P - Y)/m + l2·A | θ Σ_i (P - Y)_i /
+// m), logits are A K + θ β. K̂ is kept with every stored vector, so an iteration has one product, K̂g. Logits along a
+// line are linear: its search takes none.
 #pragma once
 
 #include "episode.h"
@@ -14,9 +15,6 @@
 namespace FX_NAMESPACE {
 
 using fastxfer::LogisticParams;
-
-// Pairs that L-BFGS remembers. Measured: 24 save 3 to 10 % of the iterations that 5 take, and cost more than that.
-constexpr int history = 5;
 
 template <class Team, class Real, class Loss>
 class LogisticSolver {
@@ -41,16 +39,12 @@ class LogisticSolver {
         G_ = memory.take<Real>(n);
         KG_ = memory.take<Real>(n);
         ZD_ = memory.take<Real>(n);
-        const int slots = 2 * (history + 1);
-        pairs_ = memory.take<Real>(n * slots);
-        K_pairs_ = memory.take<Real>(n * slots);
-        rows_ = memory.take<const Real*>(slots);
-        K_rows_ = memory.take<const Real*>(slots);
-        with_g_ = memory.take<double>(slots);
-        old_with_g_ = memory.take<double>(slots);
-        weights_ = memory.take<double>(slots);
-        sy_ = memory.take<double>((history + 1) * (history + 1));
-        yy_ = memory.take<double>((history + 1) * (history + 1));
+        D_ = memory.take<Real>(n);
+        KD_ = memory.take<Real>(n);
+        Y_ = memory.take<Real>(n);
+        KY_ = memory.take<Real>(n);
+        row_bias_ = memory.take<Real>(c);
+        row_change_ = memory.take<Real>(c);
         bias_matrix_ = memory.take<double>(static_cast<std::int64_t>(c) * c);
         bias_vector_ = memory.take<double>(c);
         shared_ = memory.take<double>(1);
@@ -207,12 +201,7 @@ class LogisticSolver {
 
     // Bias entries of G, and K̂G.
     FX_BODY void finish_gradient(const Team& team) {
-        each_row(team, c_, [=, this](int c) {
-            const Real* r = R_ + c * stride_;
-            V sum = V{};
-            for (int i = 0; i < stride_; i += W) sum += load<V>(r + i);
-            G_[c * stride_ + m_] = theta_ * across<Real, W>(sum);
-        });
+        each_row(team, c_, [=, this](int c) { G_[c * stride_ + m_] = theta_ * row_sum(R_ + c * stride_); });
         team.sync();
         product(team, c_, G_, stride_, K, KG_, stride_);
         team.sync();
@@ -260,47 +249,6 @@ class LogisticSolver {
         return gain;
     }
 
-    FX_FUNCTION int slot(int age_from_oldest) const { return (oldest_ + age_from_oldest) % (history + 1); }
-    FX_FUNCTION Real* s_row(int slot) const { return pairs_ + static_cast<std::int64_t>(2 * slot) * n_; }
-    FX_FUNCTION Real* y_row(int slot) const { return pairs_ + static_cast<std::int64_t>(2 * slot + 1) * n_; }
-    FX_FUNCTION Real* Ks_row(int slot) const { return K_pairs_ + static_cast<std::int64_t>(2 * slot) * n_; }
-    FX_FUNCTION Real* Ky_row(int slot) const { return K_pairs_ + static_cast<std::int64_t>(2 * slot + 1) * n_; }
-    FX_FUNCTION double& sy(int i, int j) const { return sy_[i * (history + 1) + j]; }
-    FX_FUNCTION double& yy(int i, int j) const { return yy_[i * (history + 1) + j]; }
-
-    // The two-loop recursion (Nocedal 1980) on coefficients: q = g + Σ a_k y_k and r = γ q + Σ b_k s_k need only inner
-    // products among stored vectors and with g, all known. Writes the weights of -H g in the order of rows_, returns
-    // that of g. By one member.
-    FX_BODY double direction_weights(double l2) const {
-        const int count = count_;
-        double* weight = weights_;
-        for (int i = count - 1; i >= 0; --i) {
-            const int at = slot(i);
-            double sum = with_g_[2 * i];
-            for (int k = i + 1; k < count; ++k) sum -= weight[2 * k + 1] * sy(at, slot(k));
-            weight[2 * i + 1] = sum / sy(at, at);  // α_i
-        }
-        const int last = slot(count - 1);
-        // No curvature is below l2 but, perhaps, along the biases.
-        const double measured = sy(last, last) / yy(last, last), gamma = measured * l2 < 1 ? measured : 1 / l2;
-        for (int i = 0; i < count; ++i) {
-            const int at = slot(i);
-            double sum = with_g_[2 * i + 1];
-            for (int k = 0; k < count; ++k) {
-                const int other = slot(k);
-                sum -= weight[2 * k + 1] * (k <= i ? yy(other, at) : yy(at, other));
-            }
-            sum *= gamma;
-            for (int k = 0; k < i; ++k) sum += weight[2 * k] * sy(slot(k), at);
-            weight[2 * i] = weight[2 * i + 1] - sum / sy(at, at);  // α_i - β_i
-        }
-        for (int i = 0; i < count; ++i) {
-            weight[2 * i] = -weight[2 * i];
-            weight[2 * i + 1] *= gamma;
-        }
-        return -gamma;
-    }
-
     // Minimise until the bound on the gap holds; returns the objective followed so far.
     FX_BODY double search(const Team& team, double l2, double tol, int max_iter, bool& converged) {
         const Images<Real> of = images();
@@ -308,12 +256,11 @@ class LogisticSolver {
         Loss::residual(team, of, Z_, ZD_, Real(0), R_);
         team.sync();
         gradient(team, penalty);
-        count_ = 0;
-        oldest_ = 0;
+        double gg_images = penalised(team, G_, KG_);
+        Pair pair;
         converged = false;
         double known = 1e300;  // the objective when it was last computed
         while (true) {
-            const double gg_images = penalised(team, G_, KG_);
             // f(W, b) - f* ≤ ‖∇_W f‖² / (2 l2) where the bias is the best for W; what the bias can gain is added. The
             // logarithms of f are spared until the bound is near.
             if (gg_images <= 2 * l2 * tol * known) {
@@ -326,54 +273,82 @@ class LogisticSolver {
             }
             if (iterations >= max_iter) break;
 
-            // Direction d into the slot behind the newest pair, K̂d beside it.
-            const int now = slot(count_);
-            Real *d = s_row(now), *Kd = Ks_row(now);
-            double of_g = -1;
-            if (count_ > 0) {
-                if (team.rank() == 0) {
-                    for (int i = 0; i < count_; ++i) {
-                        rows_[2 * i] = s_row(slot(i));
-                        rows_[2 * i + 1] = y_row(slot(i));
-                        K_rows_[2 * i] = Ks_row(slot(i));
-                        K_rows_[2 * i + 1] = Ky_row(slot(i));
-                    }
-                    shared_[0] = direction_weights(l2);
-                }
-                team.sync();
-                of_g = shared_[0];
-            }
-            combine(team, 2 * count_, n_, rows_, weights_, of_g, G_, d);
-            combine(team, 2 * count_, n_, K_rows_, weights_, of_g, KG_, Kd);
-            const double slope = inner(team, n_, KG_, d);
-            if (!(slope < 0)) {
-                if (count_ == 0) break;  // no descent left that this precision can see
-                count_ = 0;
-                team.sync();
+            const Line along = direction(team, pair, l2);
+            if (!(along.slope < 0)) {
+                if (!pair.known) break;  // no descent left that this precision can see
+                pair.known = false;
                 continue;
             }
-            team.sync();
-            for (int c = 0; c < c_; ++c) {  // logits along d; their bias column is in d's row
-                const Real b = theta_ * d[c * stride_ + m_];
-                const Real* k = Kd + c * stride_;
-                Real* z = ZD_ + c * stride_;
-                each<Real>(team, stride_, [=](int i) { store(z + i, load<V>(k + i) + b); });
-            }
-            const double with_a = penalised(team, A, Kd), dd = penalised(team, d, Kd);
-            const double t = line(team, l2, with_a, dd, slope, count_ == 0);
+            const double t = line(team, l2, along.with_a, along.dd, along.slope, !pair.known);
             if (!(t > 0)) {
-                if (count_ == 0) break;
-                count_ = 0;
+                if (!pair.known) break;
+                pair.known = false;
                 Loss::residual(team, of, Z_, ZD_, Real(0), R_);
                 team.sync();
                 continue;
             }
             ++iterations;
-            step(team, penalty, static_cast<Real>(t), now);
-            a_norm_ += t * (2 * with_a + t * dd);
-            remember(team, t, slope, now);
+            a_norm_ += t * (2 * along.with_a + t * along.dd);
+            gg_images = step(team, penalty, t, along.slope, pair);
         }
         return value(team, l2);
+    }
+
+    // What is known of the last direction d and the change of the gradient along it, y = (new g - old g)/t.
+    struct Pair {
+        bool known = false;
+        double dy, yy;  // inner products of the two
+        double dg, yg;  // and with the present gradient
+    };
+
+    // What a line's search needs to know: the slope along d, <A, d> and <d, d> without biases.
+    struct Line {
+        double slope, with_a, dd;
+    };
+
+    // D := the direction of descent, and its logits. Without a pair it is -g; else d := -H g, where H is γI updated by
+    // the pair (the two loops of Nocedal 1980, written out):
+    //   α = <d, g>/<d, y>,  q = g - α y,  β = γ <y, q>/<d, y>,  H g = γ q + (α - β) d.
+    FX_BODY Line direction(const Team& team, const Pair& pair, double l2) {
+        Real of_g = -1, of_y = 0, of_d = 0;
+        if (pair.known) {
+            // No curvature is below l2 but, perhaps, along the biases.
+            const double measured = pair.dy / pair.yy, gamma = measured * l2 < 1 ? measured : 1 / l2;
+            const double alpha = pair.dg / pair.dy, beta = gamma * (pair.yg - alpha * pair.yy) / pair.dy;
+            of_g = static_cast<Real>(-gamma);
+            of_y = static_cast<Real>(gamma * alpha);
+            of_d = static_cast<Real>(beta - alpha);
+        } else {  // what stands there may be anything
+            fill(team, n_, D_, Real(0));
+            fill(team, n_, KD_, Real(0));
+            fill(team, n_, Y_, Real(0));
+            fill(team, n_, KY_, Real(0));
+        }
+        team.sync();
+        each_row(team, c_, [=, this](int c) {
+            const int at = c * stride_ + m_;
+            row_bias_[c] = theta_ * (G_[at] * of_g + Y_[at] * of_y + D_[at] * of_d);
+        });
+        team.sync();
+        const Real *g = G_, *kg = KG_, *y = Y_, *ky = KY_, *a = A, *mask = is_image_, *bias = row_bias_;
+        Real *d = D_, *kd = KD_, *zd = ZD_;
+        V slope = V{}, with_a = V{}, dd = V{};
+        each_cell<Real>(team, c_, stride_, [&](int row, int i) {
+            const int at = row * stride_ + i;
+            const V d_new = load<V>(g + at) * of_g + load<V>(y + at) * of_y + load<V>(d + at) * of_d;
+            const V kg_here = load<V>(kg + at);
+            const V kd_new = kg_here * of_g + load<V>(ky + at) * of_y + load<V>(kd + at) * of_d;
+            store(d + at, d_new);
+            store(kd + at, kd_new);
+            store(zd + at, kd_new + bias[row]);
+            const V image = kd_new * load<V>(mask + i);
+            slope += d_new * kg_here;
+            with_a += load<V>(a + at) * image;
+            dd += d_new * image;
+        });
+        const Line along = {sum(team, slope), sum(team, with_a), sum(team, dd)};
+        team.sync();
+        return along;
     }
 
     // A step length where the slope along the line has shrunk; 0 if there is none. Leaves R there. The objective is
@@ -416,75 +391,74 @@ class LogisticSolver {
         return 0;
     }
 
-    // Move by t along d; G and K̂G of the new point, and y = (new G - old G)/t with K̂y beside it.
-    FX_BODY void step(const Team& team, Real l2, Real t, int now) {
-        const Real *d = s_row(now), *zd = ZD_, *r = R_, *mask = is_image_;
-        Real *a = A, *z = Z_, *g = G_, *kg = KG_, *y = y_row(now), *ky = Ky_row(now);
-        const Real over_t = Real(1) / t;
-        each<Real>(team, n_, [=](int i) {
-            const V a_new = load<V>(a + i) + load<V>(d + i) * t;
-            store(a + i, a_new);
-            store(z + i, load<V>(z + i) + load<V>(zd + i) * t);
-            store(y + i, -load<V>(g + i));
-            store(ky + i, -load<V>(kg + i));
-            store(g + i, load<V>(r + i) + a_new * load<V>(mask + i) * l2);
+    // Move by t along d; G, y and what is known of the pair there. Returns <G, G> without biases.
+    FX_BODY double step(const Team& team, Real l2, double length, double slope, Pair& pair) {
+        const Real t = static_cast<Real>(length), over_t = Real(1) / t;
+        // Biases come last into the rows: the pass over the images writes where they stand, too.
+        each_row(team, c_, [=, this](int c) {
+            const Real bias = theta_ * row_sum(R_ + c * stride_);
+            row_bias_[c] = bias;
+            row_change_[c] = (bias - G_[c * stride_ + m_]) * over_t;
         });
         team.sync();
-        finish_gradient(team);
-        each<Real>(team, n_, [=](int i) {
-            store(y + i, (load<V>(y + i) + load<V>(g + i)) * over_t);
-            store(ky + i, (load<V>(ky + i) + load<V>(kg + i)) * over_t);
+        const Real *d = D_, *zd = ZD_, *r = R_, *mask = is_image_;
+        Real *a = A, *z = Z_, *g = G_, *y = Y_, *kg = KG_, *ky = KY_;
+        each_cell<Real>(team, c_, stride_, [=, this](int row, int i) {
+            const int at = row * stride_ + i;
+            const V a_new = load<V>(a + at) + load<V>(d + at) * t;
+            const V g_new = load<V>(r + at) + a_new * load<V>(mask + i) * l2;
+            store(a + at, a_new);
+            store(z + at, load<V>(z + at) + load<V>(zd + at) * t);
+            store(y + at, (g_new - load<V>(g + at)) * over_t);
+            store(g + at, g_new);
         });
         team.sync();
+        each_row(team, c_, [=, this](int c) {
+            G_[c * stride_ + m_] = row_bias_[c];
+            Y_[c * stride_ + m_] = row_change_[c];
+        });
+        team.sync();
+        product(team, c_, G_, stride_, K, KY_, stride_);
+        team.sync();
+        each_row(team, c_, [=, this](int c) { KY_[c * stride_ + m_] = row_bias_[c]; });
+        team.sync();
+        V dg = V{}, yg = V{}, yy = V{}, gg = V{};
+        each_cell<Real>(team, c_, stride_, [&](int row, int i) {
+            const int at = row * stride_ + i;
+            const V kg_new = load<V>(ky + at), y_here = load<V>(y + at);
+            const V ky_new = (kg_new - load<V>(kg + at)) * over_t;
+            store(ky + at, ky_new);
+            store(kg + at, kg_new);
+            dg += load<V>(d + at) * kg_new;
+            yg += y_here * kg_new;
+            yy += y_here * ky_new;
+            gg += load<V>(g + at) * kg_new * load<V>(mask + i);
+        });
+        pair.dg = sum(team, dg);
+        pair.yg = sum(team, yg);
+        pair.yy = sum(team, yy);
+        pair.dy = (pair.dg - slope) / length;
+        pair.known = pair.dy > 0 && pair.yy > 0;
+        return sum(team, gg);
     }
 
-    // Take the pair (d, y) into the history with its inner products. <s_i, y> and <y_i, y> of older pairs follow from
-    // products with the gradients before and after.
-    FX_BODY void remember(const Team& team, double t, double slope, int now) {
-        if (team.rank() == 0) {
-            for (int i = 0; i <= count_; ++i) {
-                rows_[2 * i] = s_row(slot(i));
-                rows_[2 * i + 1] = y_row(slot(i));
-                old_with_g_[2 * i] = with_g_[2 * i];
-                old_with_g_[2 * i + 1] = with_g_[2 * i + 1];
-            }
-        }
-        team.sync();
-        dots(team, 2 * (count_ + 1), n_, rows_, KG_, with_g_);
-        const double y_norm = inner(team, n_, y_row(now), Ky_row(now));
-        if (team.rank() == 0) {
-            for (int i = 0; i < count_; ++i) {
-                sy(slot(i), now) = (with_g_[2 * i] - old_with_g_[2 * i]) / t;
-                yy(slot(i), now) = (with_g_[2 * i + 1] - old_with_g_[2 * i + 1]) / t;
-            }
-            sy(now, now) = (with_g_[2 * count_] - slope) / t;
-            yy(now, now) = y_norm;
-            shared_[0] = sy(now, now);
-        }
-        team.sync();
-        const double curvature = shared_[0];
-        if (curvature > 0 && y_norm > 0) {
-            ++count_;
-            if (count_ > history) {
-                oldest_ = (oldest_ + 1) % (history + 1);
-                --count_;
-                if (team.rank() == 0) {
-                    for (int i = 0; i < 2 * count_; ++i) with_g_[i] = with_g_[i + 2];
-                }
-            }
-        }
-        team.sync();
+    FX_FUNCTION Real row_sum(const Real* x) const {
+        V sum = V{};
+        for (int i = 0; i < stride_; i += W) sum += load<V>(x + i);
+        return across<Real, W>(sum);
+    }
+
+    FX_FUNCTION static double sum(const Team& team, V lanes) {
+        return team.sum(static_cast<double>(across<Real, W>(lanes)));
     }
 
     int m_, c_, stride_, n_;
-    int count_ = 0, oldest_ = 0;
     int solved_ = 0;  // penalties of the path so far
     double l2_last_ = 0, l2_before_ = 0;
     double a_norm_ = 0;
     Real theta_ = 1;
-    Real *is_image_, *A_before_, *Z_before_, *Z_, *R_, *G_, *KG_, *ZD_, *pairs_, *K_pairs_;
-    const Real **rows_, **K_rows_;
-    double *with_g_, *old_with_g_, *weights_, *sy_, *yy_, *bias_matrix_, *bias_vector_, *shared_;
+    Real *is_image_, *A_before_, *Z_before_, *Z_, *R_, *G_, *KG_, *ZD_, *D_, *KD_, *Y_, *KY_, *row_bias_, *row_change_;
+    double *bias_matrix_, *bias_vector_, *shared_;
 };
 
 // Scores of an episode's queries from c rows of coefficients A (zero-sum over images) and biases, for n_l2 solutions
