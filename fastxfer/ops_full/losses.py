@@ -28,6 +28,10 @@ class Loss(ABC):
         """Sums of the losses (groups,), their derivatives by each logit (in place of z), sums of curvatures (columns,)."""
 
     @abstractmethod
+    def curvature(self, rows: slice, z: Array) -> Floats:
+        """(b,) how much the loss of each image curves, over all columns, up to a common factor. Overwrites z."""
+
+    @abstractmethod
     def second(self, rows: slice, z: Array, dz: Array) -> Array:
         """The change of those derivatives along dz, to first order. Overwrites z and dz."""
 
@@ -49,6 +53,11 @@ class Binary(Loss):
         curvature = np.where(known, p * (1 - p), 0).sum(axis=1, dtype=np.float64)
         p *= -sign
         return value, p, curvature
+
+    def curvature(self, rows: slice, z: Array) -> Floats:
+        p = _sigmoid(-np.abs(z))
+        weight = (self.sign[:, rows] != 0) / self.images[:, None]
+        return np.asarray((weight * p * (1 - p)).sum(axis=0))
 
     def second(self, rows: slice, z: Array, dz: Array) -> Array:
         sign = self.sign[:, rows]
@@ -73,10 +82,14 @@ class Softmax(Loss):
         value = (top + np.log1p(rest + np.expm1(-top))).sum(dtype=np.float64)
         z /= rest + np.exp(-top)
         missing = z.sum(axis=0)  # 1 − p_y without cancellation
-        squares = np.einsum("ij,ij->j", z, z) + (1 - missing) ** 2
+        curvature = _one_minus_squares(z, missing).sum(dtype=np.float64) / self.columns
         z[own] = -missing
-        curvature = (1 - squares).sum(dtype=np.float64) / self.columns
         return np.array([value]), z, np.full(self.columns, curvature)
+
+    def curvature(self, rows: slice, z: Array) -> Floats:
+        top, rest = _odds(z, (self.codes[rows], np.arange(z.shape[1])))
+        z /= rest + np.exp(-top)
+        return np.asarray(_one_minus_squares(z, z.sum(axis=0)), np.float64)
 
     def second(self, rows: slice, z: Array, dz: Array) -> Array:
         own = self.codes[rows], np.arange(z.shape[1])
@@ -100,6 +113,11 @@ def _odds(z: Array, own: tuple[Array, Array]) -> tuple[Array, Array]:
     z -= top
     np.exp(z, out=z)
     return top, z.sum(axis=0)
+
+
+def _one_minus_squares(others: Array, missing: Array) -> Array:
+    """(b,) 1 − Σ_j p_j², from the probabilities of the other classes and their sum, with all its digits."""
+    return np.asarray(missing * (2 - missing) - np.einsum("ij,ij->j", others, others))
 
 
 def _sigmoid(z: Array) -> Array:
