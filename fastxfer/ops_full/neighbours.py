@@ -74,7 +74,7 @@ def knn_full(
     (units, sums), (asked, _) = _unit(x, "train"), _unit(query, "query")
     first, copy_of = _distinct(units, sums)
     most = min(int(ks.max()), len(x))
-    distinct = units if len(first) == len(x) else units[first]
+    distinct = _moved_up(units, first)
     similarity, rows, recall = _search(distinct, asked, min(most, len(first)), index)
     similarity, rows = _with_copies(similarity, rows, copy_of, len(first), most)
     return KnnResult(np.stack([_vote(similarity[:, :n], rows[:, :n], y, n_classes, temperature) for n in ks]), recall)
@@ -197,6 +197,15 @@ def _distinct(x: NDArray[np.float32], sums: NDArray[np.uint64]) -> tuple[Array, 
     return first[order], rank[place]
 
 
+def _moved_up(x: NDArray[np.float32], first: Array) -> NDArray[np.float32]:
+    """x[first], `first` ascending, in the place of x."""
+    holes = np.flatnonzero(first != np.arange(len(first)))
+    start = int(holes[0]) if len(holes) else len(first)
+    for some in blocks(len(first) - start, x.shape[1]):
+        x[start + some.start : start + some.stop] = x[first[start + some.start : start + some.stop]]
+    return x[: len(first)]
+
+
 def _with_copies(similarity: Array, rows: Array, copy_of: Array, n_distinct: int, k: int) -> tuple[Array, Array]:
     """Neighbours among distinct rows -> the k nearest among all rows, each copy as near as the first of its kind."""
     if n_distinct == len(copy_of):
@@ -205,8 +214,10 @@ def _with_copies(similarity: Array, rows: Array, copy_of: Array, n_distinct: int
     count = np.bincount(copy_of, minlength=n_distinct)
     start = np.cumsum(count) - count
     out_s, out_r = np.zeros((len(rows), k), np.float32), np.full((len(rows), k), -1)
-    for i, (s, r) in enumerate(zip(similarity, rows, strict=True)):
-        s, r = s[r >= 0], r[r >= 0]
+    n = rows.shape[1]
+    out_s[:, :n], out_r[:, :n] = similarity, np.where(rows >= 0, members[start[rows]], -1)
+    for i in np.flatnonzero((count[rows] > 1).any(axis=1)):
+        s, r = similarity[i][rows[i] >= 0], rows[i][rows[i] >= 0]
         row = np.concatenate([members[start[j] : start[j] + count[j]] for j in r])
         s = np.repeat(s, count[r])
         order = np.lexsort((row, -s))[:k]
