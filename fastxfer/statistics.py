@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from fastxfer.metrics import METRICS, Array, measure
+from fastxfer.metrics import METRICS, Array, measure, resampled
 from fastxfer.results import CELL, NO_EPISODE
 
 EPISODES = "episodes"
@@ -85,20 +85,20 @@ def bootstrap_interval(
     """
     rng = np.random.default_rng(seed)
     n = len(scores)
-    if groups is None:
-        draws = list(rng.integers(0, n, (resamples, n)))
+    group = np.arange(n) if groups is None else np.unique(groups, return_inverse=True)[1]
+    n_groups = int(group.max()) + 1
+    drawn = [np.bincount(rng.integers(0, n_groups, n_groups), minlength=n_groups) for _ in range(resamples)]
+    counts = np.stack(drawn).astype(np.int32)[:, group]
+    if metric in ("auc", "average_precision"):
+        values = resampled(metric, scores, labels, counts)
     else:
-        _, group = np.unique(groups, return_inverse=True)
-        members = np.split(np.argsort(group, kind="stable"), np.cumsum(np.bincount(group))[:-1])
-        draws = [
-            np.concatenate([members[g] for g in rng.integers(0, len(members), len(members))]) for _ in range(resamples)
-        ]
-    function = METRICS[metric]
-    values = np.array([float(function(scores[rows], labels[rows])) for rows in draws])
+        function, each = METRICS[metric], np.arange(n)
+        repeated = (np.repeat(each, count) for count in counts)
+        values = np.array([float(function(scores[rows], labels[rows])) for rows in repeated])
     values = values[np.isfinite(values)]
     if len(values) < resamples / 2:
         return float("nan"), float("nan")
     low, high = np.quantile(values, [0.5 - level / 2, 0.5 + level / 2])
     if low == 1 and metric in ("accuracy", "balanced_accuracy"):
-        low = (0.5 - level / 2) ** (1 / (n if groups is None else len(members)))
+        low = (0.5 - level / 2) ** (1 / n_groups)
     return float(low), float(high)
