@@ -55,8 +55,8 @@ def logistic_full(
     what was left to gain, and the Newton step that comes with it gains most of it. `iterations` counts steps, also those
     at larger penalties over which a distant value is approached.
 
-    Memory beyond the arguments, in bytes: 4·m·d for a centred copy if that is at most KEEP_BYTES (else x is read again
-    in each of some hundred passes an l2), 0.3 GiB for blocks, 16·d² for the covariance's axes where d ≤ AXES (where
+    Memory beyond the arguments, in bytes: 4·m·d for a centred copy if that is at most KEEP_BYTES and half of what is
+    available (else x is read again in each of some hundred passes an l2), 0.3 GiB for blocks, 16·d² for the covariance's axes where d ≤ AXES (where
     m < d: 16·m·d + 24·m² instead), 80·c·d and 2·HISTORY_BYTES for the solver (or ten pairs, 160·c·d, if that is more),
     3·m·c for the labels if they are many, and the scores, 4·L·q·c. Nothing grows with m·c·8 or m·d·8.
     """

@@ -9,12 +9,14 @@ import numpy as np
 import scipy.linalg.blas
 from numpy.typing import NDArray
 
+from fastxfer.files import available_memory
 from fastxfer.ops_full.check import check_finite, pieces
 
 Array = NDArray[Any]
 Floats = NDArray[np.float64]
 
-# A centred float32 copy of the embeddings is kept if it takes no more than this; else they are read again in each pass.
+# A centred float32 copy of the embeddings is kept if it takes no more than this, nor than half the memory that is
+# available; else they are read again in each pass. Answers are the same, to the bit.
 KEEP_BYTES = 8 * 2**30
 # Rows are multiplied in blocks that stay in the processor's cache while both products are made.
 CACHE_BYTES = 4 * 2**20
@@ -46,6 +48,7 @@ class Rows:
         variance = np.maximum(square - total**2 / m, 0.0) / m
         self.scale = float(np.sqrt(variance.sum())) or 1.0
         self.spread: Floats = variance / self.scale**2
+        self.keeps = 4 * m * d <= min(KEEP_BYTES, available_memory() // 2)
         self.kept: NDArray[np.float32] | None = None
 
     def centred(self, block: Array) -> Floats:
@@ -55,7 +58,7 @@ class Rows:
     def blocks(self, dtype: type[np.floating[Any]]) -> Iterator[tuple[slice, Array]]:
         """(rows, (b, d) centred embeddings) of all rows, in float32 or float64."""
         m, d = self.shape
-        if dtype is np.float32 and 4 * m * d <= KEEP_BYTES:
+        if dtype is np.float32 and self.keeps:
             if self.kept is None:
                 kept = np.empty((m, d), np.float32)
                 for rows, block in self._read():
