@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
-from fastxfer.metrics import METRICS, PER_CLASS, Array, measure
+from fastxfer.metrics import METRICS, PER_CLASS, Array, measure, resampled
 from fastxfer.results import CELL, NO_EPISODE
 
 EPISODES = "episodes"
@@ -70,8 +70,8 @@ def measure_classes(
     metric: str, class_names: Sequence[str], scores: Array, labels: Array, *, groups: Array | None = None
 ) -> list[dict[str, Any]]:
     """As `measure_split`, for each class alone: `metric` is one of `fastxfer.metrics.PER_CLASS`."""
-    function = PER_CLASS[metric]
-    values, drawn = function(scores, labels), _resampled(function, scores, labels, groups, 1000, 0)
+    values = PER_CLASS[metric](scores, labels)
+    drawn = _resampled(metric, scores, labels, groups, 1000, 0, per_class=True)
     found: list[dict[str, Any]] = []
     for i, name in enumerate(class_names):
         low, high = _bounds(drawn[:, i], 0.95)
@@ -98,7 +98,7 @@ def bootstrap_interval(
     An accuracy of exactly 1 has no wrong image to resample, so its bootstrap has no width: there the lower bound is
     the exact binomial one (Clopper & Pearson 1934), of as many images (patients) as there are.
     """
-    values = _resampled(METRICS[metric], scores, labels, groups, resamples, seed)
+    values = _resampled(metric, scores, labels, groups, resamples, seed)
     low, high = _bounds(values, level)
     if low == 1 and metric in ("accuracy", "balanced_accuracy"):
         n = len(scores) if groups is None else len(np.unique(groups))
@@ -107,21 +107,26 @@ def bootstrap_interval(
 
 
 def _resampled(
-    function: Callable[[Array, Array], Array], scores: Array, labels: Array, groups: Array | None, resamples: int,
+    metric: str,
+    scores: Array,
+    labels: Array,
+    groups: Array | None,
+    resamples: int,
     seed: int,
-) -> Array:  # fmt: skip
-    """(resamples, …) values of a function on images drawn with replacement, groups whole."""
+    per_class: bool = False,
+) -> Array:
+    """(resamples,) or (resamples, n_classes) values of a metric on images drawn with replacement, groups whole."""
     rng = np.random.default_rng(seed)
     n = len(scores)
-    if groups is None:
-        draws = list(rng.integers(0, n, (resamples, n)))
-    else:
-        _, group = np.unique(groups, return_inverse=True)
-        members = np.split(np.argsort(group, kind="stable"), np.cumsum(np.bincount(group))[:-1])
-        draws = [
-            np.concatenate([members[g] for g in rng.integers(0, len(members), len(members))]) for _ in range(resamples)
-        ]
-    return np.array([function(scores[rows], labels[rows]) for rows in draws], np.float64)
+    group = np.arange(n) if groups is None else np.unique(groups, return_inverse=True)[1]
+    n_groups = int(group.max()) + 1
+    drawn = [np.bincount(rng.integers(0, n_groups, n_groups), minlength=n_groups) for _ in range(resamples)]
+    counts = np.stack(drawn).astype(np.int32)[:, group]
+    if metric in ("auc", "average_precision"):
+        return resampled(metric, scores, labels, counts, per_class=per_class)
+    function, each = (PER_CLASS if per_class else METRICS)[metric], np.arange(n)
+    repeated = (np.repeat(each, count) for count in counts)
+    return np.array([function(scores[rows], labels[rows]) for rows in repeated], np.float64)
 
 
 def _bounds(values: Array, level: float) -> tuple[float, float]:

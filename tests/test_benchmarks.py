@@ -126,7 +126,7 @@ def test_full_split_entries(capsys, name):
     assert main([name, "--tiny", "--json"]) == 0
     entries = json.loads(capsys.readouterr().out)
     assert [e["name"] for e in entries] == {
-        "probe": ["probe/full"],
+        "probe": ["probe/full", "probe/full, same gap"],
         "knn": ["knn/flat", "knn/ivf", "knn/hnsw"],
         "gram": ["gram/pool"],
     }[name]

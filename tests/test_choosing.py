@@ -15,7 +15,8 @@ from fastxfer import ops
 from fastxfer.choosing import assign_folds
 from fastxfer.episodes import EpisodeSpec, sample_episodes
 from fastxfer.errors import DataError, UsageError
-from fastxfer.evaluation import evaluate, evaluate_full, run_protocol
+from fastxfer.evaluation import evaluate, run_protocol
+from fastxfer.full_splits import evaluate_full
 from fastxfer.probes import LogisticProbe, RidgeProbe
 from fastxfer.protocol import Protocol
 from fastxfer.results import ResultStore

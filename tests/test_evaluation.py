@@ -3,18 +3,23 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 from helpers import blobs_embeddings, blobs_store, blobs_target
 from sklearn.linear_model import LogisticRegression
 
+from fastxfer import full_splits
 from fastxfer.audit import audit
 from fastxfer.episodes import EpisodeSpec, sample_episodes
 from fastxfer.errors import DataError, UsageError
-from fastxfer.evaluation import evaluate, evaluate_full, run_full, run_protocol
+from fastxfer.evaluation import evaluate, run_protocol
+from fastxfer.full_splits import evaluate_full, run_full
 from fastxfer.metrics import METRICS, NEED_PROBABILITIES
+from fastxfer.ops_full import check, rows
 from fastxfer.probes import PROBES, KnnProbe, LogisticProbe, make_probe
 from fastxfer.protocol import Protocol
 from fastxfer.results import KEY, ResultStore
+from fastxfer.store import EmbeddingStore
 
 TEXT = [name for name in KEY if name not in ("seed", "episode")]
 ALL_PROBES = [make_probe(name) for name in PROBES]
@@ -309,3 +314,17 @@ def test_options_that_make_no_sense_are_refused():
     with pytest.raises(UsageError, match="shots must be at least 1, got 0"):
         Protocol(shots=(1, 0))
     assert Protocol().hash != Protocol(seed=1).hash
+
+
+@pytest.mark.parametrize("bad", [{}, {3: "broken", 41: "broken"}])
+def test_full_probe_out_of_core_gives_the_same_rows(tmp_path, monkeypatch, bad):
+    store = blobs_store(tmp_path / "store", blobs_target(n_val=10, patients=True))
+    store.record_bad("blobs", bad)
+    target = store.target("blobs")
+    probe = LogisticProbe(l2=(1.0, 0.01))
+    in_memory = evaluate_full(store, "bad", target, probe)
+    monkeypatch.setattr(full_splits, "MEMORY_SHARE", 0.0)
+    monkeypatch.setattr(EmbeddingStore, "embeddings", None)  # read as a whole: an error
+    monkeypatch.setattr(rows, "KEEP_BYTES", 0)
+    monkeypatch.setattr(check, "READ_BYTES", 1)
+    pd.testing.assert_frame_equal(evaluate_full(store, "bad", target, probe), in_memory)

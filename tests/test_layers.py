@@ -15,7 +15,7 @@ FLOORS = [
     {"metrics", "targets", "store", "episodes", "results", "reference", "plans", "transforms"},
     {"ops", "ops_full", "backbones", "protocol", "statistics", "hyperrule", "choosing"},
     {"training", "probes", "estimators", "embed"},
-    {"evaluation", "finetune", "presets"},
+    {"evaluation", "full_splits", "finetune", "presets"},
     {"selection", "report", "audit"},
     {"demo"},
     {"cli", "pretrain"},
@@ -34,6 +34,7 @@ SIDEWAYS = {
     ("images", "progress"),
     ("embed", "training"),
     ("statistics", "results"),
+    ("full_splits", "evaluation"),
     ("probes", "estimators"),
     ("estimators", "probes"),
 }

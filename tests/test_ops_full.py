@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from helpers import blobs_embeddings, blobs_target
 from scipy.optimize import minimize
 from sklearn.linear_model import LogisticRegression
@@ -260,6 +261,49 @@ def test_separable_data_without_much_penalty():
         assert got.objective[i] <= softmax_objective(x.astype(float), y, fit, values[i]) * (1 + 1e-6)
 
 
+def test_covariance_of_weighted_rows():
+    rng = np.random.default_rng(0)
+    x = embeddings(5000, 8)
+    weights = np.exp(rng.normal(0.0, 2.0, 5000))
+    embedded = rows.Rows(x)
+    seen = embedded.centred(x)
+    expected = np.triu(np.einsum("i,ij,ik->jk", weights / weights.sum(), seen, seen))
+    np.testing.assert_allclose(np.triu(embedded.covariance(5000, weights)), expected, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(np.triu(embedded.covariance(1500, weights)), expected, atol=0.03 * expected.max())
+    taken, factor = rows._sample(weights, 1500)
+    assert taken.sum() == pytest.approx(1500, abs=2)
+    assert taken[weights > np.quantile(weights, 0.95)].all()
+    assert (factor[taken] ** 2).sum() == pytest.approx(1, rel=0.02)
+    np.testing.assert_array_equal(np.flatnonzero(rows._sample(np.ones(100), 25)[0]), 1 + 4 * np.arange(25))
+
+
+@pytest.mark.parametrize("multi", [False, True])
+def test_axes_found_anew_change_no_answer(monkeypatch, multi):
+    x, y, query = data(400, 30, 5)
+    if multi:
+        y = np.where(np.arange(400)[:, None] % 9 == 0, np.nan, y[:, None] == np.arange(5))
+    found = []
+    right = solver.principal_axes
+    monkeypatch.setattr(solver, "principal_axes", lambda c: found.append(len(c)) or right(c))
+    monkeypatch.setattr(solver, "AXES_AGAIN", 5)
+    often = logistic_full(x, y, query, 5, L2)
+    assert len(found) >= 3
+    monkeypatch.setattr(solver, "AXES_AGAIN", np.inf)
+    never = logistic_full(x, y, query, 5, L2)
+    assert often.converged.all()
+    np.testing.assert_allclose(often.objective, never.objective, rtol=1e-6)
+
+
+def test_a_loose_tolerance_is_kept_and_cheaper():
+    x, y, query = data(400, 40, 5)
+    best = logistic_full(x, y, query, 5, [1e-4], tol=1e-9)
+    for tol in (1e-3, 1e-5, 1e-7):
+        got = logistic_full(x, y, query, 5, [1e-4], tol=tol)
+        assert got.converged.all()
+        assert got.objective[0] / best.objective[0] - 1 < 5 * tol
+    assert logistic_full(x, y, query, 5, [1e-4], tol=1e-3).iterations < best.iterations
+
+
 # ---- nearest neighbours ----
 
 
@@ -381,3 +425,16 @@ def test_a_path_that_starts_at_a_huge_penalty():
     assert got.converged.all()
     expected = reference.logistic(x, train[None], target.labels[train], test[None], 4, list(l2))
     assert got.objective == pytest.approx(expected.objective[0], rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_knn_is_torchs_brute_force_but_for_ties(dtype):
+    x, y, query = data(3000, 64, 7, q=200)
+    x, query = x.astype(dtype), query.astype(dtype)
+    got = knn_full(x, y, query, 7, k=[15], temperature=None).scores[0]
+    unit, asked = (torch.nn.functional.normalize(torch.from_numpy(a).double(), dim=1) for a in (x, query))
+    similarity, near = torch.topk(asked @ unit.T, 16, dim=1)
+    expected = np.stack([np.bincount(y[r], minlength=7) / 15 for r in near[:, :15].numpy()])
+    clear = ((similarity[:, 14] - similarity[:, 15]) > 1e-6).numpy()
+    assert clear.mean() > 0.9
+    np.testing.assert_allclose(got[clear], expected[clear], rtol=1e-6)

@@ -12,7 +12,7 @@ from sklearn.metrics import recall_score, roc_auc_score
 
 from fastxfer import ops
 from fastxfer.cli import main
-from fastxfer.evaluation import evaluate_full
+from fastxfer.full_splits import evaluate_full
 from fastxfer.probes import LogisticProbe
 from fastxfer.results import KEY, ResultStore
 

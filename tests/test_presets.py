@@ -15,7 +15,8 @@ from fastxfer import ops
 from fastxfer.cli import main
 from fastxfer.episodes import EpisodeSpec, sample_episodes
 from fastxfer.errors import UsageError
-from fastxfer.evaluation import evaluate, evaluate_full, run_full
+from fastxfer.evaluation import evaluate
+from fastxfer.full_splits import evaluate_full, run_full
 from fastxfer.presets import PRESETS, episodes_for, probes_for
 from fastxfer.results import ResultStore
 from fastxfer.targets import make_split

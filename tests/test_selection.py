@@ -12,7 +12,7 @@ import pytest
 from helpers import blobs_store, blobs_target
 
 from fastxfer.errors import DataError, UsageError
-from fastxfer.evaluation import run_full
+from fastxfer.full_splits import run_full
 from fastxfer.plans import PlanEntry, read_plan
 from fastxfer.probes import LogisticProbe
 from fastxfer.results import NO_EPISODE, SCHEMA, ResultStore, complete

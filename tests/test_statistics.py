@@ -7,9 +7,10 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from fastxfer import metrics
 from fastxfer.metrics import accuracy
 from fastxfer.results import NO_EPISODE, complete
-from fastxfer.statistics import EPISODES, TEST_IMAGES, bootstrap_interval, summarise
+from fastxfer.statistics import EPISODES, TEST_IMAGES, bootstrap_interval, measure_classes, summarise
 
 
 def rows(values, **changes) -> pd.DataFrame:
@@ -193,3 +194,31 @@ def test_all_right_is_not_certainty(metric):
     one_wrong = scores.copy()
     one_wrong[0] = one_wrong[0, ::-1]
     assert bootstrap_interval(metric, one_wrong, labels)[0] < 39 / 40
+
+
+@pytest.mark.parametrize("metric", ["auc", "average_precision"])
+@pytest.mark.parametrize("kind", ["two", "many", "multi", "nan"])
+def test_resampled_ranking_is_that_of_the_repeated_queries(metric, kind):
+    rng = np.random.default_rng(5)
+    n, c = 60, 2 if kind == "two" else 6
+    scores = np.round(rng.normal(size=(n, c)), 1).astype(np.float32)  # with ties
+    labels = rng.integers(0, c, n)
+    if kind in ("multi", "nan"):
+        labels = np.where(rng.random((n, c)) < 0.2, np.nan, (rng.random((n, c)) < 0.1).astype(float))
+    if kind == "nan":
+        scores[7, 1] = np.nan
+    counts = np.stack([np.bincount(rng.integers(0, n, n), minlength=n) for _ in range(40)]).astype(np.int32)
+    repeated = [np.repeat(np.arange(n), count) for count in counts]
+    expected = [float(metrics.METRICS[metric](scores[rows], labels[rows])) for rows in repeated]
+    got = metrics.resampled(metric, scores, labels, counts)
+    np.testing.assert_allclose(got, expected, rtol=1e-12)
+    assert np.isfinite(expected).any()
+
+
+def test_each_class_alone_is_resampled_as_the_mean_of_all():
+    rng = np.random.default_rng(3)
+    labels = np.where(rng.random((60, 3)) < 0.2, np.nan, (rng.random((60, 3)) < 0.5).astype(float))
+    scores = rng.normal(size=(60, 3)) + np.nan_to_num(labels)
+    for i, row in enumerate(measure_classes("auc", ("a", "b", "c"), scores, labels)):
+        low, high = bootstrap_interval("auc", scores[:, [i]], labels[:, [i]])
+        np.testing.assert_allclose([row["low"], row["high"]], [low, high], atol=1e-12)

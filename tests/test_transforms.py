@@ -11,7 +11,8 @@ from sklearn.preprocessing import StandardScaler, normalize
 from fastxfer import ops, reference
 from fastxfer.episodes import EpisodeSpec, sample_episodes
 from fastxfer.errors import UsageError
-from fastxfer.evaluation import evaluate, evaluate_full
+from fastxfer.evaluation import evaluate
+from fastxfer.full_splits import evaluate_full
 from fastxfer.probes import KnnProbe, LogisticProbe, PrototypeProbe, RidgeProbe
 from fastxfer.transforms import TRANSFORMS, standardise, standardise_episodes, transform
 

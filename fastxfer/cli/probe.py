@@ -136,7 +136,7 @@ def _run(
 ) -> None:  # fmt: skip
     import pandas as pd
 
-    from fastxfer.evaluation import run_full
+    from fastxfer.full_splits import run_full
     from fastxfer.probes import variant_of
     from fastxfer.progress import say
     from fastxfer.results import ResultStore, results_path

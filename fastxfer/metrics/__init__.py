@@ -217,6 +217,22 @@ def measure(metric: str, scores: Array, labels: Array) -> tuple[Array, Array]:
     return values, np.isnan(each).sum(axis=-1, dtype=np.int32)
 
 
+def resampled(metric: str, scores: Array, labels: Array, counts: Array, *, per_class: bool = False) -> Array:
+    """(n_resamples,) AUC or average precision where query i is there counts[r, i] times (n_resamples, n_queries) int32.
+
+    What `METRICS[metric]`, or `PER_CLASS[metric]` (n_resamples, n_classes), gives for the repeated queries, but each
+    class is sorted once for all resamples.
+    """
+    which = ("auc", "average_precision").index(metric)
+    code = _codes(scores, labels)
+    each = kernels.resampled_rank(
+        np.require(_floats(scores), np.float64, ["C", "W"]),
+        np.require(code, requirements=["C", "W"]),
+        np.require(counts, np.int32, ["C", "W"]),
+    )[which]
+    return each if per_class else _macro(metric, each, scores, labels)
+
+
 def _macro(metric: str, each: Array, scores: Array, labels: Array) -> Array:
     return np.asarray(each[..., 1]) if _second_only(metric, scores, labels) else nanmean(each, axis=-1)
 
@@ -304,11 +320,14 @@ def _calibration(scores: Array, labels: Array) -> Array:
 
 def _ranking(scores: Array, labels: Array) -> tuple[Array, Array]:
     """(..., n_classes) AUC and average precision of each class against the rest."""
-    if _multi_label(scores, labels):
-        code = np.where(np.isnan(labels), -1, labels > 0.5).astype(np.int8)
-    else:
-        y = _class_labels(labels)[..., None]
-        code = np.where(y < 0, -1, y == np.arange(scores.shape[-1])).astype(np.int8)
-    shape, s, code = _stacked(scores, code, 2)
+    shape, s, code = _stacked(scores, _codes(scores, labels), 2)
     area, precision = kernels.rank(s, code).reshape(2, *shape, s.shape[-1])
     return area, precision
+
+
+def _codes(scores: Array, labels: Array) -> NDArray[np.int8]:
+    """(..., n_queries, n_classes) 1 for a positive of the class, 0 for a negative, −1 for unknown."""
+    if _multi_label(scores, labels):
+        return np.where(np.isnan(labels), -1, labels > 0.5).astype(np.int8)
+    y = _class_labels(labels)[..., None]
+    return np.where(y < 0, -1, y == np.arange(scores.shape[-1])).astype(np.int8)

@@ -17,7 +17,7 @@ READ_BYTES = 64 * 2**20
 
 
 def check(x: Any, query: Any, y: Array, n_classes: int) -> None:
-    """`UsageError` for shapes that do not fit, labels out of range, and queries that are NaN or infinite."""
+    """`UsageError` for shapes that do not fit and labels out of range."""
     if len(x.shape) != 2 or len(query.shape) != 2 or x.shape[1] != query.shape[1] or 0 in x.shape:
         raise UsageError(f"embeddings must be (m, d) and (q, d), got {x.shape} and {query.shape}")
     m = x.shape[0]
@@ -25,8 +25,6 @@ def check(x: Any, query: Any, y: Array, n_classes: int) -> None:
         raise UsageError(f"labels must be ({m},) or ({m}, {n_classes}) for {m} images, got {y.shape}")
     if y.ndim == 1 and not (y.dtype.kind in "iu" and y.min() >= 0 and y.max() < n_classes):
         raise UsageError(f"labels must be integers from 0 to {n_classes - 1}, got {y.dtype} {y.min()} to {y.max()}")
-    for rows in pieces(query.shape, 1):
-        check_finite(np.asarray(query[rows]), "query", rows.start)
 
 
 def check_class_weight(class_weight: ClassWeight, ways: int) -> NDArray[np.float64]:

@@ -11,10 +11,10 @@ import scipy.linalg
 from numpy.typing import ArrayLike, NDArray
 
 from fastxfer.errors import UsageError
-from fastxfer.ops_full.check import as_rows, check, check_class_weight, pieces
+from fastxfer.ops_full.check import as_rows, check, check_class_weight, check_finite, pieces
 from fastxfer.ops_full.losses import loss_of
 from fastxfer.ops_full.rows import Rows
-from fastxfer.ops_full.solver import Path
+from fastxfer.ops_full.solver import Path, principal_axes
 from fastxfer.reference import ClassWeight, LogisticResult
 
 Array = NDArray[Any]
@@ -59,13 +59,15 @@ def logistic_full(
     what was left to gain, and the Newton step that comes with it gains most of it. `iterations` counts steps, also those
     at larger penalties over which a distant value is approached.
 
-    Memory beyond the arguments, in bytes: 4·m·d for a centred copy if that is at most KEEP_BYTES (else x is read again
-    in each of some hundred passes an l2), 0.3 GiB for blocks, 16·d² for the covariance's axes where d ≤ AXES (where
+    Memory beyond the arguments, in bytes: 4·m·d for a centred copy if that is at most KEEP_BYTES and half of what is
+    available (else x is read again in each of some hundred passes an l2), 0.3 GiB for blocks, 16·d² for the covariance's axes where d ≤ AXES (where
     m < d: 16·m·d + 24·m² instead), 80·c·d and 2·HISTORY_BYTES for the solver (or ten pairs, 160·c·d, if that is more),
     3·m·c for the labels if they are many, and the scores, 4·L·q·c. Nothing grows with m·c·8 or m·d·8.
     """
     x, query, y = as_rows(x), as_rows(query), np.asarray(y)
     check(x, query, y, n_classes)
+    for rows in pieces(query.shape, 1):
+        check_finite(np.asarray(query[rows]), "query", rows.start)
     penalties = np.asarray(l2, np.float64)
     if penalties.ndim != 1 or not len(penalties) or not (np.isfinite(penalties) & (penalties > 0)).all():
         raise UsageError(f"l2 must be a list of positive numbers, got {l2}")
@@ -80,7 +82,8 @@ def logistic_full(
     if loss is None:
         return LogisticResult(scores, objective, iterations, converged)
 
-    path = Path(features.rows, loss, features.spread, features.axes)
+    n_axes = features.rows.shape[1]
+    path = Path(features.rows, loss, features.spread, features.axes, ROWS_PER_AXIS * n_axes if n_axes <= AXES else 0)
     for i in np.argsort(-penalties, kind="stable"):
         objective[i], iterations[i], converged[i] = path.solve_to(
             float(penalties[i]) / features.scale**2, tol, max_iter
@@ -126,7 +129,5 @@ def _features(x: Any) -> _Features:
             return _Features(turned, scale, turned.spread, None, lambda q: turned.centred(rows.centred(q) @ back))
     if d > AXES:
         return _Features(rows, rows.scale, rows.spread, None, rows.centred)
-    covariance = rows.covariance(ROWS_PER_AXIS * d)
-    square, axes = scipy.linalg.eigh(covariance, lower=False, driver="evd", overwrite_a=True, check_finite=False)
-    spread = np.maximum(square, 1e-7 * square[-1]).astype(np.float64)
+    spread, axes = principal_axes(rows.covariance(ROWS_PER_AXIS * d))
     return _Features(rows, rows.scale, spread, axes, rows.centred)

@@ -31,6 +31,10 @@ class Loss(ABC):
         """Sums of the losses (groups,), their derivatives by each logit (in place of z), sums of curvatures (columns,)."""
 
     @abstractmethod
+    def curvature(self, rows: slice, z: Array) -> Floats:
+        """(b,) how much the loss of each image curves, over all columns, up to a common factor. Overwrites z."""
+
+    @abstractmethod
     def second(self, rows: slice, z: Array, dz: Array) -> Array:
         """The change of those derivatives along dz, to first order. Overwrites z and dz."""
 
@@ -53,6 +57,11 @@ class Binary(Loss):
         curvature = np.where(counts, p * (1 - p) * counts, 0).sum(axis=1, dtype=np.float64)
         p *= -sign * counts
         return value, p, curvature
+
+    def curvature(self, rows: slice, z: Array) -> Floats:
+        p = _sigmoid(-np.abs(z))
+        weight = self._counts(self.sign[:, rows]) / self.images[:, None]
+        return np.asarray((weight * p * (1 - p)).sum(axis=0))
 
     def second(self, rows: slice, z: Array, dz: Array) -> Array:
         sign = self.sign[:, rows]
@@ -88,12 +97,17 @@ class Softmax(Loss):
         value = (loss * weight).sum(dtype=np.float64)
         z /= rest + np.exp(-top)
         missing = z.sum(axis=0)  # 1 − p_y without cancellation
-        squares = np.einsum("ij,ij->j", z, z) + (1 - missing) ** 2
+        curvature = (_one_minus_squares(z, missing) * weight).sum(dtype=np.float64) / self.columns
         z[own] = -missing
-        curvature = ((1 - squares) * weight).sum(dtype=np.float64) / self.columns
         if self.weight is not None:
             z *= weight
         return np.array([value]), z, np.full(self.columns, curvature)
+
+    def curvature(self, rows: slice, z: Array) -> Floats:
+        top, rest = _odds(z, (self.codes[rows], np.arange(z.shape[1])))
+        z /= rest + np.exp(-top)
+        weight = 1.0 if self.weight is None else self.weight[self.codes[rows]]
+        return np.asarray(_one_minus_squares(z, z.sum(axis=0)) * weight, np.float64)
 
     def second(self, rows: slice, z: Array, dz: Array) -> Array:
         own = self.codes[rows], np.arange(z.shape[1])
@@ -119,6 +133,11 @@ def _odds(z: Array, own: tuple[Array, Array]) -> tuple[Array, Array]:
     z -= top
     np.exp(z, out=z)
     return top, z.sum(axis=0)
+
+
+def _one_minus_squares(others: Array, missing: Array) -> Array:
+    """(b,) 1 − Σ_j p_j², from the probabilities of the other classes and their sum, with all its digits."""
+    return np.asarray(missing * (2 - missing) - np.einsum("ij,ij->j", others, others))
 
 
 def _sigmoid(z: Array) -> Array:

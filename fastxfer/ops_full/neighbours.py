@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,8 +14,13 @@ from fastxfer.reference import vote_weights
 
 Array = NDArray[Any]
 Floats = NDArray[np.float64]
+# (queries, k) -> similarities and rows, (q, k) each
+Search = Callable[[Array, int], tuple[Array, Array]]
 
-CACHE_BYTES = 2**20
+# Blocks of rows that are made unit vectors and hashed while they are in the processor's inner cache.
+CACHE_BYTES = 2**17
+# Squared lengths between these neither overflow nor lose digits as float32.
+SQUARES = 1e-20, 1e30
 INDEXES = ("flat", "ivf", "hnsw")
 # Queries whose exact neighbours tell the recall of an approximate index.
 RECALL_QUERIES = 200
@@ -68,10 +73,10 @@ def knn_full(
         raise UsageError(f"temperature must be positive, got {temperature}")
     if index not in INDEXES:
         raise UsageError(f"index must be one of {', '.join(INDEXES)}, got '{index}'")
-    units, asked = _unit(x, "train"), _unit(query, "query")
-    first, copy_of = _distinct(units)
+    (units, sums), (asked, _) = _unit(x, "train"), _unit(query, "query")
+    first, copy_of = _distinct(units, sums)
     most = min(int(ks.max()), len(x))
-    distinct = units if len(first) == len(x) else units[first]
+    distinct = _moved_up(units, first)
     similarity, rows, recall = _search(distinct, asked, min(most, len(first)), index)
     similarity, rows = _with_copies(similarity, rows, copy_of, len(first), most)
     weights = (temperature, by_distance)
@@ -104,10 +109,9 @@ def _search(x: Array, query: Array, k: int, index: str) -> tuple[Array, Array, f
     """(q, k) similarities, largest first, and rows of x, the lower row first among equals; and the recall."""
     import faiss
 
-    flat = _on_gpu(faiss.IndexFlatIP(x.shape[1]))
-    flat.add(x)
+    flat = _flat(faiss, x)
     if index == "flat":
-        return *_nearest(flat, query, k), 1.0
+        return *_nearest(flat, len(x), query, k), 1.0
     approximate = _approximate(faiss, x, index)
     if index == "hnsw":
         approximate.hnsw.efSearch = max(HNSW_SEARCH, 2 * k)
@@ -115,9 +119,18 @@ def _search(x: Array, query: Array, k: int, index: str) -> tuple[Array, Array, f
     order = np.lexsort((rows, -similarity), axis=-1)
     similarity, rows = np.take_along_axis(similarity, order, -1), np.take_along_axis(rows, order, -1)
     sample = np.unique(np.linspace(0, len(query) - 1, min(RECALL_QUERIES, len(query))).astype(int))
-    exact = _nearest(flat, query[sample], k)[1]
+    exact = _nearest(flat, len(x), query[sample], k)[1]
     found = [len(np.intersect1d(a, b)) for a, b in zip(exact, rows[sample], strict=True)]
     return similarity, rows, float(np.sum(found) / exact.size) if exact.size else 1.0
+
+
+def _flat(faiss: Any, x: Array) -> Search:
+    """Exact search among the rows of x where they lie; on a GPU, among a copy there."""
+    if _gpus(faiss):
+        index = _on_gpu(faiss.IndexFlatIP(x.shape[1]))
+        index.add(x)
+        return lambda query, k: index.search(query, k)
+    return lambda query, k: faiss.knn(query, x, k, metric=faiss.METRIC_INNER_PRODUCT)
 
 
 def _approximate(faiss: Any, x: Array, index: str) -> Any:
@@ -139,22 +152,23 @@ def _approximate(faiss: Any, x: Array, index: str) -> Any:
 def _on_gpu(index: Any) -> Any:
     import faiss
 
-    if getattr(faiss, "get_num_gpus", lambda: 0)() > 0:
-        return faiss.index_cpu_to_all_gpus(index)
-    return index
+    return faiss.index_cpu_to_all_gpus(index) if _gpus(faiss) else index
 
 
-def _nearest(index: Any, query: NDArray[np.float32], k: int) -> tuple[Array, Array]:
+def _gpus(faiss: Any) -> int:
+    return int(getattr(faiss, "get_num_gpus", lambda: 0)())
+
+
+def _nearest(search: Search, m: int, query: NDArray[np.float32], k: int) -> tuple[Array, Array]:
     """(q, k) similarities, largest first, and rows, the lower row first among equals."""
-    m, q = index.ntotal, len(query)
-    wanted = min(k + 1, m)
+    q, wanted = len(query), min(k + 1, m)
     similarity, rows = np.empty((q, k), np.float32), np.empty((q, k), np.int64)
     # One more neighbour than asked for shows whether equals go on beyond the k-th; FAISS keeps any of them, so such
     # queries are asked again, few at a time, for more until all equals are in.
     work = [(np.arange(q), wanted)]
     while work:
         todo, wanted = work.pop()
-        s, r = index.search(query[todo], wanted)
+        s, r = search(query if len(todo) == q else query[todo], wanted)
         order = np.lexsort((r, -s), axis=-1)[:, :k]
         similarity[todo], rows[todo] = np.take_along_axis(s, order, -1), np.take_along_axis(r, order, -1)
         again = todo[(s[:, -1] == s[:, k - 1]) & (wanted < m)]
@@ -162,15 +176,14 @@ def _nearest(index: Any, query: NDArray[np.float32], k: int) -> tuple[Array, Arr
     return similarity, rows
 
 
-def _distinct(x: NDArray[np.float32]) -> tuple[Array, Array]:
-    """Rows that no earlier row equals, ascending, and for each row of x its place among them.
+def _distinct(x: NDArray[np.float32], sums: NDArray[np.uint64]) -> tuple[Array, Array]:
+    """Rows that no earlier row equals, ascending, and for each row of x its place among them; `sums` as `_unit` makes them.
 
     BLAS may give equal rows products of different last bits, by where they stand; so each is searched once.
     """
     # Equal rows have equal sums of their words; where sums meet, a random linear form over 64-bit integers decides, in
     # which rows that differ collide with a chance of 2⁻⁶³ a pair.
     words = x.view(np.uint32)
-    sums = words.sum(axis=1, dtype=np.uint64)
     _, which, count = np.unique(sums, return_inverse=True, return_counts=True)
     if len(count) == len(x):
         return np.arange(len(x)), np.arange(len(x))
@@ -186,6 +199,15 @@ def _distinct(x: NDArray[np.float32]) -> tuple[Array, Array]:
     return first[order], rank[place]
 
 
+def _moved_up(x: NDArray[np.float32], first: Array) -> NDArray[np.float32]:
+    """x[first], `first` ascending, in the place of x."""
+    holes = np.flatnonzero(first != np.arange(len(first)))
+    start = int(holes[0]) if len(holes) else len(first)
+    for some in blocks(len(first) - start, x.shape[1]):
+        x[start + some.start : start + some.stop] = x[first[start + some.start : start + some.stop]]
+    return x[: len(first)]
+
+
 def _with_copies(similarity: Array, rows: Array, copy_of: Array, n_distinct: int, k: int) -> tuple[Array, Array]:
     """Neighbours among distinct rows -> the k nearest among all rows, each copy as near as the first of its kind."""
     if n_distinct == len(copy_of):
@@ -194,8 +216,10 @@ def _with_copies(similarity: Array, rows: Array, copy_of: Array, n_distinct: int
     count = np.bincount(copy_of, minlength=n_distinct)
     start = np.cumsum(count) - count
     out_s, out_r = np.zeros((len(rows), k), np.float32), np.full((len(rows), k), -1)
-    for i, (s, r) in enumerate(zip(similarity, rows, strict=True)):
-        s, r = s[r >= 0], r[r >= 0]
+    n = rows.shape[1]
+    out_s[:, :n], out_r[:, :n] = similarity, np.where(rows >= 0, members[start[rows]], -1)
+    for i in np.flatnonzero((count[rows] > 1).any(axis=1)):
+        s, r = similarity[i][rows[i] >= 0], rows[i][rows[i] >= 0]
         row = np.concatenate([members[start[j] : start[j] + count[j]] for j in r])
         s = np.repeat(s, count[r])
         order = np.lexsort((row, -s))[:k]
@@ -210,16 +234,27 @@ def blocks(n: int, dim: int) -> Iterator[slice]:
         yield slice(start, min(start + step, n))
 
 
-def _unit(x: Array, what: str) -> NDArray[np.float32]:
-    """Rows at length 1 in float32; zero rows stay zero. `UsageError` for NaN and infinity."""
-    unit = np.empty(x.shape, np.float32)
+def _unit(x: Array, what: str) -> tuple[NDArray[np.float32], NDArray[np.uint64]]:
+    """Rows at length 1 in float32, zero rows stay zero; and a sum of each row's bits. `UsageError` for NaN and infinity."""
+    unit, sums = np.empty(x.shape, np.float32), np.empty(len(x), np.uint64)
+    word = np.uint64 if x.shape[1] % 2 == 0 else np.uint32
     for rows in blocks(*x.shape):
-        block = x[rows]
-        scale = np.abs(block).max(axis=1, keepdims=True)
-        if not np.isfinite(scale).all():
-            check_finite(block, what, rows.start)
-        wide = np.divide(block, np.where(scale > 0, scale, 1), dtype=np.result_type(block, np.float32))
-        norm = np.sqrt(np.einsum("ij,ij->i", wide, wide, dtype=np.float64))[:, None]
-        unit[rows] = wide * (1 / np.where(norm > 0, norm, 1.0)).astype(wide.dtype)
-    unit += 0.0  # −0 is 0
-    return unit
+        block, out = x[rows], unit[rows]
+        square = np.einsum("ij,ij->i", block, block) if x.dtype == np.float32 else np.array([np.nan])
+        if SQUARES[0] < square.min() and square.max() < SQUARES[1]:  # neither holds for NaN
+            np.multiply(block, (1 / np.sqrt(square))[:, None], out=out)
+        else:
+            out[:] = _scaled_unit(block, what, rows.start)
+        out += 0.0  # −0 is 0
+        out.view(word).sum(axis=1, dtype=np.uint64, out=sums[rows])
+    return unit, sums
+
+
+def _scaled_unit(block: Array, what: str, start: int) -> Array:
+    """The same for rows of any float type and length."""
+    scale = np.abs(block).max(axis=1, keepdims=True)
+    if not np.isfinite(scale).all():
+        check_finite(block, what, start)
+    wide = np.divide(block, np.where(scale > 0, scale, 1), dtype=np.result_type(block, np.float32))
+    norm = np.sqrt(np.einsum("ij,ij->i", wide, wide, dtype=np.float64))[:, None]
+    return np.asarray(wide * (1 / np.where(norm > 0, norm, 1.0)).astype(wide.dtype))

@@ -9,12 +9,14 @@ import numpy as np
 import scipy.linalg.blas
 from numpy.typing import NDArray
 
+from fastxfer.files import available_memory
 from fastxfer.ops_full.check import check_finite, pieces
 
 Array = NDArray[Any]
 Floats = NDArray[np.float64]
 
-# A centred float32 copy of the embeddings is kept if it takes no more than this; else they are read again in each pass.
+# A centred float32 copy of the embeddings is kept if it takes no more than this, nor than half the memory that is
+# available; else they are read again in each pass. Answers are the same, to the bit.
 KEEP_BYTES = 8 * 2**30
 # Rows are multiplied in blocks that stay in the processor's cache while both products are made.
 CACHE_BYTES = 4 * 2**20
@@ -46,6 +48,7 @@ class Rows:
         variance = np.maximum(square - total**2 / m, 0.0) / m
         self.scale = float(np.sqrt(variance.sum())) or 1.0
         self.spread: Floats = variance / self.scale**2
+        self.keeps = 4 * m * d <= min(KEEP_BYTES, available_memory() // 2)
         self.kept: NDArray[np.float32] | None = None
 
     def centred(self, block: Array) -> Floats:
@@ -55,7 +58,7 @@ class Rows:
     def blocks(self, dtype: type[np.floating[Any]]) -> Iterator[tuple[slice, Array]]:
         """(rows, (b, d) centred embeddings) of all rows, in float32 or float64."""
         m, d = self.shape
-        if dtype is np.float32 and 4 * m * d <= KEEP_BYTES:
+        if dtype is np.float32 and self.keeps:
             if self.kept is None:
                 kept = np.empty((m, d), np.float32)
                 for rows, block in self._read():
@@ -68,20 +71,23 @@ class Rows:
         for rows, block in self._read():
             yield rows, self.centred(block).astype(dtype, copy=False)
 
-    def covariance(self, n_rows: int) -> NDArray[np.float32]:
-        """(d, d) Σ x xᵀ / n over `n_rows` or more of the rows, evenly spread; only the upper triangle is filled."""
+    def covariance(self, n_rows: int, weights: Floats | None = None) -> NDArray[np.float32]:
+        """(d, d) Σ w x xᵀ / Σ w with weights (m,) ≥ 0, or all alike; only the upper triangle is filled.
+
+        From some `n_rows` of the rows: those of large weight, and of the others as many as their weights ask for.
+        """
         m, d = self.shape
-        every = max(1, m // n_rows)
+        taken_rows, root = _sample(np.ones(m) if weights is None else weights, n_rows)
         total = np.zeros((d, d), np.float32, order="F")
         taken: list[Array] = []
         for rows, block in self.blocks(np.float32):
-            taken.append(block[-rows.start % every :: every])
+            chosen = taken_rows[rows]
+            taken.append(block[chosen] * root[rows][chosen, None])
             # Few large products are faster than many small ones.
             if sum(map(len, taken)) >= 2048 or rows.stop == m:
                 x = np.concatenate(taken)
                 total = scipy.linalg.blas.ssyrk(1.0, x.T, beta=1.0, c=total, overwrite_c=True)
                 taken.clear()
-        total /= -(-m // every)
         return total
 
     def _read(self) -> Iterator[tuple[slice, Array]]:
@@ -91,3 +97,22 @@ class Rows:
             for start in range(0, len(block), self.step):
                 part = block[start : start + self.step]
                 yield slice(piece.start + start, piece.start + start + len(part)), part
+
+
+def _sample(weights: Floats, n: int) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
+    """Which rows are taken (m,), about n of them, and by what each is multiplied (m,), so that squares sum as weights / Σ.
+
+    A row is taken with the chance p = min(1, t·weight), all those chances summing to n, at even steps of their running
+    sum: no random numbers, and equal weights take evenly spaced rows.
+    """
+    p = (weights > 0).astype(np.float64)
+    if p.sum() > n:
+        low, high = np.log(n / weights.sum()), np.log(1 / weights[weights > 0].min())
+        for _ in range(60):
+            middle = (low + high) / 2
+            few = np.minimum(1.0, np.exp(middle) * weights).sum() < n
+            low, high = (middle, high) if few else (low, middle)
+        p = np.minimum(1.0, np.exp(high) * weights)
+    taken = np.diff(np.floor(np.cumsum(p) + 0.5), prepend=0.0) > 0
+    root = np.sqrt(np.divide(weights, p * weights.sum(), out=np.zeros_like(weights), where=p > 0))
+    return taken, root.astype(np.float32)

@@ -108,6 +108,11 @@ class Probe(EpisodeEstimator, ABC):
         """How many sets of scores one solution needs in memory at a time."""
         return len(self.settings(n_support))
 
+    @property
+    def reads_blocks(self) -> bool:
+        """Whether `solve_full` takes rows that are read block by block, rather than arrays alone."""
+        return False
+
     def features(self, x: Array, train: Array, *, full: bool = False) -> Array:
         """Embeddings after the transforms, statistics from rows `train`; `standardise` only on a full train split."""
         return transform(x, self.transform if full else per_image(self.transform), train=train)

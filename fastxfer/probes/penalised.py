@@ -233,6 +233,10 @@ class LogisticProbe(Penalised):
         got = ops.logistic(pool, support, labels, query, ways, l2, tol=self.tol, class_weight=self.class_weight)
         return Path(got.scores, got.converged, got.objective)
 
+    @property
+    def reads_blocks(self) -> bool:
+        return not self.transform
+
     def solve_full(self, x: Array, y: Array, query: Array, n_classes: int) -> Iterator[Solution]:
         l2 = self.l2_values(len(x))
         options: dict[str, Any] = {} if self.tol is None else {"tol": self.tol}

@@ -34,6 +34,7 @@ from fastxfer.store.layout import (
     check_table,
     now,
 )
+from fastxfer.store.rows import StoredRows
 from fastxfer.store.writing import Writer
 from fastxfer.targets.table import Target
 
@@ -168,6 +169,18 @@ class EmbeddingStore:
 
         Raises DataError if rows are missing or damaged (says which).
         """
+        array = self._complete(backbone, target)
+        values = self._read_rows(array, range(array.shape[0]))
+        bad = bad_rows(self._need_target(target))
+        return np.delete(values, bad, axis=0) if len(bad) else values
+
+    def rows(self, backbone: str, target: str, which: NDArray[Any]) -> StoredRows:
+        """Rows `which`, ascending, of `embeddings(backbone, target)`, not read yet. DataError if rows are missing."""
+        array = self._complete(backbone, target)
+        there = np.delete(np.arange(array.shape[0]), bad_rows(self._need_target(target)))
+        return StoredRows(lambda rows: self._read_rows(array, rows), there[which], array.shape[1], array.dtype)
+
+    def _complete(self, backbone: str, target: str) -> zarr.Array[Any]:
         array = self._array(backbone, target)
         missing = self.missing_blocks(array)
         if missing:
@@ -176,9 +189,7 @@ class EmbeddingStore:
                 f"embeddings of '{target}' by '{backbone}' are not complete: {rows:,} of {array.shape[0]:,} rows "
                 f"are missing; run the same `fastxfer embed` again, it does only the rest"
             )
-        values = self._read_rows(array, range(array.shape[0]))
-        bad = bad_rows(self._need_target(target))
-        return np.delete(values, bad, axis=0) if len(bad) else values
+        return array
 
     def attributes(self, backbone: str, target: str) -> dict[str, Any]:
         """Provenance of an array: identity, architecture, preprocessing, source, date, seconds, …"""
