@@ -130,7 +130,9 @@ def test_per_label_rows_are_scikit_learns_label_by_label(tmp_path, queries, prio
         for metric in metrics:
             scores = 1 / (1 + np.exp(-decisions)) if metric in NEED_PROBABILITIES else decisions
             (got,) = rows[(rows["metric"] == metric) & (rows["episode"] == e)]["value"]
-            assert got == pytest.approx(float(METRICS[metric](scores, labels)), rel=1e-3), metric
+            # Solutions are within 1e-6 of the minimum: two queries that nearly tie may change places.
+            slack = 5e-3 if metric in ("auc", "average_precision") else 1e-3
+            assert got == pytest.approx(float(METRICS[metric](scores, labels)), rel=slack), metric
     assert set(rows["n_queries"]) == {len(query)}
 
 
