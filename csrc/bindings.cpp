@@ -129,6 +129,58 @@ Array<Real> products(const Array<Real>& images, const Array<std::int64_t>& suppo
     return out;
 }
 
+// Column sums (dim), and for each row a number that equal rows share and whether it is finite.
+template <class Real>
+py::tuple examine(const Array<Real>& images, int threads) {
+    require(images.ndim() == 2, "images must have two dimensions");
+    const py::ssize_t n = images.shape(0), dim = images.shape(1);
+    // So many blocks whatever the threads: sums are added up in the same order.
+    const py::ssize_t block = std::max<py::ssize_t>(1, (n + 63) / 64), blocks = (n + block - 1) / block;
+    std::vector<double> sums(static_cast<std::size_t>(blocks * dim));
+    Array<double> sum(dim);
+    Array<std::uint64_t> digest(n);
+    Array<bool> finite(n);
+    const fastxfer::ExamineParams params{n,     dim,         images.data(),         std::is_same_v<Real, double>,
+                                         block, sums.data(), digest.mutable_data(), finite.mutable_data()};
+    run(fastxfer::examine_cpu, params, blocks, block * dim, threads);
+    double* to = sum.mutable_data();
+    for (py::ssize_t k = 0; k < dim; ++k) {
+        to[k] = 0;
+        for (py::ssize_t b = 0; b < blocks; ++b) to[k] += sums[static_cast<std::size_t>(b * dim + k)];
+    }
+    return py::make_tuple(sum, digest, finite);
+}
+
+// images[order] - mean into `out`; square, offset and inverse length of each.
+template <class Real>
+py::tuple centre(const Array<Real>& images, const Array<std::int64_t>& order, const Array<double>& mean, py::array& out,
+                 int threads) {
+    require(images.ndim() == 2 && order.ndim() == 1 && mean.ndim() == 1 && out.ndim() == 2, "wrong dimensions");
+    const py::ssize_t n = order.size(), dim = images.shape(1);
+    require(mean.size() == dim && out.shape(0) == n && out.shape(1) == dim, "shapes must match images");
+    require((out.flags() & py::array::c_style) && out.writeable() &&
+                (py::isinstance<py::array_t<float>>(out) || py::isinstance<py::array_t<double>>(out)),
+            "out must be float32 or float64, contiguous and writable");
+    in_range(order, images.shape(0), "order");
+    double mean_square = 0;
+    for (py::ssize_t k = 0; k < dim; ++k) mean_square += mean.data()[k] * mean.data()[k];
+    Array<double> square(n), offset(n), inverse_length(n);
+    const fastxfer::CentreParams params{n,
+                                        dim,
+                                        images.data(),
+                                        std::is_same_v<Real, double>,
+                                        order.data(),
+                                        mean.data(),
+                                        mean_square,
+                                        out.mutable_data(),
+                                        py::isinstance<py::array_t<double>>(out),
+                                        square.mutable_data(),
+                                        offset.mutable_data(),
+                                        inverse_length.mutable_data()};
+    run(fastxfer::centre_cpu, params, n, dim, threads);
+    return py::make_tuple(square, offset, inverse_length);
+}
+
 void positive(const Array<double>& values, const char* name) {
     require(values.ndim() == 1, std::string(name) + " must have one dimension");
     for (py::ssize_t i = 0; i < values.size(); ++i) require(values.at(i) > 0, std::string(name) + " must be positive");
@@ -336,6 +388,12 @@ PYBIND11_MODULE(_C, module) {
     const auto images = py::arg("images").noconvert();
     module.def("products", &products<float>, images, support, query, py::arg("threads"));
     module.def("products", &products<double>, images, support, query, py::arg("threads"));
+
+    module.def("examine", &examine<float>, images, py::arg("threads"));
+    module.def("examine", &examine<double>, images, py::arg("threads"));
+    const auto order = py::arg("order").noconvert(), mean = py::arg("mean").noconvert();
+    module.def("centre", &centre<float>, images, order, mean, py::arg("out"), py::arg("threads"));
+    module.def("centre", &centre<double>, images, order, mean, py::arg("out"), py::arg("threads"));
 
     py::class_<Episodes>(module, "EpisodesAt").def(py::init(&episodes_at));
     params_at<fastxfer::LogisticParams>(module, "LogisticAt", &logistic_at, fastxfer::logistic_cpu);

@@ -88,6 +88,34 @@ struct ProductsParams {
     void* out;
 };
 
+// A look at a pool's embeddings, a block of rows at a time (the last may be shorter).
+struct ExamineParams {
+    std::int64_t n;
+    std::int64_t dim;
+    const void* images;     // (n, dim)
+    bool is_double;         // else float
+    std::int64_t block;     // rows of a block
+    double* sums;           // (blocks, dim): of its rows
+    std::uint64_t* digest;  // (n): equal rows have equal ones, others rarely
+    bool* finite;           // (n)
+};
+
+// A pool's embeddings about their mean, in an order of the pool's own.
+struct CentreParams {
+    std::int64_t n;
+    std::int64_t dim;
+    const void* images;         // (n, dim)
+    bool is_double;             // else float
+    const std::int64_t* order;  // (n): rows of images
+    const double* mean;         // (dim)
+    double mean_square;
+    void* out;  // (n, dim)
+    bool out_is_double;
+    double* square;  // (n) each, as Episodes wants them
+    double* offset;
+    double* inverse_length;
+};
+
 // One set of instructions of the CPU: the same core, compiled for it. An op solves one episode on one thread with the
 // memory it is given; `wide` asks for double precision throughout. `logistic` says whether every penalty converged.
 struct CpuKernels {
@@ -101,6 +129,8 @@ struct CpuKernels {
     std::size_t (*knn_bytes)(const KnnParams&);
     void (*knn)(const KnnParams&, std::int64_t episode, void* memory);
     void (*products)(const ProductsParams&, std::int64_t episode);
+    void (*examine)(const ExamineParams&, std::int64_t block);
+    void (*centre)(const CentreParams&, std::int64_t row);
 };
 
 // The best set that this processor has (or the one named by FASTXFER_ISA: baseline, avx2, avx512).
@@ -112,6 +142,10 @@ void ridge_cpu(const RidgeParams&, std::int64_t first, std::int64_t last, int th
 void prototype_cpu(const PrototypeParams&, std::int64_t first, std::int64_t last, int threads);
 void knn_cpu(const KnnParams&, std::int64_t first, std::int64_t last, int threads);
 void products_cpu(const ProductsParams&, std::int64_t first, std::int64_t last, int threads);
+
+// Look at blocks, centre rows first … last-1 on `threads` threads.
+void examine_cpu(const ExamineParams&, std::int64_t first, std::int64_t last, int threads);
+void centre_cpu(const CentreParams&, std::int64_t first, std::int64_t last, int threads);
 
 // The same on a GPU (cuda/kernels.cu). Every pointer of the params is to device memory, `memory` too: `blocks` times
 // the bytes that one block of threads needs. Queued on `stream` (a cudaStream_t), nothing is waited for. Null, or what

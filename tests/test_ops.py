@@ -358,6 +358,49 @@ def test_equal_images_share_a_place(dtype):
     assert len(np.unique(places)) == 48
 
 
+@pytest.mark.parametrize("dtype", ["float16", "float32", ">f4", "float64", "longdouble"])
+@pytest.mark.parametrize(("n", "dim"), [(1, 1), (3, 16), (64, 7), (65, 33), (200, 40)])
+def test_what_a_pool_holds_of_its_embeddings(n, dim, dtype):
+    rng = np.random.default_rng(n)
+    x = np.asfortranarray(3 + rng.normal(size=(n, dim)).astype(dtype))
+    x[-1] = 0
+    support = rng.permutation(n)[: (n + 1) // 2]
+    wide = x.astype(np.float64)
+    centred = wide - wide.mean(axis=0)
+    for own in (np.float32, np.float64):
+        pool, other = (ops.Pool(x, support=support, dtype=np.dtype(own).name, threads=k, backend="cpu") for k in (1, 3))
+        at = pool.places(np.arange(n))
+        assert sorted(at[support]) == list(range(len(support)))
+        np.testing.assert_allclose(pool.centred[at], centred, atol=8 * np.finfo(own).eps)
+        exact = {"rtol": 1e-12, "atol": 1e-12}
+        np.testing.assert_allclose(pool.square[at], (centred**2).sum(axis=1), **exact)
+        length = np.sqrt((wide**2).sum(axis=1))
+        np.testing.assert_allclose(pool.inverse_length[at] * length, length > 0, **exact)
+        together = centred @ centred.T + pool.offset[at][:, None] + pool.offset[at]
+        np.testing.assert_allclose(together, wide @ wide.T, rtol=1e-12, atol=1e-10)
+        for part in ("centred", "square", "offset", "inverse_length"):
+            np.testing.assert_array_equal(getattr(pool, part), getattr(other, part))
+    still = ops.Pool(x, centred=True, dtype="float64", threads=1, backend="cpu")
+    np.testing.assert_array_equal(still.centred, x.astype(np.float64))
+    assert not still.offset.any()
+
+
+def test_the_makers_of_a_pool_refuse_what_would_crash():
+    x, order, mean = np.eye(4), np.arange(4), np.zeros(4)
+    frozen = np.empty((4, 4))
+    frozen.flags.writeable = False
+    compiled.centre(x, order, mean, np.empty((4, 4)), 1)
+    for bad in [
+        (x, order + 1, mean, np.empty((4, 4))), (x, order, mean[:3], np.empty((4, 4))), (x, order, mean, frozen),
+        (x, order, mean, np.empty((3, 4))), (x, order, mean, np.empty((4, 4), np.int64)), (x[0], order, mean, np.empty((4, 4))),
+        (x, order, mean, np.empty((4, 8))[:, ::2]),
+    ]:  # fmt: skip
+        with pytest.raises(ValueError, match=r"must|range|dimensions"):
+            compiled.centre(*bad, 1)
+    with pytest.raises(ValueError, match="two dimensions"):
+        compiled.examine(x[0], 1)
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize(("m", "q", "dim"), [(1, 1, 1), (1, 0, 9), (5, 4, 33), (6, 7, 64), (13, 2, 7), (25, 75, 40)])
 def test_an_episodes_own_inner_products(m, q, dim, dtype):
@@ -583,10 +626,11 @@ def test_embeddings_that_make_no_sense():
     ]:
         with pytest.raises(DataError, match=message):
             ops.Pool(bad)
-    for value in (np.nan, np.inf):
-        x[3, 1] = value
-        with pytest.raises(DataError, match="embedding of row 3 is not finite"):
-            ops.Pool(x)
+    for backend in ("cpu", "reference"):
+        for value in (np.nan, np.inf, -np.inf):
+            x[3, 1] = value
+            with pytest.raises(DataError, match="embedding of row 3 is not finite"):
+                ops.Pool(x, backend=backend)
     with pytest.raises(UsageError, match="unknown backend 'gpu': choose among auto, cuda, cpu, reference"):
         ops.Pool(np.eye(3), backend="gpu")
     with pytest.raises(UsageError, match="dtype must be 'float32' or 'float64', got 'bfloat16'"):

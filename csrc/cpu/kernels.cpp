@@ -6,6 +6,7 @@
 #include "../core/prototype.h"
 #include "../core/ridge.h"
 #include "dense.h"
+#include "pool.h"
 #include "products.h"
 
 namespace FX_NAMESPACE {
@@ -55,6 +56,18 @@ void products(const ProductsParams& p, std::int64_t e) {
     p.is_double ? products_episode<double>(p, e) : products_episode<float>(p, e);
 }
 
+void examine(const ExamineParams& p, std::int64_t block) {
+    p.is_double ? examine_rows<double>(p, block) : examine_rows<float>(p, block);
+}
+
+void centre_one(const CentreParams& p, std::int64_t i) {
+    if (p.is_double) {
+        p.out_is_double ? centre_row<double, double>(p, i) : centre_row<double, float>(p, i);
+    } else {
+        p.out_is_double ? centre_row<float, double>(p, i) : centre_row<float, float>(p, i);
+    }
+}
+
 }  // namespace
 }  // namespace FX_NAMESPACE
 
@@ -66,6 +79,6 @@ extern const CpuKernels FX_KERNELS;
 const CpuKernels FX_KERNELS = {
     FX_TEXT(FX_KERNELS), FX_NAMESPACE::logistic_memory,  FX_NAMESPACE::logistic,  FX_NAMESPACE::ridge_memory,
     FX_NAMESPACE::ridge, FX_NAMESPACE::prototype_memory, FX_NAMESPACE::prototype, FX_NAMESPACE::knn_memory,
-    FX_NAMESPACE::knn,   FX_NAMESPACE::products,
+    FX_NAMESPACE::knn,   FX_NAMESPACE::products,         FX_NAMESPACE::examine,   FX_NAMESPACE::centre_one,
 };
 }  // namespace fastxfer

@@ -122,4 +122,16 @@ void products_cpu(const ProductsParams& params, std::int64_t first, std::int64_t
     for (std::int64_t e = first; e < last; ++e) use.products(params, e);
 }
 
+void examine_cpu(const ExamineParams& params, std::int64_t first, std::int64_t last, int threads) {
+    const CpuKernels& use = cpu_kernels();
+#pragma omp parallel for num_threads(threads) schedule(dynamic)
+    for (std::int64_t block = first; block < last; ++block) use.examine(params, block);
+}
+
+void centre_cpu(const CentreParams& params, std::int64_t first, std::int64_t last, int threads) {
+    const CpuKernels& use = cpu_kernels();
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (std::int64_t i = first; i < last; ++i) use.centre(params, i);
+}
+
 }  // namespace fastxfer

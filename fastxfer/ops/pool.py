@@ -11,15 +11,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastxfer.errors import DataError, UsageError
-from fastxfer.ops.backend import resolve_backend
+from fastxfer.ops.backend import compiled, resolve_backend
 
 Array = NDArray[Any]
 
 # A pool's Gram matrix may take this much memory.
 GRAM_BYTES = 4 * 2**30
-# What is made block by block is made in blocks of about this size, or of this one where a cache should hold them.
+# What is made block by block is made in blocks of about this size.
 BLOCK_BYTES = 64 * 2**20
-CACHE_BYTES = 2**20
 # A BLAS product of the whole pool runs about this much faster, flop by flop, than many small ones.
 GRAM_ADVANTAGE = 2.0
 
@@ -79,40 +78,26 @@ class Pool:
         self.device: Any = None  # what the cuda backend keeps on the device
         self._gram_rule = gram
         self._gram: Array | None = None
-        for rows in blocks(self.n_images, values.itemsize * self.dim, CACHE_BYTES):
-            finite = np.isfinite(values[rows]).all(axis=1)
-            if not finite.all():
-                raise DataError(f"embedding of row {rows.start + int(np.flatnonzero(~finite)[0])} is not finite")
         self._may_support = _mask(support, self.n_images)
         self.n_support = int(self._may_support.sum())
-        if self.backend != "reference":
-            self._order = np.argsort(~self._may_support, kind="stable")  # place -> row: support first
-            self._place = np.empty(self.n_images, np.int64)
-            self._place[self._order] = np.arange(self.n_images)
-            self._place = _first_alike(values, self._order)[self._place]
-            self._centre(centred)
-
-    def _centre(self, done: bool) -> None:
+        if self.backend == "reference":
+            _require_finite(np.isfinite(values).all(axis=1))
+            return
+        # float16 is widened exactly; anything else that is not contiguous and native is copied.
+        wide = np.ascontiguousarray(values, np.float64 if values.itemsize > 4 else np.float32)
+        total, digest, finite = compiled.examine(wide, self.threads)
+        _require_finite(finite)
+        self._order = np.argsort(~self._may_support, kind="stable")  # place -> row: support first
+        self._place = np.empty(self.n_images, np.int64)
+        self._place[self._order] = np.arange(self.n_images)
+        self._place = _first_alike(wide, digest, self._order)[self._place]
         # About the pool's mean, inner products keep more digits; `offset` tells what that took from them:
         # x_i·x_j = x̃_i·x̃_j + offset_i + offset_j.
-        self.square, self.offset, self.inverse_length = (np.zeros(self.n_images) for _ in range(3))
-        if done and self.n_support == self.n_images:
-            self.centred = self.x.astype(self.dtype, copy=False)
-            for places in blocks(self.n_images, 8 * self.dim, CACHE_BYTES):
-                wide = self.x[places].astype(np.float64)
-                np.einsum("ij,ij->i", wide, wide, out=self.square[places])
-            np.divide(1.0, np.sqrt(self.square), out=self.inverse_length, where=self.square > 0)
-            return
-        mean = self.x.mean(axis=0, dtype=np.float64)
-        self.centred = np.empty(self.x.shape, self.dtype)
-        for places in blocks(self.n_images, 8 * self.dim, CACHE_BYTES):
-            wide = self.x[self._order[places]].astype(np.float64)
-            length = np.sqrt(np.einsum("ij,ij->i", wide, wide))
-            np.divide(1.0, length, out=self.inverse_length[places], where=length > 0)
-            wide -= mean
-            self.square[places] = np.einsum("ij,ij->i", wide, wide)
-            self.offset[places] = wide @ mean + 0.5 * (mean @ mean)
-            self.centred[places] = wide
+        mean = np.zeros(self.dim) if centred else total / self.n_images
+        self.centred = np.empty(values.shape, self.dtype)
+        self.square, self.offset, self.inverse_length = compiled.centre(
+            wide, self._order, mean, self.centred, self.threads
+        )
 
     def __len__(self) -> int:
         return self.n_images
@@ -173,21 +158,20 @@ def _with_itself(x: Array, out: Array) -> None:
         np.matmul(x[rows], x[rows].T, out=out[rows, rows])  # NumPy sees the symmetry
 
 
-def _first_alike(values: Array, order: Array) -> Array:
-    """(n,) for each place of `order` the first place whose row is equal to it."""
-    word = np.dtype(f"u{min(values.itemsize, 8)}")
-    sums = np.empty(len(values), np.uint64)
-    for rows in blocks(len(values), values.itemsize * values.shape[1], CACHE_BYTES):
-        # + 0 makes −0 and 0 one.
-        sums[rows] = (values[rows] + values.dtype.type(0)).view(word).sum(axis=1, dtype=np.uint64)
+def _require_finite(rows: Array) -> None:
+    if not rows.all():
+        raise DataError(f"embedding of row {int(np.flatnonzero(~rows)[0])} is not finite")
+
+
+def _first_alike(values: Array, digest: Array, order: Array) -> Array:
+    """(n,) for each place of `order` the first place whose row is equal to it; equal rows have equal digests."""
     first = np.arange(len(values))
-    _, which, counts = np.unique(sums[order], return_inverse=True, return_counts=True)
+    _, which, counts = np.unique(digest[order], return_inverse=True, return_counts=True)
     seen: dict[bytes, int] = {}
-    for place in np.flatnonzero(counts[which] > 1):  # equal rows have equal sums; others rarely do
-        row = values[order[place]] + values.dtype.type(0)
+    for place in np.flatnonzero(counts[which] > 1):  # unequal rows rarely have equal digests
+        row = values[order[place]] + values.dtype.type(0)  # + 0 makes −0 and 0 one
         # 128 bits of a hash stand for the row, so that the rows are not held twice.
-        digest = hashlib.blake2b(row.tobytes(), digest_size=16).digest()
-        first[place] = seen.setdefault(digest, int(place))
+        first[place] = seen.setdefault(hashlib.blake2b(row.tobytes(), digest_size=16).digest(), int(place))
     return first
 
 
