@@ -143,7 +143,7 @@ def _entries(case: Case, with_torch: bool) -> list[dict[str, Any]]:
 def pool_share(case: Case, threads: int) -> tuple[float, float]:
     """Milliseconds, wall and of a core, that the pool costs an episode."""
     with threadpool_limits(threads):
-        made = [seconds(lambda: case.pool(threads)) for _ in range(1 if len(case.x) > 2000 else 3)]
+        made = [seconds(lambda: case.pool(threads)) for _ in range(3)]
     wall, core = np.median(made, axis=0) * 1e3 / EPISODES
     return float(wall), float(core)
 

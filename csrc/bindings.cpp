@@ -112,19 +112,34 @@ void run(void (*op)(const Params&, std::int64_t, std::int64_t, int), const Param
     run(op, params, e.count, static_cast<std::int64_t>(e.m) * (e.m + e.q) * e.ways, threads);
 }
 
+// Numbers from one row to the next of a matrix whose rows are contiguous, though there may be room between them.
+std::int64_t row_stride(const py::array& matrix, const char* name) {
+    const py::ssize_t size = matrix.itemsize(), row = matrix.strides(0);
+    require((matrix.shape(1) == 1 || matrix.strides(1) == size) && row % size == 0 && row >= matrix.shape(1) * size,
+            std::string(name) + " must have contiguous rows");
+    return row / size;
+}
+
 // (count, m, m + q) inner products of an episode's support with its support and with its queries.
 template <class Real>
-Array<Real> products(const Array<Real>& images, const Array<std::int64_t>& support, const Array<std::int64_t>& query,
-                     int threads) {
+Array<Real> products(const py::array_t<Real>& images, const Array<std::int64_t>& support,
+                     const Array<std::int64_t>& query, int threads) {
     require(images.ndim() == 2 && support.ndim() == 2 && query.ndim() == 2, "arrays must have two dimensions");
     require(support.shape(0) == query.shape(0), "support and query must be as many");
     in_range(support, images.shape(0), "support");
     in_range(query, images.shape(0), "query");
     const py::ssize_t count = support.shape(0), m = support.shape(1), q = query.shape(1), dim = images.shape(1);
     Array<Real> out({count, m, m + q});
-    const fastxfer::ProductsParams params{
-        count,          static_cast<int>(m), static_cast<int>(q), dim, images.data(), std::is_same_v<Real, double>,
-        support.data(), query.data(),        out.mutable_data()};
+    const fastxfer::ProductsParams params{count,
+                                          static_cast<int>(m),
+                                          static_cast<int>(q),
+                                          dim,
+                                          images.data(),
+                                          row_stride(images, "images"),
+                                          std::is_same_v<Real, double>,
+                                          support.data(),
+                                          query.data(),
+                                          out.mutable_data()};
     run(fastxfer::products_cpu, params, count, m * (m + q) * dim, threads);
     return out;
 }
@@ -158,9 +173,8 @@ py::tuple centre(const Array<Real>& images, const Array<std::int64_t>& order, co
     require(images.ndim() == 2 && order.ndim() == 1 && mean.ndim() == 1 && out.ndim() == 2, "wrong dimensions");
     const py::ssize_t n = order.size(), dim = images.shape(1);
     require(mean.size() == dim && out.shape(0) == n && out.shape(1) == dim, "shapes must match images");
-    require((out.flags() & py::array::c_style) && out.writeable() &&
-                (py::isinstance<py::array_t<float>>(out) || py::isinstance<py::array_t<double>>(out)),
-            "out must be float32 or float64, contiguous and writable");
+    require(out.writeable() && (py::isinstance<py::array_t<float>>(out) || py::isinstance<py::array_t<double>>(out)),
+            "out must be float32 or float64 and writable");
     in_range(order, images.shape(0), "order");
     double mean_square = 0;
     for (py::ssize_t k = 0; k < dim; ++k) mean_square += mean.data()[k] * mean.data()[k];
@@ -173,6 +187,7 @@ py::tuple centre(const Array<Real>& images, const Array<std::int64_t>& order, co
                                         mean.data(),
                                         mean_square,
                                         out.mutable_data(),
+                                        row_stride(out, "out"),
                                         py::isinstance<py::array_t<double>>(out),
                                         square.mutable_data(),
                                         offset.mutable_data(),

@@ -82,6 +82,7 @@ struct ProductsParams {
     int q;
     std::int64_t dim;
     const void* images;           // (n, dim)
+    std::int64_t row;             // numbers from one image to the next
     bool is_double;               // images and out, else float
     const std::int64_t* support;  // (count, m)
     const std::int64_t* query;    // (count, q)
@@ -109,7 +110,8 @@ struct CentreParams {
     const std::int64_t* order;  // (n): rows of images
     const double* mean;         // (dim)
     double mean_square;
-    void* out;  // (n, dim)
+    void* out;             // (n, dim)
+    std::int64_t out_row;  // numbers from one of its rows to the next
     bool out_is_double;
     double* square;  // (n) each, as Episodes wants them
     double* offset;

@@ -393,7 +393,7 @@ def test_the_makers_of_a_pool_refuse_what_would_crash():
     for bad in [
         (x, order + 1, mean, np.empty((4, 4))), (x, order, mean[:3], np.empty((4, 4))), (x, order, mean, frozen),
         (x, order, mean, np.empty((3, 4))), (x, order, mean, np.empty((4, 4), np.int64)), (x[0], order, mean, np.empty((4, 4))),
-        (x, order, mean, np.empty((4, 8))[:, ::2]),
+        (x, order, mean, np.empty((4, 8))[:, ::2]), (x, order, mean, np.empty((4, 4))[::-1]),
     ]:  # fmt: skip
         with pytest.raises(ValueError, match=r"must|range|dimensions"):
             compiled.centre(*bad, 1)
@@ -411,6 +411,9 @@ def test_an_episodes_own_inner_products(m, q, dim, dtype):
     support, query = rng.integers(0, 20, size=(9, m)), rng.integers(0, 20, size=(9, q))
     got = compiled.products(images, support, query, 1)
     np.testing.assert_array_equal(got, compiled.products(images, support, query, 3))
+    spread = np.full((20, dim + 3), np.nan, dtype)[:, :dim]
+    spread[:] = images
+    np.testing.assert_array_equal(got, compiled.products(spread, support, query, 1))
     of_pair = {}
     for e in range(9):
         rows = np.concatenate([support[e], query[e]])
@@ -432,6 +435,9 @@ def test_inner_products_refuse_what_would_crash():
     ]:
         with pytest.raises(ValueError, match=message):
             compiled.products(images, support, query, 1)
+    for turned in (images.T[:, :3], images[::-1], images[:, ::2]):
+        with pytest.raises(ValueError, match="images must have contiguous rows"):
+            compiled.products(turned, one, one, 1)
 
 
 def test_a_path_equals_its_values_one_by_one(plain):

@@ -56,7 +56,7 @@ template <class Real, class Out>
 void centre_row(const CentreParams& p, std::int64_t i) {
     const Real* row = static_cast<const Real*>(p.images) + p.order[i] * p.dim;
     const double* mean = p.mean;
-    Out* out = static_cast<Out*>(p.out) + i * p.dim;
+    Out* out = static_cast<Out*>(p.out) + i * p.out_row;
     double length = 0, square = 0, along = 0;
 #pragma omp simd reduction(+ : length, square, along)
     for (std::int64_t k = 0; k < p.dim; ++k) {

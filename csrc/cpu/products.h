@@ -9,9 +9,14 @@ namespace FX_NAMESPACE {
 
 using fastxfer::ProductsParams;
 
-// out(r, v) = <left[r], right[v]>; MR·NV sums stay in registers.
+// So many products are made at a time: their sums and what they are made of fill the registers.
+constexpr int tile_rows = 6, tile_columns = FX_REGISTER_BYTES == 64 ? 4 : 2;
+
+// out(r, v) = <left[r], right[v]>. `ahead`: the images of the columns to come, which no cache may hold yet. Each of
+// their lines is asked for twice, some time apart: what finds the queue to memory full is dropped.
 template <class Real, int MR, int NV, class Out>
-FX_BODY void dot_tile(const Real* const* left, const Real* const* right, std::int64_t dim, const Out& out) {
+FX_BODY void dot_tile(const Real* const* left, const Real* const* right, const Real* const* ahead, std::int64_t dim,
+                      const Out& out) {
     constexpr int W = SerialTeam::width<Real>;
     using V = typename Lanes<Real, W>::V;
     V sum[MR][NV] = {};
@@ -19,6 +24,12 @@ FX_BODY void dot_tile(const Real* const* left, const Real* const* right, std::in
     for (; k + W <= dim; k += W) {
         V b[NV];
         for (int v = 0; v < NV; ++v) b[v] = load<V>(right[v] + k);
+        if (ahead != nullptr) {
+            for (int v = 0; v < tile_columns; ++v) {
+                __builtin_prefetch(ahead[v] + k, 0, 2);
+                __builtin_prefetch(ahead[v] + (k ^ 64), 0, 2);
+            }
+        }
         for (int r = 0; r < MR; ++r) {
             const V a = load<V>(left[r] + k);
             for (int v = 0; v < NV; ++v) sum[r][v] += a * b[v];
@@ -33,22 +44,21 @@ FX_BODY void dot_tile(const Real* const* left, const Real* const* right, std::in
     }
 }
 
-template <class Real, int NV, class Out>
-FX_FUNCTION void dot_tiles(int rows, const Real* const* left, const Real* const* right, std::int64_t dim,
-                           const Out& out) {
+template <class Real, int NV, class... Rest>
+FX_FUNCTION void dot_tiles(int rows, const Rest&... rest) {
     switch (rows) {
         case 1:
-            return dot_tile<Real, 1, NV>(left, right, dim, out);
+            return dot_tile<Real, 1, NV>(rest...);
         case 2:
-            return dot_tile<Real, 2, NV>(left, right, dim, out);
+            return dot_tile<Real, 2, NV>(rest...);
         case 3:
-            return dot_tile<Real, 3, NV>(left, right, dim, out);
+            return dot_tile<Real, 3, NV>(rest...);
         case 4:
-            return dot_tile<Real, 4, NV>(left, right, dim, out);
+            return dot_tile<Real, 4, NV>(rest...);
         case 5:
-            return dot_tile<Real, 5, NV>(left, right, dim, out);
+            return dot_tile<Real, 5, NV>(rest...);
         default:
-            return dot_tile<Real, 6, NV>(left, right, dim, out);
+            return dot_tile<Real, 6, NV>(rest...);
     }
 }
 
@@ -59,30 +69,33 @@ void products_episode(const ProductsParams& p, std::int64_t e) {
     const std::int64_t *support = p.support + e * p.m, *query = p.query + e * p.q;
     const int m = p.m, columns = m + p.q;
     Real* block = static_cast<Real*>(p.out) + e * m * columns;
-    const int tiles = (m + 5) / 6;
-    for (int j = 0; j < columns; j += 2) {
-        const int width = j + 1 < columns ? 2 : 1;
-        const Real* right[2];
-        for (int v = 0; v < width; ++v) {
-            const int column = j + v;
-            right[v] = images + (column < m ? support[column] : query[column - m]) * p.dim;
+    const auto image = [=](int column) { return images + (column < m ? support[column] : query[column - m]) * p.row; };
+    const int tiles = (m + tile_rows - 1) / tile_rows;
+    for (int j = 0; j < columns;) {
+        const int width = j + tile_columns <= columns ? tile_columns : 1;
+        const Real *right[tile_columns], *ahead[tile_columns];
+        for (int v = 0; v < tile_columns; ++v) {
+            right[v] = image(j + v < columns ? j + v : j);
+            ahead[v] = image(j + width + v < columns ? j + width + v : columns - 1);
         }
-        for (int tile = 0; tile < tiles; ++tile) {  // rows shared out evenly: 25 are five times 5
+        for (int tile = tiles - 1; tile >= 0; --tile) {  // rows shared out evenly: 25 are five times 5
             const int from = static_cast<int>(static_cast<std::int64_t>(m) * tile / tiles);
             const int to = static_cast<int>(static_cast<std::int64_t>(m) * (tile + 1) / tiles);
             if (to <= j && j + width <= m) continue;  // known from the other side
-            const Real* left[6];
-            for (int r = 0; r < to - from; ++r) left[r] = images + support[from + r] * p.dim;
+            const Real* left[tile_rows];
+            for (int r = 0; r < to - from; ++r) left[r] = images + support[from + r] * p.row;
             const auto write = [=](int r, int v, Real value) {
                 block[static_cast<std::int64_t>(from + r) * columns + j + v] = value;
                 if (j + v < m) block[static_cast<std::int64_t>(j + v) * columns + from + r] = value;
             };
-            if (width == 2) {
-                dot_tiles<Real, 2>(to - from, left, right, p.dim, write);
+            const Real* const* soon = tile == tiles - 1 ? ahead : nullptr;
+            if (width > 1) {
+                dot_tiles<Real, tile_columns>(to - from, left, right, soon, p.dim, write);
             } else {
-                dot_tiles<Real, 1>(to - from, left, right, p.dim, write);
+                dot_tiles<Real, 1>(to - from, left, right, soon, p.dim, write);
             }
         }
+        j += width;
     }
 }
 
