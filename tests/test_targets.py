@@ -709,6 +709,23 @@ def test_test_fraction_has_bounds(tmp_path: Path) -> None:
 # ---- describe and check -------------------------------------------------------------------------------------------
 
 
+def test_columns_about_images_follow_their_rows_and_count_in_the_fingerprint() -> None:
+    def target(**about: list[str]) -> Target:
+        columns = {name: np.array(values) for name, values in about.items()}
+        return Target(
+            "t", np.array(["a", "b", "c"]), ("x", "y"), np.array([0, 1, 0]), np.array(["train"] * 3), **columns
+        )
+
+    full = target(patient=["p", "q", "p"], study=["s1", "s2", "s3"], view=["PA", "L", "AP"], source=["u", "v", "u"])
+    some = full.take(np.array([2, 0]))
+    assert (some.study.tolist(), some.view.tolist(), some.source.tolist()) == (["s3", "s1"], ["AP", "PA"], ["u", "u"])
+    assert target().take(np.array([1])).study is None
+    columns = [{}, {"study": ["1", "2", "3"]}, {"view": ["1", "2", "3"]}, {"source": ["1", "2", "3"]}]
+    assert len({target(**about).fingerprint for about in columns}) == 4
+    with pytest.raises(ValueError, match="different lengths"):
+        target(view=["PA"])
+
+
 def test_describe_counts_positive_negative_unknown() -> None:
     target = Target(
         "cxr",

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,9 @@ class Target:
     split:       (n_images,) str, each of "train", "val", "test"
     patient:     (n_images,) str, whom an image shows, or None where nobody knows; images of one patient never
                  serve as support and query of one episode
+    study:       (n_images,) str, at which visit an image was taken, or None
+    view:        (n_images,) str, how it was taken ("PA", "L" …), or None
+    source:      (n_images,) str, which data set it came from, where a target is made of several; or None
     root:        folder that `image_id` starts from; None once the images are left behind (read from a store)
     notes:       what was decided on the way here, for people ("no split found: made one, seed 0 …")
     """
@@ -40,11 +44,14 @@ class Target:
     patient: NDArray[np.str_] | None = None
     root: Path | None = None
     notes: tuple[str, ...] = field(default=())
+    study: NDArray[np.str_] | None = None
+    view: NDArray[np.str_] | None = None
+    source: NDArray[np.str_] | None = None
 
     def __post_init__(self) -> None:
         n = len(self.image_id)
         shape = (n, len(self.class_names)) if self.labels.ndim == 2 else (n,)
-        if self.labels.shape != shape or len(self.split) != n or (self.patient is not None and len(self.patient) != n):
+        if self.labels.shape != shape or any(len(values) != n for values in (self.split, *self._about().values())):
             raise ValueError(f"target '{self.name}': columns of different lengths for {n} images")
         unknown = sorted(set(np.unique(self.split)) - set(SPLITS))
         if unknown:
@@ -74,6 +81,10 @@ class Target:
         column(self.image_id)
         column(self.split)
         column(self.patient if self.patient is not None else ())
+        for name, values in self._about().items():
+            if name != "patient":  # later columns count where they are
+                column([name])
+                column(values)
         h.update(str(self.labels.shape).encode())
         h.update(np.ascontiguousarray(self.labels).tobytes())
         return h.hexdigest()
@@ -84,13 +95,19 @@ class Target:
 
     def take(self, rows: NDArray[np.int64]) -> Target:
         """The same target with these rows only, in this order."""
+        about: dict[str, Any] = {name: values[rows] for name, values in self._about().items()}
         return replace(
             self,
             image_id=self.image_id[rows],
             labels=self.labels[rows],
             split=self.split[rows],
-            patient=None if self.patient is None else self.patient[rows],
+            **about,
         )
+
+    def _about(self) -> dict[str, NDArray[np.str_]]:
+        """The columns that say more of the images, those that are known."""
+        columns = {"patient": self.patient, "study": self.study, "view": self.view, "source": self.source}
+        return {name: values for name, values in columns.items() if values is not None}
 
     def exactly_one(self) -> NDArray[np.int64]:
         """(n_images,) class index of the images with exactly one positive label, −1 for all others.
