@@ -26,36 +26,23 @@ FX_BODY void product_tile(const Real* B, int B_row, const Real* panel, int depth
     }
 }
 
-template <class Real, int NV>
+// Rows of B that a tile takes: their sums, and what they are made of, fill the registers.
+constexpr int product_rows = FX_REGISTER_BYTES == 64 ? 10 : 6;
+
+template <class Real, int NV, int Most = product_rows>
 FX_FUNCTION void product_tiles(int rows, const Real* B, int B_row, const Real* panel, int depth, Real* out,
                                int out_row) {
-    switch (rows) {
-        case 1:
-            product_tile<Real, 1, NV>(B, B_row, panel, depth, out, out_row);
-            break;
-        case 2:
-            product_tile<Real, 2, NV>(B, B_row, panel, depth, out, out_row);
-            break;
-        case 3:
-            product_tile<Real, 3, NV>(B, B_row, panel, depth, out, out_row);
-            break;
-        case 4:
-            product_tile<Real, 4, NV>(B, B_row, panel, depth, out, out_row);
-            break;
-        case 5:
-            product_tile<Real, 5, NV>(B, B_row, panel, depth, out, out_row);
-            break;
-        default:
-            product_tile<Real, 6, NV>(B, B_row, panel, depth, out, out_row);
-            break;
+    if constexpr (Most > 1) {
+        if (rows < Most) return product_tiles<Real, NV, Most - 1>(rows, B, B_row, panel, depth, out, out_row);
     }
+    product_tile<Real, Most, NV>(B, B_row, panel, depth, out, out_row);
 }
 
 template <class Real>
 FX_BODY void product(const SerialTeam&, int c, const Real* B, int B_row, const Panels<SerialTeam, Real>& K, Real* out,
                      int out_row) {
     constexpr int W = SerialTeam::width<Real>;
-    const int blocks = (c + 5) / 6;
+    const int blocks = (c + product_rows - 1) / product_rows;
     for (int first = 0; first < K.columns; first += K.P) {
         const Real* panel = K.data + static_cast<std::int64_t>(first) * K.rows;
         const int vectors = K.panel_width(first) / W;

@@ -18,13 +18,15 @@ extern const CpuKernels avx512;
 
 namespace {
 
-const CpuKernels& choose() {
+// The best set, or the best whose registers are no wider than 32 bytes.
+const CpuKernels& choose(bool narrow) {
     const char* wanted = std::getenv("FASTXFER_ISA");
-    (void)wanted;
+    (void)wanted, (void)narrow;
 #ifdef FX_X86_KERNELS
     const auto may = [wanted](const char* name) { return wanted == nullptr || std::strcmp(wanted, name) == 0; };
     __builtin_cpu_init();
-    if (may("avx512") && __builtin_cpu_supports("x86-64-v4")) return avx512;
+    narrow = narrow && may("avx2");
+    if (!narrow && may("avx512") && __builtin_cpu_supports("x86-64-v4")) return avx512;
     if (may("avx2") && __builtin_cpu_supports("x86-64-v3")) return avx2;
 #endif
     return baseline;
@@ -75,12 +77,14 @@ void share_out(std::int64_t first, std::int64_t last, int threads, std::size_t b
 }  // namespace
 
 const CpuKernels& cpu_kernels() {
-    static const CpuKernels& chosen = choose();
+    static const CpuKernels& chosen = choose(false);
     return chosen;
 }
 
 void logistic_cpu(const LogisticParams& params, std::int64_t first, std::int64_t last, int threads) {
-    const CpuKernels& use = cpu_kernels();
+    // Rows of m + 1 numbers that fill no more than half a register are quicker in smaller ones.
+    static const CpuKernels& narrow = choose(true);
+    const CpuKernels& use = params.episodes.m < 8 ? narrow : cpu_kernels();
     share_out(first, last, threads, use.logistic_bytes(params, false), [&](std::int64_t e, void* block) {
         if (use.logistic(params, e, block, false) || params.episodes.gram_is_double) return true;
         // Rounding stood between float and the tolerance: once more, in double.
