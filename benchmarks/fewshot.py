@@ -55,7 +55,7 @@ class Case:
         self.m = self.ways * self.shots
         self.l2 = 1.0 / self.m
         self.support = self.target.rows("train")
-        products = float(EPISODES) * self.m * (self.m + self.ways * QUERIES)
+        products = EPISODES * ops.products_of(self.m, self.ways * QUERIES, self.ways)
         self.gram = ops.gram_pays(len(self.support), len(self.x), products)
 
     def pool(self, threads: int) -> ops.Pool:

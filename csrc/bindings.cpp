@@ -144,6 +144,39 @@ Array<Real> products(const py::array_t<Real>& images, const Array<std::int64_t>&
     return out;
 }
 
+// (count, settings, q, ways) scores of queries by the weights that coefficients (count, settings, ways, m) make.
+template <class Real>
+Array<float> scores_by_weights(const py::array_t<Real>& images, const Array<std::int64_t>& support,
+                               const Array<std::int64_t>& query, const Array<double>& coefficients,
+                               const Array<double>& bias, int threads) {
+    require(images.ndim() == 2 && support.ndim() == 2 && query.ndim() == 2, "arrays must have two dimensions");
+    require(coefficients.ndim() == 4 && bias.ndim() == 3, "coefficients must have four dimensions, bias three");
+    const py::ssize_t count = support.shape(0), m = support.shape(1), q = query.shape(1);
+    const py::ssize_t settings = bias.shape(1), ways = bias.shape(2);
+    require(query.shape(0) == count && bias.shape(0) == count && coefficients.shape(0) == count &&
+                coefficients.shape(1) == settings && coefficients.shape(2) == ways && coefficients.shape(3) == m,
+            "episodes must match");
+    in_range(support, images.shape(0), "support");
+    in_range(query, images.shape(0), "query");
+    Array<float> scores({count, settings, q, ways});
+    const fastxfer::WeightsParams params{count,
+                                         static_cast<int>(settings * ways),
+                                         static_cast<int>(m),
+                                         static_cast<int>(q),
+                                         images.shape(1),
+                                         images.data(),
+                                         row_stride(images, "images"),
+                                         std::is_same_v<Real, double>,
+                                         support.data(),
+                                         query.data(),
+                                         coefficients.data(),
+                                         bias.data(),
+                                         static_cast<int>(ways),
+                                         scores.mutable_data()};
+    run(fastxfer::weights_cpu, params, count, settings * ways * (m + q) * images.shape(1), threads);
+    return scores;
+}
+
 // Column sums (dim), and for each row a number that equal rows share and whether it is finite.
 template <class Real>
 py::tuple examine(const Array<Real>& images, int threads) {
@@ -204,7 +237,8 @@ void positive(const Array<double>& values, const char* name) {
 py::tuple logistic(const py::array& gram, const Array<std::int64_t>& support, const Array<std::int64_t>& query,
                    const Array<std::int32_t>& labels, const Array<double>& offset, const Array<double>& inverse_length,
                    const Array<double>& square, std::int64_t count, int ways, const Array<double>& l2, double tol,
-                   int max_iter, const Array<double>& class_weight, bool balanced, int threads) {
+                   int max_iter, const Array<double>& class_weight, bool balanced, bool with_coefficients,
+                   int threads) {
     Batch batch(gram, support, query, labels, offset, inverse_length, square, count, ways);
     positive(l2, "l2");
     require(l2.size() >= 1, "l2 is empty");
@@ -224,6 +258,9 @@ py::tuple logistic(const py::array& gram, const Array<std::int64_t>& support, co
     Array<double> objective(shape);
     Array<std::int32_t> iterations(shape);
     Array<bool> converged(shape), doubtful(static_cast<py::ssize_t>(count));
+    const py::ssize_t answers = with_coefficients ? count : 0;
+    Array<double> coefficients({answers, py::ssize_t{n_l2}, py::ssize_t{ways}, py::ssize_t{batch.episodes.m}});
+    Array<double> bias({answers, py::ssize_t{n_l2}, py::ssize_t{ways}});
     const fastxfer::LogisticParams params{batch.episodes,
                                           n_l2,
                                           sorted.data(),
@@ -235,9 +272,11 @@ py::tuple logistic(const py::array& gram, const Array<std::int64_t>& support, co
                                           objective.mutable_data(),
                                           iterations.mutable_data(),
                                           converged.mutable_data(),
-                                          doubtful.mutable_data()};
+                                          doubtful.mutable_data(),
+                                          with_coefficients ? coefficients.mutable_data() : nullptr,
+                                          with_coefficients ? bias.mutable_data() : nullptr};
     run(fastxfer::logistic_cpu, params, threads);
-    return py::make_tuple(scores, objective, iterations, converged, doubtful);
+    return py::make_tuple(scores, objective, iterations, converged, doubtful, coefficients, bias);
 }
 
 py::tuple ridge(const py::array& gram, const Array<std::int64_t>& support, const Array<std::int64_t>& query,
@@ -331,7 +370,9 @@ fastxfer::LogisticParams logistic_at(const Episodes& episodes, int n_l2, std::ui
             at<double>(objective),
             at<std::int32_t>(iterations),
             at<bool>(converged),
-            at<bool>(doubtful)};
+            at<bool>(doubtful),
+            nullptr,
+            nullptr};
 }
 
 fastxfer::RidgeParams ridge_at(const Episodes& episodes, int n_l2, std::uintptr_t l2, std::uintptr_t doubtful) {
@@ -394,7 +435,8 @@ PYBIND11_MODULE(_C, module) {
     gram, support, query, labels, py::arg("offset").noconvert(), py::arg("inverse_length").noconvert(), \
         py::arg("square").noconvert(), py::arg("count"), py::arg("ways")
     module.def("logistic", &logistic, FX_EPISODES, py::arg("l2").noconvert(), py::arg("tol"), py::arg("max_iter"),
-               py::arg("class_weight").noconvert(), py::arg("balanced"), py::arg("threads"));
+               py::arg("class_weight").noconvert(), py::arg("balanced"), py::arg("with_coefficients"),
+               py::arg("threads"));
     module.def("ridge", &ridge, FX_EPISODES, py::arg("l2").noconvert(), py::arg("threads"));
     module.def("prototype", &prototype, FX_EPISODES, py::arg("cosine"), py::arg("threads"));
     module.def("knn", &knn, FX_EPISODES, py::arg("k").noconvert(), py::arg("temperature"), py::arg("by_distance"),
@@ -404,6 +446,11 @@ PYBIND11_MODULE(_C, module) {
     module.def("products", &products<float>, images, support, query, py::arg("threads"));
     module.def("products", &products<double>, images, support, query, py::arg("threads"));
 
+    const auto coefficients = py::arg("coefficients").noconvert(), bias = py::arg("bias").noconvert();
+    module.def("scores_by_weights", &scores_by_weights<float>, images, support, query, coefficients, bias,
+               py::arg("threads"));
+    module.def("scores_by_weights", &scores_by_weights<double>, images, support, query, coefficients, bias,
+               py::arg("threads"));
     module.def("examine", &examine<float>, images, py::arg("threads"));
     module.def("examine", &examine<double>, images, py::arg("threads"));
     const auto order = py::arg("order").noconvert(), mean = py::arg("mean").noconvert();

@@ -52,6 +52,9 @@ struct LogisticParams {
     std::int32_t* iterations;    // (count, n_l2)
     bool* converged;             // (count, n_l2)
     bool* doubtful;  // (count): rounding of the inner products may have moved the objective by more than tol
+    double*
+        coefficients;  // (count, n_l2, ways, m), of the support's centred embeddings in the weights; null: not asked
+    double* bias;      // (count, n_l2, ways)
 };
 
 struct RidgeParams {
@@ -87,6 +90,25 @@ struct ProductsParams {
     const std::int64_t* support;  // (count, m)
     const std::int64_t* query;    // (count, q)
     void* out;
+};
+
+// Scores of queries by weights, W = coefficients · support, instead of by inner products with the support: cheaper
+// where the rows of W are few.
+struct WeightsParams {
+    std::int64_t count;
+    int rows;  // of W
+    int m;
+    int q;
+    std::int64_t dim;
+    const void* images;           // (n, dim)
+    std::int64_t row;             // numbers from one image to the next
+    bool is_double;               // images, else float
+    const std::int64_t* support;  // (count, m)
+    const std::int64_t* query;    // (count, q)
+    const double* coefficients;   // (count, rows, m)
+    const double* bias;           // (count, rows)
+    int ways;                     // rows = settings · ways
+    float* scores;                // (count, settings, q, ways)
 };
 
 // A look at a pool's embeddings, a block of rows at a time (the last may be shorter).
@@ -131,6 +153,8 @@ struct CpuKernels {
     std::size_t (*knn_bytes)(const KnnParams&);
     void (*knn)(const KnnParams&, std::int64_t episode, void* memory);
     void (*products)(const ProductsParams&, std::int64_t episode);
+    std::size_t (*weights_bytes)(const WeightsParams&);
+    void (*weights)(const WeightsParams&, std::int64_t episode, void* memory);
     void (*examine)(const ExamineParams&, std::int64_t block);
     void (*centre)(const CentreParams&, std::int64_t row);
 };
@@ -144,6 +168,7 @@ void ridge_cpu(const RidgeParams&, std::int64_t first, std::int64_t last, int th
 void prototype_cpu(const PrototypeParams&, std::int64_t first, std::int64_t last, int threads);
 void knn_cpu(const KnnParams&, std::int64_t first, std::int64_t last, int threads);
 void products_cpu(const ProductsParams&, std::int64_t first, std::int64_t last, int threads);
+void weights_cpu(const WeightsParams&, std::int64_t first, std::int64_t last, int threads);
 
 // Look at blocks, centre rows first … last-1 on `threads` threads.
 void examine_cpu(const ExamineParams&, std::int64_t first, std::int64_t last, int threads);

@@ -227,7 +227,10 @@ def pool_of(
     """The pool for some lists of episodes of a target: one Gram matrix if they pay for it, taken together."""
     support = target.rows("train")
     x = probe.features(store.embeddings(backbone, target.name), support)
-    products = sum(float(e.support.size) * (e.n_fitted + e.n_queries) for e in studied)
+    products = sum(
+        e.support.size / e.n_fitted * ops.products_of(e.n_fitted, e.n_queries, probe.n_weights(e.n_fitted, e.ways))
+        for e in studied
+    )
     return ops.Pool(x, support=support, backend=backend, gram=ops.gram_pays(len(support), len(x), products))
 
 

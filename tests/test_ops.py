@@ -143,11 +143,12 @@ def true_objective(x, s, y, ways, l2, scores_at_support):
     return loss + 0.5 * l2 * (w**2).sum()
 
 
-@each_gram
+@pytest.mark.parametrize("way", ["gram", "products", "weights"])
 @each_dtype
 @each_case
-def test_logistic(name, dtype, gram):
-    pool, x, s, y, q, ways, l2 = made(name, dtype, gram)
+def test_logistic(name, dtype, way, monkeypatch):
+    pool, x, s, y, q, ways, l2 = made(name, dtype, way == "gram")
+    monkeypatch.setattr(ops.cpu, "by_weights", lambda *_: way == "weights")
     got = ops.logistic(pool, s, y, q, ways, l2)
     want = reference.logistic(x, s, y, q, ways, l2)
     assert got.scores.shape == want.scores.shape
@@ -300,10 +301,39 @@ def test_windows_of_episodes_are_joined(op, plain, monkeypatch):
     np.testing.assert_allclose(again, shared, **close)
 
 
+def test_queries_meet_weights_where_these_are_fewer_than_images(monkeypatch):
+    """The same answers whichever way, threads change no bit, equal queries have equal scores, and the cheaper way is taken."""
+    rng = np.random.default_rng(3)
+    x = clouds(rng, 300, 33)
+    x[7] = x[3]
+    s, y, q = episodes(rng, 300, 40, 30, 4, count=5)
+    q[:, 1], q[:, 2] = 3, 7
+    calls = []
+    right = ops.cpu._scores_by_weights
+    monkeypatch.setattr(ops.cpu, "_scores_by_weights", lambda *a: calls.append(1) or right(*a))
+    pool = ops.Pool(x, gram=False, threads=1, backend="cpu")
+    for shared in (False, True):
+        asked = q[:1] if shared else q
+        calls.clear()
+        got = ops.logistic(pool, s, y, asked, 4, [0.05]).scores
+        assert calls
+        pool.threads = 3
+        np.testing.assert_array_equal(got, ops.logistic(pool, s, y, asked, 4, [0.05]).scores)
+        pool.threads = 1
+        np.testing.assert_array_equal(got[:, :, 1], got[:, :, 2])
+        calls.clear()
+        ops.logistic(ops.Pool(x, gram=True, threads=1, backend="cpu"), s, y, asked, 4, [0.05])
+        ops.logistic(pool, s, y, asked, 4, list(np.logspace(-3, 0, 9)))  # 36 vectors of weights for 40 images
+        assert not calls
+    assert ops.products_of(40, 30) == 820 + 1200
+    assert ops.products_of(40, 30, 4) == 820 + 280
+    assert ops.products_of(40, 30, 36) == 820 + 1200
+
+
 def test_gram_is_made_where_it_pays_whatever_was_asked_before(plain):
     x, s, y, q = plain
     pool = ops.Pool(x, threads=1, backend="cpu")
-    for _ in range(9):  # 20 · 31 inner products twice over are less than 90² / 2
+    for _ in range(9):  # 20 · 21 / 2 + 20 · 11 inner products, a quarter more for being few, are less than 90² / 2
         few = ops.ridge(pool, s[:1], y[:1], q[:1], 5, [0.1])
         assert pool._gram is None
     ops.ridge(pool, s, y, q, 5, [0.1])
@@ -668,9 +698,20 @@ def test_compiled_module_refuses_what_would_crash():
         compiled.knn(*good, np.array([3], np.int32), 0.1, False, 1)
     for weight, balanced in ((np.ones(3), False), (np.ones(2), True), (np.array([1.0, -1.0]), False)):
         with pytest.raises(ValueError, match="class_weight must be"):
-            compiled.logistic(*good, np.array([0.1]), 1e-6, 9, weight, balanced, 1)
+            compiled.logistic(*good, np.array([0.1]), 1e-6, 9, weight, balanced, False, 1)
     with pytest.raises(ValueError, match="threads"):
         compiled.ridge(*good, np.array([0.1]), 0)
+    x, coefficients, bias = np.eye(4), np.ones((1, 2, 3, 2)), np.zeros((1, 2, 3))
+    made = compiled.scores_by_weights(x, support, query, coefficients, bias, 1)
+    assert made.shape == (1, 2, 1, 3)
+    for bad in [
+        (x, support + 3, query, coefficients, bias), (x, support, query + 9, coefficients, bias),
+        (x, support, query, coefficients[..., :1].copy(), bias), (x, support, query, coefficients, bias[:, :1].copy()),
+        (x, support, query, coefficients[:, :1].copy(), bias), (x.T[:, :3], support, query, coefficients, bias),
+        (x, np.repeat(support, 2, axis=0), query, coefficients, bias), (x, support, query, coefficients[0], bias),
+    ]:  # fmt: skip
+        with pytest.raises(ValueError, match=r"out of range|must"):
+            compiled.scores_by_weights(*bad, 1)
 
 
 @pytest.fixture(scope="module")

@@ -493,6 +493,23 @@ FX_BODY void write_logits(const Team& team, const LogisticParams& params, std::i
     }
 }
 
+// The same solutions as coefficients of the support images and biases, one row a class, for scores that are not made of
+// inner products with queries. Classes without support have bias -inf.
+template <class Team, class Real>
+FX_BODY void write_coefficients(const Team& team, const LogisticParams& params, std::int64_t e, const int* number,
+                                int c, const Real* solutions, int stride, const double* biases) {
+    const int m = params.episodes.m, ways = params.episodes.ways;
+    each_row(team, params.n_l2 * ways, [=, &params](int i) {
+        const int l = i / ways, way = i % ways, row = number[way];
+        const std::int64_t at = static_cast<std::int64_t>(l) * c + (c == 1 || row < 0 ? 0 : row);
+        const std::int64_t to = (e * params.n_l2 + params.place[l]) * ways + way;
+        const double factor = row < 0 ? 0 : c > 1 ? 1 : row == 0 ? -0.5 : 0.5;
+        for (int j = 0; j < m; ++j) params.coefficients[to * m + j] = factor * solutions[at * stride + j];
+        params.bias[to] = row < 0 ? -INFINITY : factor * biases[at];
+    });
+    team.sync();
+}
+
 // All that an episode's solution needs, in one block of memory.
 template <class Team, class Real, class Gram, class Loss>
 struct LogisticMemory {
@@ -592,6 +609,9 @@ FX_BODY bool solve_logistic(const Team& team, const LogisticParams& params, std:
         }
     }
     if (team.rank() == 0) params.doubtful[e] = doubtful;
+    if (params.coefficients) {
+        write_coefficients(team, params, e, classes.number, c, own.solutions, stride, own.biases);
+    }
     write_logits(team, params, e, classes.number, c, own.solutions, stride, own.biases, own.queries);
     return all_converged;
 }
@@ -609,6 +629,11 @@ FX_BODY void only_class(const Team& team, const LogisticParams& params, std::int
         float* to = all.scores + at * all.q * all.ways;
         for (int j = 0; j < all.q; ++j) {
             for (int way = 0; way < all.ways; ++way) to[j * all.ways + way] = number[way] >= 0 ? 0.0f : -INFINITY;
+        }
+        for (int way = 0; params.coefficients && way < all.ways; ++way) {
+            double* row = params.coefficients + (at * all.ways + way) * all.m;
+            for (int i = 0; i < all.m; ++i) row[i] = 0;
+            params.bias[at * all.ways + way] = number[way] >= 0 ? 0 : -INFINITY;
         }
     });
 }

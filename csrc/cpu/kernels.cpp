@@ -8,6 +8,7 @@
 #include "dense.h"
 #include "pool.h"
 #include "products.h"
+#include "weights.h"
 
 namespace FX_NAMESPACE {
 namespace {
@@ -56,6 +57,14 @@ void products(const ProductsParams& p, std::int64_t e) {
     p.is_double ? products_episode<double>(p, e) : products_episode<float>(p, e);
 }
 
+std::size_t weights_memory(const WeightsParams& p) {
+    return p.is_double ? weights_bytes<double>(p) : weights_bytes<float>(p);
+}
+
+void weights(const WeightsParams& p, std::int64_t e, void* memory) {
+    p.is_double ? weights_episode<double>(p, e, memory) : weights_episode<float>(p, e, memory);
+}
+
 void examine(const ExamineParams& p, std::int64_t block) {
     p.is_double ? examine_rows<double>(p, block) : examine_rows<float>(p, block);
 }
@@ -77,8 +86,9 @@ void centre_one(const CentreParams& p, std::int64_t i) {
 namespace fastxfer {
 extern const CpuKernels FX_KERNELS;
 const CpuKernels FX_KERNELS = {
-    FX_TEXT(FX_KERNELS), FX_NAMESPACE::logistic_memory,  FX_NAMESPACE::logistic,  FX_NAMESPACE::ridge_memory,
-    FX_NAMESPACE::ridge, FX_NAMESPACE::prototype_memory, FX_NAMESPACE::prototype, FX_NAMESPACE::knn_memory,
-    FX_NAMESPACE::knn,   FX_NAMESPACE::products,         FX_NAMESPACE::examine,   FX_NAMESPACE::centre_one,
+    FX_TEXT(FX_KERNELS),   FX_NAMESPACE::logistic_memory,  FX_NAMESPACE::logistic,       FX_NAMESPACE::ridge_memory,
+    FX_NAMESPACE::ridge,   FX_NAMESPACE::prototype_memory, FX_NAMESPACE::prototype,      FX_NAMESPACE::knn_memory,
+    FX_NAMESPACE::knn,     FX_NAMESPACE::products,         FX_NAMESPACE::weights_memory, FX_NAMESPACE::weights,
+    FX_NAMESPACE::examine, FX_NAMESPACE::centre_one,
 };
 }  // namespace fastxfer

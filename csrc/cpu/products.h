@@ -62,6 +62,37 @@ FX_FUNCTION void dot_tiles(int rows, const Rest&... rest) {
     }
 }
 
+// out(r, v) = <left(r), right(v)> for rows 0 … rows-1 and columns 0 … columns-1, pointers of both by number. Tiles that
+// `known(rows up to, columns from, columns up to)` names are left out.
+template <class Real, class Left, class Right, class Known, class Out>
+FX_BODY void all_products(int rows, int columns, std::int64_t dim, const Left& left, const Right& right,
+                          const Known& known, const Out& out) {
+    const int tiles = (rows + tile_rows - 1) / tile_rows;
+    for (int j = 0; j < columns;) {
+        const int width = j + tile_columns <= columns ? tile_columns : 1;
+        const Real *these[tile_columns], *ahead[tile_columns];
+        for (int v = 0; v < tile_columns; ++v) {
+            these[v] = right(j + v < columns ? j + v : j);
+            ahead[v] = right(j + width + v < columns ? j + width + v : columns - 1);
+        }
+        for (int tile = tiles - 1; tile >= 0; --tile) {  // rows shared out evenly: 25 are five times 5
+            const int from = static_cast<int>(static_cast<std::int64_t>(rows) * tile / tiles);
+            const int to = static_cast<int>(static_cast<std::int64_t>(rows) * (tile + 1) / tiles);
+            if (known(to, j, j + width)) continue;
+            const Real* own[tile_rows];
+            for (int r = 0; r < to - from; ++r) own[r] = left(from + r);
+            const auto write = [&out, from, j](int r, int v, Real value) { out(from + r, j + v, value); };
+            const Real* const* soon = tile == tiles - 1 ? ahead : nullptr;
+            if (width > 1) {
+                dot_tiles<Real, tile_columns>(to - from, own, these, soon, dim, write);
+            } else {
+                dot_tiles<Real, 1>(to - from, own, these, soon, dim, write);
+            }
+        }
+        j += width;
+    }
+}
+
 // Block of episode e: products of its support with its support, then with its queries.
 template <class Real>
 void products_episode(const ProductsParams& p, std::int64_t e) {
@@ -69,34 +100,13 @@ void products_episode(const ProductsParams& p, std::int64_t e) {
     const std::int64_t *support = p.support + e * p.m, *query = p.query + e * p.q;
     const int m = p.m, columns = m + p.q;
     Real* block = static_cast<Real*>(p.out) + e * m * columns;
-    const auto image = [=](int column) { return images + (column < m ? support[column] : query[column - m]) * p.row; };
-    const int tiles = (m + tile_rows - 1) / tile_rows;
-    for (int j = 0; j < columns;) {
-        const int width = j + tile_columns <= columns ? tile_columns : 1;
-        const Real *right[tile_columns], *ahead[tile_columns];
-        for (int v = 0; v < tile_columns; ++v) {
-            right[v] = image(j + v < columns ? j + v : j);
-            ahead[v] = image(j + width + v < columns ? j + width + v : columns - 1);
-        }
-        for (int tile = tiles - 1; tile >= 0; --tile) {  // rows shared out evenly: 25 are five times 5
-            const int from = static_cast<int>(static_cast<std::int64_t>(m) * tile / tiles);
-            const int to = static_cast<int>(static_cast<std::int64_t>(m) * (tile + 1) / tiles);
-            if (to <= j && j + width <= m) continue;  // known from the other side
-            const Real* left[tile_rows];
-            for (int r = 0; r < to - from; ++r) left[r] = images + support[from + r] * p.row;
-            const auto write = [=](int r, int v, Real value) {
-                block[static_cast<std::int64_t>(from + r) * columns + j + v] = value;
-                if (j + v < m) block[static_cast<std::int64_t>(j + v) * columns + from + r] = value;
-            };
-            const Real* const* soon = tile == tiles - 1 ? ahead : nullptr;
-            if (width > 1) {
-                dot_tiles<Real, tile_columns>(to - from, left, right, soon, p.dim, write);
-            } else {
-                dot_tiles<Real, 1>(to - from, left, right, soon, p.dim, write);
-            }
-        }
-        j += width;
-    }
+    const auto image = [=, &p](int i) { return images + (i < m ? support[i] : query[i - m]) * p.row; };
+    // Known from the other side of the diagonal.
+    const auto known = [=](int rows_end, int first, int last) { return rows_end <= first && last <= m; };
+    all_products<Real>(m, columns, p.dim, image, image, known, [=](int i, int j, Real value) {
+        block[static_cast<std::int64_t>(i) * columns + j] = value;
+        if (j < m) block[static_cast<std::int64_t>(j) * columns + i] = value;
+    });
 }
 
 }  // namespace FX_NAMESPACE

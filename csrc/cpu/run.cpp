@@ -126,6 +126,14 @@ void products_cpu(const ProductsParams& params, std::int64_t first, std::int64_t
     for (std::int64_t e = first; e < last; ++e) use.products(params, e);
 }
 
+void weights_cpu(const WeightsParams& params, std::int64_t first, std::int64_t last, int threads) {
+    const CpuKernels& use = cpu_kernels();
+    share_out(first, last, threads, use.weights_bytes(params), [&](std::int64_t e, void* block) {
+        use.weights(params, e, block);
+        return true;
+    });
+}
+
 void examine_cpu(const ExamineParams& params, std::int64_t first, std::int64_t last, int threads) {
     const CpuKernels& use = cpu_kernels();
 #pragma omp parallel for num_threads(threads) schedule(dynamic)

@@ -17,7 +17,7 @@ from fastxfer import reference
 from fastxfer.errors import UsageError
 from fastxfer.ops import cpu, cuda
 from fastxfer.ops.backend import instruction_set, resolve_backend
-from fastxfer.ops.pool import Pool, blocks, check_episodes, check_k, check_l2, gram_pays
+from fastxfer.ops.pool import Pool, blocks, check_episodes, check_k, check_l2, gram_pays, products_of
 from fastxfer.ops_full import INDEXES, knn_full, logistic_full
 from fastxfer.ops_full.check import check_class_weight
 from fastxfer.reference import ClassWeight, LogisticResult
@@ -34,6 +34,7 @@ __all__ = [
     "knn_full",
     "logistic",
     "logistic_full",
+    "products_of",
     "prototype",
     "resolve_backend",
     "ridge",

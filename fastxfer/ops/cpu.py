@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastxfer.ops.backend import compiled
-from fastxfer.ops.pool import Pool, first_places, windows
+from fastxfer.ops.pool import Pool, blocks, first_places, windows
 
 Array = NDArray[Any]
 # No weights: all classes count alike.
@@ -21,7 +21,40 @@ def logistic(
     call: Call, l2: Array, tol: float, max_iter: int, *, class_weight: Array = NO_WEIGHT, balanced: bool = False
 ) -> list[Array]:
     """scores, objective, iterations, converged, doubtful"""
-    return _run(call, lambda *e: compiled.logistic(*e, l2, tol, max_iter, class_weight, balanced, call[0].threads))
+    pool, support, labels, query, ways = call
+    (count, m), q = support.shape, query.shape[1]
+
+    def solve(with_coefficients: bool) -> Callable[..., tuple[Array, ...]]:
+        options = (l2, tol, max_iter, class_weight, balanced, with_coefficients, pool.threads)
+        return lambda *e: compiled.logistic(*e, *options)
+
+    if not by_weights(pool, count, m, q, len(l2) * ways):
+        return _run(call, solve(False))[:5]
+    answer = _run((pool, support, labels, query[:, :0], ways), solve(True))
+    return [_scores_by_weights(pool, support, query, *answer[5:]), *answer[1:5]]
+
+
+def by_weights(pool: Pool, count: int, m: int, q: int, weights: int) -> bool:
+    """Whether it costs less to make the weight vectors, and to let queries meet them and not the support."""
+    return weights * (m + q) < m * q and not pool.uses_gram(count, m, q, weights)
+
+
+def _scores_by_weights(pool: Pool, support: Array, query: Array, coefficients: Array, bias: Array) -> Array:
+    """(E, L, q, ways) scores from coefficients (E, L, ways, m) of the support's centred embeddings and bias (E, L, ways)."""
+    if len(query) == len(support):
+        return compiled.scores_by_weights(pool.centred, support, query, coefficients, bias, pool.threads)
+    (count, n_l2, ways, m), q = coefficients.shape, query.shape[1]
+    # Equal images get one product: BLAS may give them two that differ in their last bits.
+    places, where = np.unique(query[0], return_inverse=True)
+    images = pool.centred[places]
+    scores = np.empty((count, n_l2, q, ways), np.float32)
+    for window in blocks(count, pool.dtype.itemsize * ((m + n_l2 * ways) * pool.dim + n_l2 * ways * len(places))):
+        own = coefficients[window].reshape(-1, n_l2 * ways, m).astype(pool.dtype)
+        weights = own @ pool.centred[support[window]]
+        by_image = (weights.reshape(-1, pool.dim) @ images.T).reshape(-1, n_l2, ways, len(places))
+        by_image += bias[window][..., None]
+        scores[window] = by_image[..., where].transpose(0, 1, 3, 2)
+    return scores
 
 
 def ridge(call: Call, l2: Array) -> list[Array]:

@@ -21,10 +21,19 @@ GRAM_BYTES = 4 * 2**30
 BLOCK_BYTES = 64 * 2**20
 CACHE_LINE = 64
 # A BLAS product of the whole pool runs about this much faster, flop by flop, than many small ones.
-GRAM_ADVANTAGE = 2.0
+GRAM_ADVANTAGE = 1.25
 
 # Rows of a tile of the Gram matrix.
 TILE = 2048
+
+
+def products_of(m: int, q: int, weights: int | None = None) -> float:
+    """Inner products that an episode of m + q images needs if it makes them alone: m² (half, by symmetry), and m for each query.
+
+    Or, for a probe of so many `weights` vectors: what it takes to make these of the support, and one for each query.
+    """
+    direct = m * q
+    return 0.5 * m * (m + 1) + (direct if weights is None else min(direct, weights * (m + q)))
 
 
 def gram_pays(n_support: int, n_images: int, products: float, itemsize: int = 4) -> bool:
@@ -112,11 +121,11 @@ class Pool:
             np.matmul(self.centred[:n], self.centred[n:].T, out=self._gram[:, n:])
         return self._gram
 
-    def uses_gram(self, count: int, m: int, q: int) -> bool:
-        """Whether `count` episodes of m + q images should use the pool's Gram matrix."""
+    def uses_gram(self, count: int, m: int, q: int, weights: int | None = None) -> bool:
+        """Whether `count` episodes of m + q images should use the pool's Gram matrix; `weights`: see `products_of`."""
         if self._gram_rule != "auto":
             return bool(self._gram_rule)
-        return gram_pays(self.n_support, self.n_images, float(count) * m * (m + q), self.dtype.itemsize)
+        return gram_pays(self.n_support, self.n_images, count * products_of(m, q, weights), self.dtype.itemsize)
 
     def places(self, rows: Array) -> Array:
         """Where rows of `x` stand in the pool's own arrays: images that may serve as support first.

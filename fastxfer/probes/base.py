@@ -104,6 +104,10 @@ class Probe(EpisodeEstimator, ABC):
     def _path(self, pool: ops.Pool, support: Array, labels: Array, query: Array, ways: int) -> Path:
         """One batched call of the op, at every setting, on the embeddings as they stand in the pool."""
 
+    def n_weights(self, n_support: int, ways: int) -> int | None:
+        """How many weight vectors score a query, if that is how the op may score it (`ops.products_of`)."""
+        return None
+
     def held_settings(self, n_support: int) -> int:
         """How many sets of scores one solution needs in memory at a time."""
         return len(self.settings(n_support))

@@ -228,6 +228,9 @@ class LogisticProbe(Penalised):
         words = [f"class_weight={word}" for word in words] + ([] if self.tol is None else [f"tol={self.tol:g}"])
         return ";".join([*words, *([super().variant] if super().variant else [])])
 
+    def n_weights(self, n_support: int, ways: int) -> int | None:
+        return len(self.l2_values(n_support)) * ways
+
     def _path(self, pool: ops.Pool, support: Array, labels: Array, query: Array, ways: int) -> Path:
         l2 = self.l2_values(support.shape[1])
         got = ops.logistic(pool, support, labels, query, ways, l2, tol=self.tol, class_weight=self.class_weight)

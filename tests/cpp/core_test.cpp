@@ -123,6 +123,7 @@ struct World {
 
 struct Answer {
     std::vector<float> scores;
+    std::vector<double> coefficients, bias;
     std::vector<double> objective;
     std::vector<std::int32_t> iterations;
     std::vector<char> converged;
@@ -151,6 +152,8 @@ Answer logistic(World<Gram>& world, const std::vector<double>& l2, double tol, i
     answer.objective.assign(n_l2, NAN);
     answer.iterations.assign(n_l2, -1);
     answer.converged.assign(n_l2, 0);
+    answer.coefficients.assign(static_cast<std::size_t>(n_l2) * world.ways * world.m, NAN);
+    answer.bias.assign(static_cast<std::size_t>(n_l2) * world.ways, NAN);
     static_assert(sizeof(bool) == sizeof(char));
     const fastxfer::LogisticParams params = {world.episodes(answer.scores, n_l2),
                                              n_l2,
@@ -163,7 +166,9 @@ Answer logistic(World<Gram>& world, const std::vector<double>& l2, double tol, i
                                              answer.objective.data(),
                                              answer.iterations.data(),
                                              reinterpret_cast<bool*>(answer.converged.data()),
-                                             &answer.doubtful};
+                                             &answer.doubtful,
+                                             answer.coefficients.data(),
+                                             answer.bias.data()};
     answer.syncs = run(
         threads, drop,
         [&] {
@@ -276,6 +281,28 @@ void check_optimum(const World<Gram>& world, const Answer& answer, int at, doubl
            name + " objective reported", answer.objective[at] / objective - 1);
 }
 
+// Scores are also what coefficients and biases make of the inner products.
+template <class Gram>
+void check_coefficients(const World<Gram>& world, const Answer& answer, const std::string& name) {
+    const int m = world.m, ways = world.ways;
+    for (std::size_t at = 0; at < answer.bias.size(); ++at) {
+        const std::size_t l2 = at / ways, way = at % ways;
+        double worst = 0, size = 1;
+        for (int i = 0; i < m; ++i) {
+            double score = answer.bias[at], largest = 0;
+            for (int j = 0; j < m; ++j) {
+                const double term =
+                    answer.coefficients[at * m + j] * world.gram[world.rows[j] * world.n + world.rows[i]];
+                score += term;
+                largest = std::fmax(largest, std::fabs(term));
+            }
+            worst = std::fmax(worst, std::fabs(score - answer.scores[(l2 * m + i) * ways + way]));
+            size = std::fmax(size, largest);
+        }
+        expect(worst < 1e-5 * size, name + " scores by coefficients", worst / size);
+    }
+}
+
 template <class Gram>
 void all_shapes(const char* type, double tol, double tolerance) {
     struct Shape {
@@ -296,6 +323,8 @@ void all_shapes(const char* type, double tol, double tolerance) {
                                  (s.duplicates ? " duplicates" : "");
         const Answer alone = logistic(world, l2, tol, 0), team = logistic(world, l2, tol, 3);
         expect(team.syncs > 0, name + " logistic: members took different ways", 0);
+        check_coefficients(world, alone, name + " alone");
+        check_coefficients(world, team, name + " team");
         for (std::size_t i = 0; i < l2.size(); ++i) {
             const std::string at = name + " logistic l2=" + std::to_string(l2[i]);
             expect(alone.converged[i] && team.converged[i], at + " converged", alone.iterations[i]);
