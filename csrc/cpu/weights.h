@@ -81,7 +81,8 @@ void weights_episode(const WeightsParams& p, std::int64_t e, void* block) {
                 for (int r = 0; r < rows; ++r) {
                     Real sum = 0;
                     for (int i = 0; i < p.m; ++i) {
-                        sum += static_cast<Real>(a[r * static_cast<std::int64_t>(p.m) + i]) * images[support[i] * p.row + at];
+                        sum += static_cast<Real>(a[r * static_cast<std::int64_t>(p.m) + i]) *
+                               images[support[i] * p.row + at];
                     }
                     to[r * W_row + at] = sum;
                 }
@@ -95,7 +96,8 @@ void weights_episode(const WeightsParams& p, std::int64_t e, void* block) {
         p.rows, q, p.dim, [=](int i) { return W + i * W_row; }, [=, &p](int j) { return images + query[j] * p.row; },
         [](int, int, int) { return false; },
         [=](int i, int j, Real value) {
-            scores[(static_cast<std::int64_t>(i / ways) * q + j) * ways + i % ways] = static_cast<float>(value + bias[i]);
+            scores[(static_cast<std::int64_t>(i / ways) * q + j) * ways + i % ways] =
+                static_cast<float>(value + bias[i]);
         });
 }
 

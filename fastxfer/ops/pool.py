@@ -115,10 +115,8 @@ class Pool:
     def gram(self) -> Array:
         """(n_support, n_images) inner products of the centred embeddings by place, made on first use."""
         if self._gram is None:
-            n = self.n_support
-            self._gram = np.empty((n, self.n_images), self.dtype)
-            _with_itself(self.centred[:n], self._gram[:, :n])
-            np.matmul(self.centred[:n], self.centred[n:].T, out=self._gram[:, n:])
+            self._gram = np.empty((self.n_support, self.n_images), self.dtype)
+            fill_gram(self.centred, self._gram)
         return self._gram
 
     def uses_gram(self, count: int, m: int, q: int, weights: int | None = None) -> bool:
@@ -155,6 +153,13 @@ def _mask(rows: ArrayLike | None, n: int) -> Array:
     mask = np.zeros(n, bool)
     mask[chosen] = True
     return mask
+
+
+def fill_gram(x: Array, out: Array) -> None:
+    """Inner products of the first rows of x (n, dim) with all, into `out` (first rows, n)."""
+    m = len(out)
+    _with_itself(x[:m], out[:, :m])
+    np.matmul(x[:m], x[m:].T, out=out[:, m:])
 
 
 def _with_itself(x: Array, out: Array) -> None:
