@@ -1,9 +1,8 @@
-"""One way from an image file to RGB pixels, used by every room: what is embedded is what was checked.
-
-Conventions, decided here once:
+"""From an image file to RGB pixels. Conventions, decided here once:
 
 - EXIF orientation is honoured (JPEG, PNG, TIFF, WebP).
-- Grey becomes three equal channels. 16-bit grey is scaled by 65,535, not by the file's range.
+- Grey becomes three equal channels. 16-bit grey is scaled by 65,535, or by the file's range where `Pixels` says so.
+- DICOM is read by `fastxfer.images.dicom`; images inside ``.npz`` and ``.parquet`` by `fastxfer.images.containers`.
 - Alpha is dropped, as torchvision's and timm's loaders do; palettes are looked up; CMYK is converted.
 - Of an animation or a multi-page file the first frame is taken.
 - 32-bit integer pixels above 65,535 or below 0, and floating-point pixels, are refused: their scale is anyone's guess.
@@ -19,9 +18,11 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from typing import IO
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import (
     BmpImagePlugin,
     GifImagePlugin,
@@ -36,14 +37,27 @@ from PIL import (
 )
 
 from fastxfer.errors import DataError
+from fastxfer.images.containers import read_member, split_address
+from fastxfer.images.dicom import decode_dicom, dicom_size, is_dicom
+from fastxfer.images.pixels import DEFAULT, Pixels, grey8
 
 MAX_PIXELS = 100_000_000
 """Largest declared width x height that is decoded by default: 300 MB as RGB."""
 
-FORMATS = "JPEG, PNG, BMP, GIF, TIFF, WebP, JPEG 2000 or PPM/PGM"
+FORMATS = "JPEG, PNG, BMP, GIF, TIFF, WebP, JPEG 2000, PPM/PGM or DICOM"
 EXTENSIONS = frozenset(
     f".{ending}"
-    for kind in ("jpg jpeg jpe jfif", "png", "bmp", "gif", "tif tiff", "webp", "jp2 j2k", "ppm pgm pbm pnm")
+    for kind in (
+        "jpg jpeg jpe jfif",
+        "png",
+        "bmp",
+        "gif",
+        "tif tiff",
+        "webp",
+        "jp2 j2k",
+        "ppm pgm pbm pnm",
+        "dcm dicom",
+    )
     for ending in kind.split()
 )
 """File names that count as images when a folder is listed (lower case)."""
@@ -76,8 +90,8 @@ _UPRIGHT = {
 }
 
 
-def load_image(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Decode one image file.
+def load_image(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS, pixels: Pixels = DEFAULT) -> Image.Image:
+    """Decode one image file, or one image inside a container.
 
     Returns a PIL image, mode RGB, upright, detached from the file. Thread-safe; changes nothing global in Pillow.
 
@@ -86,7 +100,10 @@ def load_image(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) ->
     """
     name = os.fspath(path)
     with _file(name) as stream:
-        return decode_image(stream, name, max_pixels=max_pixels)
+        if isinstance(stream, np.ndarray):
+            _refuse_large(name, stream.shape[1], stream.shape[0], max_pixels)
+            return _from_array(stream, name, pixels)
+        return decode_image(stream, name, max_pixels=max_pixels, pixels=pixels)
 
 
 def check_header(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
@@ -97,27 +114,42 @@ def check_header(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) 
     after its header passes: only decoding tells.
     """
     name = os.fspath(path)
-    with _file(name) as stream, _open(stream, name, max_pixels)[1] as image:
-        return image.size
+    with _file(name) as stream:
+        if isinstance(stream, np.ndarray):
+            return _refuse_large(name, stream.shape[1], stream.shape[0], max_pixels)
+        if is_dicom(_head(stream)):
+            return dicom_size(stream, name, max_pixels)
+        with _open(stream, name, max_pixels)[1] as image:
+            return image.size
 
 
 @contextmanager
-def _file(name: str) -> Iterator[IO[bytes]]:
-    """The opened file; what goes wrong with the file itself, now or while it is read, becomes a `DataError`."""
+def _file(name: str) -> Iterator[IO[bytes] | NDArray[np.uint8 | np.uint16]]:
+    """The opened file, or pixels that lie in a container; what goes wrong with the file itself becomes a `DataError`."""
     try:
         # A named pipe would wait for ever on open, so look before opening.
         if not stat.S_ISREG(os.stat(name).st_mode):
             raise DataError(f"{name}: not a file; expected an image ({FORMATS})")
         with open(name, "rb") as stream:
             yield stream
+    except NotADirectoryError:
+        address = split_address(name)
+        if address is None:
+            raise DataError(f"{name}: there is no such file; expected an image") from None
+        inside = read_member(*address)
+        yield BytesIO(inside) if isinstance(inside, bytes) else inside
     except FileNotFoundError:
         raise DataError(f"{name}: there is no such file; expected an image") from None
     except OSError as error:
         raise DataError(f"{name}: cannot be read: {error.strerror or error}") from error
 
 
-def decode_image(stream: IO[bytes], name: str, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def decode_image(
+    stream: IO[bytes], name: str, *, max_pixels: int = MAX_PIXELS, pixels: Pixels = DEFAULT
+) -> Image.Image:
     """Decode one image from an open, seekable binary stream; `name` is what messages call it. See `load_image`."""
+    if is_dicom(_head(stream)):
+        return decode_dicom(stream, name, max_pixels, pixels).convert("RGB")
     kind, image = _open(stream, name, max_pixels)
     with image:
         try:
@@ -125,26 +157,37 @@ def decode_image(stream: IO[bytes], name: str, *, max_pixels: int = MAX_PIXELS) 
             upright = _upright(image)
         except Exception as error:
             raise DataError(f"{name}: truncated or damaged {kind} file ({error})") from error
-        return _to_rgb(upright, name)
+        return _to_rgb(upright, name, pixels)
 
 
 def _open(stream: IO[bytes], name: str, max_pixels: int) -> tuple[str, ImageFile.ImageFile]:
     """Read the header: the name of the format, and Pillow's image, not decoded and not over `max_pixels`."""
-    head = stream.read(16)
-    stream.seek(0)
-    kind, opener = _recognise(head, name)
+    kind, opener = _recognise(_head(stream), name)
     try:
         image = opener(stream, name)
     except Exception as error:  # decoders raise whatever their format's parser trips over
         raise DataError(f"{name}: truncated or damaged {kind} file, its header cannot be read ({error})") from error
-    width, height = image.size
-    if width * height > max_pixels:
+    try:
+        _refuse_large(name, *image.size, max_pixels)
+    except DataError:
         image.close()
+        raise
+    return kind, image
+
+
+def _head(stream: IO[bytes]) -> bytes:
+    head = stream.read(132)
+    stream.seek(0)
+    return head
+
+
+def _refuse_large(name: str, width: int, height: int, max_pixels: int) -> tuple[int, int]:
+    if width * height > max_pixels:
         raise DataError(
             f"{name}: declares {width:,} x {height:,} pixels, over the limit of {max_pixels:,} pixels; "
             "not decoded (a smaller copy, or a higher max_pixels, would be)"
         )
-    return kind, image
+    return width, height
 
 
 def _recognise(head: bytes, name: str) -> tuple[str, _Opener]:
@@ -169,14 +212,20 @@ def _upright(image: Image.Image) -> Image.Image:
     return image if method is None else image.transpose(method)
 
 
-def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+def _from_array(values: NDArray[np.uint8 | np.uint16], name: str, pixels: Pixels) -> Image.Image:
+    if values.ndim == 3 and values.dtype == np.uint16:
+        values = (values >> 8).astype(np.uint8)  # as of files: the upper 8 bits of 16-bit colour
+    return _to_rgb(Image.fromarray(values), name, pixels)
+
+
+def _to_rgb(image: Image.Image, name: str, pixels: Pixels) -> Image.Image:
     if image.mode.startswith("I"):
         grey = np.asarray(image).astype(np.int64)
-        low, high = int(grey.min(initial=0)), int(grey.max(initial=0))
+        low, high = int(grey.min()), int(grey.max())
         if low < 0 or high > 65535:
             raise DataError(f"{name}: grey values from {low} to {high}; expected 16 bits, 0 to 65535")
-        # round(v * 255 / 65535) in integers
-        image = Image.fromarray(((grey * 255 + 32767) // 65535).astype(np.uint8))
+        low, high = (low, high) if pixels.grey16 == "range" else (0, 65535)
+        image = Image.fromarray(grey8(grey.astype(np.float64), low, high))
     elif image.mode == "F":
         raise DataError(f"{name}: floating-point pixels, whose scale is unknown; save it with 8 or 16 bits")
     elif image.mode in ("P", "PA") and "transparency" in image.info:

@@ -1,0 +1,139 @@
+"""Images that lie in one file together, addressed like files in a folder: ``FILE/MEMBER/ROW``.
+
+``.npz``      MEMBER is an array (n, h, w) or (n, h, w, 3), 8 or 16 bits, as in MedMNIST; pickles are refused
+``.parquet``  MEMBER is a column of encoded images: bytes, or a struct with `bytes`, as Hugging Face writes them
+
+What was read last is kept (an array, or a row group), so that neighbours cost nothing more.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import zipfile
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastxfer.errors import DataError
+
+ENDINGS = (".npz", ".parquet")
+_lock = threading.Lock()  # two threads that miss the same entry must not both read it
+
+
+def split_address(path: str) -> tuple[str, str, int] | None:
+    """(file, member, row) of a path that leads into a container, None for any other."""
+    above, row = os.path.split(path)
+    file, member = os.path.split(above)
+    if not file.lower().endswith(ENDINGS) or not row.isdecimal() or not os.path.isfile(file):
+        return None
+    return file, member, int(row)
+
+
+def read_member(file: str, member: str, row: int) -> NDArray[Any] | bytes:
+    """Pixels (h, w) or (h, w, 3) of a row of an ``.npz``, or the encoded bytes of a row of a ``.parquet``.
+
+    `DataError` names file, member and row.
+    """
+    if file.lower().endswith(".npz"):
+        images = _kept(_array, file, member)
+        if row >= len(images):
+            raise DataError(f"{file}: '{member}' has {len(images):,} images, there is no number {row:,}")
+        return images[row]
+    first = 0
+    for group, length in enumerate(_kept(_group_lengths, file)):
+        if row < first + length:
+            value = _kept(_column, file, member, group)[row - first].as_py()
+            value = value.get("bytes") if isinstance(value, dict) else value
+            if not isinstance(value, bytes):
+                raise DataError(f"{file}: row {row:,} of '{member}' holds no image bytes")
+            return value
+        first += length
+    raise DataError(f"{file}: has {first:,} rows, there is no number {row:,}")
+
+
+def members(file: str | os.PathLike[str]) -> dict[str, tuple[int, ...]]:
+    """Arrays of an ``.npz`` with their shapes, by its headers alone; `DataError` where it is damaged or holds pickles."""
+    found = {}
+    try:
+        with zipfile.ZipFile(file) as archive:
+            for entry in archive.namelist():
+                with archive.open(entry) as stream:
+                    version = np.lib.format.read_magic(stream)
+                    read = (
+                        np.lib.format.read_array_header_1_0
+                        if version == (1, 0)
+                        else np.lib.format.read_array_header_2_0
+                    )
+                    shape, _, dtype = read(stream)
+                if dtype.hasobject:
+                    raise DataError(f"{file}: '{entry}' holds Python objects (a pickle), which are never loaded")
+                found[entry.removesuffix(".npy")] = shape
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zipfile.LargeZipFile) as error:
+        raise DataError(f"{file}: not a readable .npz file ({error})") from error
+    return found
+
+
+def member_names(file: str | os.PathLike[str]) -> list[str]:
+    """What a container holds: names of arrays, or of columns."""
+    name = os.fspath(file)
+    return sorted(members(name)) if name.lower().endswith(".npz") else list(_open(name).schema_arrow.names)
+
+
+def _kept(read: Callable[..., Any], file: str, *which: Any) -> Any:
+    try:
+        about = os.stat(file)
+        with _lock:
+            return read(file, about.st_mtime_ns, about.st_size, *which)
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read: {error.strerror or error}") from error
+
+
+@lru_cache(maxsize=2)
+def _array(file: str, _time: int, _size: int, member: str) -> NDArray[Any]:
+    shapes = members(file)
+    shape = shapes.get(member)
+    if shape is None:
+        raise DataError(f"{file}: no array '{member}'; there are {', '.join(sorted(shapes))}")
+    if len(shape) not in (3, 4) or (len(shape) == 4 and shape[3] not in (1, 3)):
+        raise DataError(f"{file}: '{member}' is {shape}; expected images (n, h, w) or (n, h, w, 3)")
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            images: NDArray[Any] = arrays[member]
+    except (ValueError, EOFError, MemoryError, zipfile.BadZipFile) as error:
+        raise DataError(f"{file}: '{member}' cannot be read ({error})") from error
+    if images.dtype not in (np.uint8, np.uint16):
+        raise DataError(f"{file}: '{member}' holds {images.dtype}; expected 8 or 16 bits without sign (uint8, uint16)")
+    return images[..., 0] if images.ndim == 4 and images.shape[3] == 1 else images
+
+
+@lru_cache(maxsize=8)
+def _group_lengths(file: str, _time: int, _size: int) -> tuple[int, ...]:
+    about = _open(file).metadata
+    return tuple(about.row_group(i).num_rows for i in range(about.num_row_groups))
+
+
+@lru_cache(maxsize=2)
+def _column(file: str, _time: int, _size: int, member: str, group: int) -> Any:
+    import pyarrow
+
+    content = _open(file)
+    if member not in content.schema_arrow.names:
+        raise DataError(f"{file}: no column '{member}'; there are {', '.join(content.schema_arrow.names)}")
+    try:
+        return content.read_row_group(group, columns=[member]).column(member)
+    except pyarrow.ArrowException as error:
+        raise DataError(f"{file}: column '{member}' cannot be read ({error})") from error
+
+
+def _open(file: str) -> Any:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        return pyarrow.parquet.ParquetFile(file)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"{file}: not a readable Parquet file ({error})") from error

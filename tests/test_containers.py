@@ -1,0 +1,109 @@
+"""Images inside .npz (MedMNIST's layout) and Parquet files, addressed like files in a folder."""
+
+from __future__ import annotations
+
+import io
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from fastxfer.errors import DataError
+from fastxfer.images import Pixels, check_header, load_image, member_names, members
+
+
+@pytest.fixture
+def images() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (7, 5, 4, 3), dtype=np.uint8)
+
+
+def encoded(pixels: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def parquet(path: Path, images: np.ndarray, nested: bool) -> Path:
+    content = [encoded(i) for i in images]
+    column = pa.array([{"bytes": c, "path": None} for c in content] if nested else content)
+    pq.write_table(pa.table({"image": column, "label": list(range(len(images)))}), path, row_group_size=3)
+    return path
+
+
+@pytest.mark.parametrize("compressed", [True, False])
+def test_arrays(compressed, images, tmp_path):
+    grey, deep = images[..., 0], images[..., 0].astype(np.uint16) * 257
+    save = np.savez_compressed if compressed else np.savez
+    save(
+        tmp_path / "a.npz",
+        train_images=images,
+        test_images=grey,
+        deep=deep,
+        single=grey[..., None],
+        labels=np.arange(7),
+    )
+    assert members(tmp_path / "a.npz")["train_images"] == (7, 5, 4, 3)
+    assert member_names(tmp_path / "a.npz") == ["deep", "labels", "single", "test_images", "train_images"]
+    for row in (0, 6):
+        np.testing.assert_array_equal(np.asarray(load_image(tmp_path / f"a.npz/train_images/{row}")), images[row])
+        for name in ("test_images", "single", "deep"):
+            shown = np.asarray(load_image(tmp_path / f"a.npz/{name}/{row}"))
+            np.testing.assert_array_equal(shown, np.repeat(grey[row][..., None], 3, axis=2))
+    ranged = np.asarray(load_image(tmp_path / "a.npz/deep/2", pixels=Pixels(grey16="range")))
+    assert (ranged.min(), ranged.max()) == (0, 255)
+    assert check_header(tmp_path / "a.npz/train_images/3") == (4, 5)
+    with pytest.raises(DataError, match="over the limit of 19 pixels"):
+        load_image(tmp_path / "a.npz/train_images/3", max_pixels=19)
+
+
+@pytest.mark.parametrize("nested", [True, False])
+def test_parquet_columns(nested, images, tmp_path):
+    file = parquet(tmp_path / "a.parquet", images, nested)
+    assert member_names(file) == ["image", "label"]
+    with ThreadPoolExecutor(4) as pool:
+        for row, image in enumerate(pool.map(lambda i: load_image(file / "image" / str(i)), range(7))):
+            np.testing.assert_array_equal(np.asarray(image), images[row])
+    assert check_header(file / "image" / "6") == (4, 5)
+
+
+def test_a_container_that_is_written_anew_is_read_anew(images, tmp_path):
+    file = tmp_path / "a.npz"
+    np.savez(file, x=images)
+    load_image(file / "x" / "0")
+    np.savez(file, x=255 - images)
+    os.utime(file, ns=(1, 1))
+    np.testing.assert_array_equal(np.asarray(load_image(file / "x" / "0")), 255 - images[0])
+
+
+def test_what_is_refused_is_named(images, tmp_path):
+    np.savez(tmp_path / "a.npz", x=images, flat=images[..., 0, 0], wide=images.astype(np.int32))
+    np.savez(tmp_path / "pickle.npz", x=np.array([{}], dtype=object))
+    (tmp_path / "broken.npz").write_bytes((tmp_path / "a.npz").read_bytes()[:200])
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1" + b"\0" * 20)
+    file = parquet(tmp_path / "a.parquet", images, True)
+    pq.write_table(pa.table({"image": [None, b"no image"]}), tmp_path / "odd.parquet")
+    for address, message in [
+        ("a.npz/y/0", "no array 'y'; there are flat, wide, x"),
+        ("a.npz/x/7", "'x' has 7 images, there is no number 7"),
+        ("a.npz/flat/0", r"'flat' is \(7, 5\); expected images"),
+        ("a.npz/wide/0", "'wide' holds int32; expected 8 or 16 bits"),
+        ("pickle.npz/x/0", "Python objects"),
+        ("broken.npz/x/0", "not a readable .npz file"),
+        ("broken.parquet/x/0", "not a readable Parquet file"),
+        ("a.parquet/images/0", "no column 'images'; there are image, label"),
+        ("a.parquet/image/9", "has 7 rows, there is no number 9"),
+        ("odd.parquet/image/0", "holds no image bytes"),
+        ("odd.parquet/image/1", "not an image"),
+        ("a.npz/x/-1", "there is no such file"),
+        ("a.npz/x", "there is no such file"),
+        ("gone.npz/x/0", "there is no such file"),
+    ]:
+        with pytest.raises(DataError, match=message) as error:
+            load_image(tmp_path / address)
+        assert str(tmp_path / address.split("/")[0]) in str(error.value)
+    assert file.is_file()
