@@ -126,30 +126,33 @@ def add(
 @targets.command(cls=ManyValues)
 @click.argument("name")
 @click.option("--policy", help="How a built-in target reads uncertain labels, e.g. ignore, ones, zeros, blank-zeros.")
+@click.option(
+    "--soft-labels",
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    help="For policy self-trained: a table with path and a column a label, 0 to 1.",
+)
 @click.option("--view", "views", multiple=True, help="Views of a built-in X-ray target, e.g. AP PA.")
+@click.option("--ages", type=float, nargs=2, metavar="LOW HIGH", help="Ages of a built-in X-ray target, in years.")
+@click.option(
+    "--first-of", type=click.Choice(["study", "patient"]), help="Only the first image of each study or patient."
+)
+@click.option("--exactly-one", is_flag=True, help="Only images with exactly one positive label: as classes.")
 @click.option("--labels-only", is_flag=True, help="Built-in targets: read the label tables, don't look for the images.")
 @data_root_option
 @json_option
-def show(
-    name: str, policy: str | None, views: tuple[str, ...], labels_only: bool, data_root: Path, as_json: bool
-) -> None:
+def show(name: str, data_root: Path, as_json: bool, **options: Any) -> None:
     """Show what a target holds: splits, labels, patients, and what was decided on the way.
 
     \b
     Example:
-      fastxfer targets show nih14 --labels-only --json
+      fastxfer targets show padchest-cl --labels-only --json
       fastxfer targets show chexpert --policy ones --view AP PA L
     """
     from fastxfer.targets import describe_target, load_target
 
-    options: dict[str, Any] = {}
-    if policy:
-        options["policy"] = policy
-    if views:
-        options["views"] = views
-    if labels_only:
-        options["labels_only"] = True
-    summary = describe_target(load_target(name, data_root, **options))
+    # What wasn't said is the reader's to decide.
+    said = {option: value for option, value in options.items() if value not in (None, (), False)}
+    summary = describe_target(load_target(name, data_root, **said))
     if as_json:
         emit_json(summary)
         return
@@ -158,6 +161,9 @@ def show(
     click.echo(f"root: {summary['root']}")
     patients = summary["patients"]
     click.echo(f"patients: {'unknown' if patients is None else format(patients, ',')}")
+    for what in ("views", "sources"):
+        if summary[what]:
+            click.echo(f"{what}: {', '.join(f'{value} {count:,}' for value, count in summary[what].items())}")
     click.echo(f"fingerprint: {summary['fingerprint']}")
     for note in summary["notes"]:
         click.echo(f"note: {note}")

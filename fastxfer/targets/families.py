@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,49 +21,73 @@ class Family:
     """A built-in target.
 
     name: of the target. module: of ``fastxfer.targets``, with the reader. expects: what has to lie in its folder.
-    source: where one gets the data, and what has to be signed.
+    source: where one gets the data, and what has to be signed. shares: name of the family whose folder it reads, if
+    it is a variant. preset: options of the reader that make the variant; a caller's options win. packaged: labels
+    alone need no folder, since torchxrayvision has them.
     """
 
     name: str
     module: str
     expects: str
     source: str
+    shares: str = ""
+    preset: Mapping[str, Any] = field(default_factory=dict)
+    packaged: bool = False
 
-    def read(self, folder: Path, options: dict[str, Any]) -> Target:
-        """Read the files below `folder`; `options` go to the reader. `DataError` says what was expected where."""
+    def folder(self, data_root: Path) -> Path:
+        """Where its files belong."""
+        return data_root / (self.shares or self.name)
+
+    def read(self, data_root: Path, options: dict[str, Any]) -> Target:
+        """Read the files; `options` go to the reader. `DataError` says what was expected where."""
+        folder = self.folder(data_root)
         reader = importlib.import_module(f"fastxfer.targets.{self.module}").read
         known = [p for p in inspect.signature(reader).parameters if p not in ("folder", "name")]
         for option in options:
             if option not in known:
                 has = f"its options: {', '.join(known)}" if known else "it has none"
                 raise UsageError(f"target '{self.name}' has no option '{option}'; {has}.{nearest(option, known)}")
-        if not folder.is_dir():
+        if not folder.is_dir() and not (self.packaged and options.get("labels_only")):
             raise DataError(
                 f"target '{self.name}': there is no folder {folder}; expected there: {self.expects}. "
                 f"The data: {self.source}"
             )
-        target: Target = reader(folder, self.name, **options)
+        target: Target = reader(folder, self.name, **{**self.preset, **options})
         return target
 
+
+_CHEXPERT: dict[str, Any] = {
+    "module": "chexpert",
+    "expects": "train.csv and valid.csv of the release with the folders train/ and valid/ beside them (directly, or in "
+    "CheXpert-v1.0/ or CheXpert-v1.0-small/)",
+    "source": "register with the Stanford AIMI Center and accept its research use agreement: "
+    "https://stanfordmlgroup.github.io/competitions/chexpert/",
+    "packaged": True,
+}
+_PADCHEST: dict[str, Any] = {
+    "module": "padchest",
+    "expects": "PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv (or .csv.gz) and the images, in folders 0 … 54 or "
+    "any others",
+    "source": "accept the terms of BIMCV: https://bimcv.cipf.es/bimcv-projects/padchest/",
+    "packaged": True,
+}
 
 FAMILIES: dict[str, Family] = {
     family.name: family
     for family in (
-        Family(
-            "chexpert",
-            "chexpert",
-            "train.csv and valid.csv of the release with the folders train/ and valid/ beside them (directly, or in "
-            "CheXpert-v1.0/ or CheXpert-v1.0-small/)",
-            "register with the Stanford AIMI Center and accept its research use agreement: "
-            "https://stanfordmlgroup.github.io/competitions/chexpert/",
-        ),
+        Family("chexpert", **_CHEXPERT),
+        Family("chexpert-paper", **_CHEXPERT, shares="chexpert", preset={"zero_devices": True}),
         Family(
             "nih14",
             "nih14",
             "Data_Entry_2017_v2020.csv (or Data_Entry_2017.csv), images in images/ or images_001/ … images_012/, and, "
             "if at hand, train_val_list.txt and test_list.txt",
             "free, with attribution to the NIH Clinical Center: https://nihcc.app.box.com/v/ChestXray-NIHCC",
+            packaged=True,
         ),
+        Family("padchest", **_PADCHEST),
+        Family("padchest-paper", **_PADCHEST, shares="padchest", preset={"split": "image"}),
+        Family("padchest-cl", **_PADCHEST, shares="padchest", preset={"split": "image", "exactly_one": True}),
         Family(
             "imagenet1k",
             "imagenet1k",

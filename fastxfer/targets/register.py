@@ -48,7 +48,7 @@ def add_target(
     source, data_root = Path(source), Path(data_root)
     if name in FAMILIES:
         raise UsageError(
-            f"'{name}' is the name of a built-in target (its files belong to {data_root / name}); choose another"
+            f"'{name}' is the name of a built-in target (its files belong to {FAMILIES[name].folder(data_root)}); choose another"
         )
     if source.is_dir():
         table_file = source / "labels.csv"
@@ -98,7 +98,7 @@ def load_target(name: str, data_root: Path | str, **options: Any) -> Target:
     check_name(name)
     data_root = Path(data_root)
     if name in FAMILIES:
-        return FAMILIES[name].read(data_root / name, options)
+        return FAMILIES[name].read(data_root, options)
     if not (register_folder(data_root) / f"{name}.json").is_file():
         lying = data_root / name
         hint = f" The folder {lying} is there: fastxfer targets add {lying} --name {name}" if lying.is_dir() else ""
@@ -132,7 +132,7 @@ def list_targets(data_root: Path | str) -> list[dict[str, Any]]:
             }
         )
     for name, family in FAMILIES.items():
-        folder = data_root / name
+        folder = family.folder(data_root)
         rows.append(
             {
                 "name": name,

@@ -1,0 +1,299 @@
+"""Built-in targets: the counts of the paper, exact to the image, and each reader on a miniature of its layout."""
+
+from __future__ import annotations
+
+import functools
+import gzip
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from fastxfer.cli import main
+from fastxfer.errors import DataError, UsageError
+from fastxfer.targets import Target, chexpert, csvfile, describe_target, labeltables, load_target, padchest
+from fastxfer.targets.policies import DEVICES, LABELS
+
+# A folder without data: labels alone come from the wheel of torchxrayvision.
+NOWHERE = Path("/nonexistent/fastxfer-data")
+
+
+def show(*words: str) -> dict[str, Any]:
+    """What `targets show … --labels-only --json` prints, without any data folder."""
+    line = ["targets", "show", *words, "--labels-only", "--json", "--data-root", str(NOWHERE)]
+    result = CliRunner().invoke(main, line)
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _read_large_tables_once() -> Iterator[None]:
+    """The tables of the wheel take seconds each; readers see the same ones."""
+    with pytest.MonkeyPatch.context() as patch:
+        once = functools.cache(csvfile.read_csv)
+        for module in (chexpert, padchest):
+            patch.setattr(module, "read_csv", lambda path, columns: once(path, columns=columns))
+        yield
+
+
+def touch(root: Path, *paths: str) -> None:
+    for path in paths:
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).touch()
+
+
+def write(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
+    return path
+
+
+def label_names(target: Target, row: int) -> list[str]:
+    return [name for name, value in zip(target.class_names, target.labels[row], strict=True) if value > 0.5]
+
+
+# ---- the paper's counts, from the label tables inside torchxrayvision ---------------------------------------------
+
+# train and test images with exactly one label, paper.md 2.4
+PADCHEST_CL = {
+    "Air Trapping": (2376, 279),
+    "Aortic Atheromatosis": (304, 36),
+    "Aortic Elongation": (2867, 355),
+    "Atelectasis": (2359, 273),
+    "Bronchiectasis": (693, 89),
+    "Cardiomegaly": (3481, 374),
+    "Consolidation": (0, 0),
+    "Costophrenic Angle Blunting": (1416, 161),
+    "Edema": (156, 19),
+    "Effusion": (2028, 231),
+    "Emphysema": (495, 63),
+    "Fibrosis": (207, 20),
+    "Flattened Diaphragm": (130, 17),
+    "Fracture": (1557, 180),
+    "Granuloma": (1289, 132),
+    "Hemidiaphragm Elevation": (796, 98),
+    "Hernia": (741, 76),
+    "Hilar Enlargement": (1943, 228),
+    "Infiltration": (4182, 454),
+    "Mass": (457, 51),
+    "Nodule": (2329, 253),
+    "Pleural_Thickening": (1289, 131),
+    "Pneumonia": (1215, 120),
+    "Pneumothorax": (240, 18),
+    "Scoliosis": (3801, 386),
+    "Support Devices": (836, 82),
+    "Tuberculosis": (200, 27),
+}
+
+
+def test_padchest_cl_is_the_papers_to_the_image() -> None:
+    shown = show("padchest-cl")
+    assert shown["splits"] == {"train": 37387, "test": 4153}
+    counts = {c: tuple(shown["labels"][s][c]["positive"] for s in ("train", "test")) for c in shown["classes"]}
+    assert counts == PADCHEST_CL
+    assert shown["labels"]["test"]["Air Trapping"] == {"positive": 279, "negative": 4153 - 279, "unknown": 0}
+    assert shown["root"] is None
+    assert not any("isn't the 160K table" in note for note in shown["notes"])
+
+
+def test_padchest_paper_and_who_is_on_both_sides() -> None:
+    paper = load_target("padchest-paper", NOWHERE, labels_only=True)
+    assert describe_target(paper)["splits"] == {"train": 144638, "test": 16071}
+    test = paper.split == "test"
+    assert paper.patient is not None
+    assert np.isin(paper.patient[test], paper.patient[~test]).mean() == pytest.approx(0.803, abs=5e-4)
+
+
+def test_padchest_splits_by_patient() -> None:
+    target = load_target("padchest", NOWHERE, labels_only=True)
+    assert target.n_images == 160_709
+    assert target.patient is not None
+    test = target.split == "test"
+    assert 0.095 < test.mean() < 0.105
+    assert not np.isin(target.patient[test], target.patient[~test]).any()
+
+
+def test_chexpert_counts() -> None:
+    shown = show("chexpert")
+    assert shown["splits"] == {"train": 191_010}
+    assert shown["views"] == {"AP": 161_590, "PA": 29_420}
+    # The five views of the paper's four-set source, where lateral films come in.
+    five = load_target("chexpert-paper", NOWHERE, labels_only=True, views=padchest.VIEWS)
+    assert describe_target(five)["splits"] == {"train": 223_397}
+    assert five.view is not None
+    frontal = five.labels[np.isin(five.view, ["AP", "PA"])]
+    assert np.isfinite(frontal).mean() == pytest.approx(0.307, abs=5e-4)
+    # What "No Finding" costs in the paper's loader: 7,420 of 107,167 films with a device.
+    kept = shown["labels"]["train"][DEVICES]["positive"]
+    assert (kept, kept - int(np.nansum(frontal[:, LABELS.index(DEVICES)]))) == (107_167, 7_420)
+
+
+def test_nih14_counts() -> None:
+    target = load_target("nih14", NOWHERE, labels_only=True)
+    shown = describe_target(target)
+    assert shown["splits"] == {"train": 86_524, "test": 25_596}
+    assert shown["views"] == {"AP": 44_810, "PA": 67_310}
+    assert shown["patients"] == 30_805
+    assert (target.exactly_one() >= 0).sum() == 30_963
+
+
+def test_labels_only_imports_no_torch_and_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    code = (
+        "import sys; from fastxfer.targets import load_target;"
+        f"print(load_target('nih14', {str(NOWHERE)!r}, labels_only=True).n_images,"
+        " {'torch', 'torchxrayvision'} & set(sys.modules))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout == "112120 set()\n"
+    monkeypatch.setattr(labeltables.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(DataError, match=r"nih14': no label table in its folder, .*pip install 'fastxfer\[xray\]'"):
+        load_target("nih14", NOWHERE, labels_only=True)
+    with pytest.raises(DataError, match=r"no folder .*/padchest; expected there: PADCHEST_chest.*BIMCV"):
+        load_target("padchest-cl", NOWHERE)
+
+
+# ---- PadChest, small ----------------------------------------------------------------------------------------------
+
+
+def padchest_folder(root: Path, *, table: str = padchest.TABLE) -> Path:
+    """Twelve rows of ten patients in the columns of the 160K table, images in two folders."""
+    header = "ImageID,ImageDir,StudyDate_DICOM,StudyID,PatientID,PatientBirth,Projection,Labels"
+    labels = ["['normal']", "['hilar enlargement', 'Pacemaker']", "['consolidation']", "['air trapping']"]
+    views = ["PA", "L", "AP_horizontal", "AP", "COSTAL"]
+    rows = [
+        f'f{i}.png,{i % 2},2014{1 + i % 9:02}01,s{i // 2},p{min(i, 9)},{1935 + 7 * i}.0,{views[i % 5]},"{labels[i % 4]}"'
+        for i in range(12)
+    ]
+    rows += ["x1.png,0,20140101,s9,p9,,EXCLUDE,['normal']", "x2.png,0,20140101,s9,p9,1950.0,PA,"]
+    broken = padchest._data("padchest_dropped_files.csv").split()[1]
+    rows += [f"{broken},0,20140101,s9,p9,1950.0,PA,['normal']"]
+    write(root / table, "\n".join([header, *rows]) + "\n")
+    touch(root, *(f"{i % 2}/f{i}.png" for i in range(12)))
+    return root
+
+
+@pytest.mark.parametrize("table", [padchest.TABLE, f"{padchest.TABLE}.gz"])
+def test_padchest_layout(table: str, tmp_path: Path) -> None:
+    root = padchest_folder(tmp_path / "padchest", table=table)
+    target = load_target("padchest", tmp_path)
+    assert target.image_id[:3].tolist() == ["0/f0.png", "1/f1.png", "0/f2.png"]
+    assert target.view is not None
+    assert target.view[:3].tolist() == ["PA", "L", "AP Supine"]
+    assert [label_names(target, i) for i in range(4)] == [
+        [],
+        ["Hilar Enlargement", "Support Devices"],
+        ["Consolidation", "Infiltration"],  # never Consolidation alone: the paper's terms
+        ["Air Trapping"],
+    ]
+    assert target.notes[0].startswith("left out 1 rows of views other")
+    assert target.notes[0].endswith("1 without labels, 1 with files known as broken")
+    other = load_target("padchest", tmp_path, split_seed=1)
+    assert (other.split == "test").sum() == (target.split == "test").sum()
+    assert not np.array_equal(other.split, target.split)
+    paper = load_target("padchest-paper", tmp_path)
+    assert (paper.split == "test").sum() == 2  # int(0.9 · 12) train
+    assert "isn't the 160K table in its order" in paper.notes[2]
+    assert load_target("padchest-cl", tmp_path).image_id.tolist() == ["1/f3.png", "1/f7.png", "1/f11.png"]
+    assert load_target("padchest", tmp_path, ages=(40, 60)).image_id.tolist() == [
+        f"{i % 2}/f{i}.png" for i in (3, 4, 5)
+    ]
+    assert load_target("padchest", tmp_path, first_of="study").n_images == 6
+    lateral = load_target("padchest-paper", tmp_path, views=("L", "COSTAL"))
+    where = dict(zip(paper.image_id, paper.split, strict=True))  # a filter keeps every image in its split
+    assert dict(zip(lateral.image_id, lateral.split, strict=True)) == {i: where[i] for i in lateral.image_id}
+    with pytest.raises(UsageError, match="split 'random' is not one of patient, image"):
+        load_target("padchest", tmp_path, split="random")
+    with pytest.raises(UsageError, match="ages 60 to 40; expected the youngest, then the oldest"):
+        load_target("padchest", tmp_path, ages=(60, 40))
+    with pytest.raises(UsageError, match="first of each 'week'; expected study or patient"):
+        load_target("padchest", tmp_path, first_of="week")
+    with pytest.raises(DataError, match=r"no image is left \(ages 0 to 1 \(0 images of unknown age\): left out 12"):
+        load_target("padchest", tmp_path, ages=(0, 1))
+    (root / "0/f2.png").rename(root / "f1.png")
+    with pytest.raises(DataError, match=r"'f1\.png' lies in two folders, "):
+        load_target("padchest", tmp_path)
+    (root / "f1.png").unlink()
+    with pytest.raises(DataError, match=r"1 of 12 images are not below .*padchest: .*csv.*, row 4: 'f2\.png'"):
+        load_target("padchest", tmp_path)
+    (root / table).unlink()
+    with pytest.raises(DataError, match=r"padchest': no PADCHEST_chest.*\.csv or PADCHEST.*\.csv\.gz in"):
+        load_target("padchest", tmp_path)
+
+
+# ---- policies -----------------------------------------------------------------------------------------------------
+
+
+def chexpert_folder(root: Path) -> Path:
+    header = "Path,Sex,Age,Frontal/Lateral,AP/PA,No Finding,Enlarged Cardiomediastinum,Cardiomegaly,Lung Opacity,"
+    header += "Lung Lesion,Edema,Consolidation,Pneumonia,Atelectasis,Pneumothorax,Pleural Effusion,Pleural Other,"
+    header += "Fracture,Support Devices"
+    path = "CheXpert-v1.0/{}/patient0000{}/study{}/view1_frontal.jpg"
+    rows = [
+        path.format("train", 1, 1) + ",Female,68,Frontal,AP,1.0,,,,,,,,,,,,,1.0",
+        path.format("train", 2, 1) + ",Female,40,Frontal,PA,,,,,,-1.0,,,,,1.0,,-1.0,",
+        path.format("train", 2, 2) + ",Female,41,Frontal,PA,,,,,,-1.0,,,,,0.0,,,",
+    ]
+    write(root / "train.csv", "\n".join([header, *rows]) + "\n")
+    write(root / "valid.csv", f"{header}\n{path.format('valid', 9, 1)},Male,,Frontal,AP,0.0" + ",0.0" * 13 + "\n")
+    touch(
+        root,
+        *(row.split(",")[0].replace("CheXpert-v1.0/", "") for row in rows),
+        "valid/patient00009/study1/view1_frontal.jpg",
+    )
+    return root
+
+
+def known(target: Target, row: int) -> dict[str, float]:
+    values = zip(target.class_names, target.labels[row].tolist(), strict=True)
+    return {name: value for name, value in values if not np.isnan(value)}
+
+
+def test_what_a_policy_did_is_counted(tmp_path: Path) -> None:
+    chexpert_folder(tmp_path / "chexpert")
+    target = load_target("chexpert", tmp_path)
+    assert target.notes[1:3] == (
+        "policy ignore: 3 uncertain entries became unknown, 33 blank ones unknown",
+        "'No Finding' in 1 images made 12 entries negative (Support Devices as it was)",
+    )
+    assert known(target, 0)[DEVICES] == 1
+    paper = load_target("chexpert-paper", tmp_path)
+    assert known(paper, 0)[DEVICES] == 0
+    assert "made 13 entries negative, among them 1 positive Support Devices (as the paper's loader" in paper.notes[2]
+    assert "3 uncertain entries became positive" in load_target("chexpert", tmp_path, policy="ones").notes[1]
+    zeros = load_target("chexpert", tmp_path, policy="blank-zeros").notes[1]
+    assert zeros == "policy blank-zeros: 3 uncertain entries became unknown, 33 blank ones negative"
+    shown = CliRunner().invoke(main, ["targets", "show", "chexpert", "--data-root", str(tmp_path)])
+    assert "note: policy ignore: 3 uncertain entries became unknown" in shown.stdout
+    assert target.study is not None
+    assert target.study[:3].tolist() == ["patient00001/study1", "patient00002/study1", "patient00002/study2"]
+    assert load_target("chexpert", tmp_path, first_of="patient").n_images == 3
+    assert load_target("chexpert", tmp_path, ages=(41, 70)).n_images == 2
+
+
+def test_soft_labels_for_uncertain_entries(tmp_path: Path) -> None:
+    chexpert_folder(tmp_path / "chexpert")
+    images = [f"train/patient0000{p}/study{s}/view1_frontal.jpg" for p, s in ((1, 1), (2, 1), (2, 2))]
+    soft = write(tmp_path / "soft.csv", f"path,Edema,Effusion\n{images[1]},0.75,0.1\n{images[0]},0.5,0.5\n")
+    target = load_target("chexpert", tmp_path, policy="self-trained", soft_labels=soft)
+    assert known(target, 1) == {"Edema": 0.75, "Effusion": 1.0}  # what is known stays
+    assert known(target, 2) == {"Effusion": 0.0}
+    assert "3 uncertain entries became soft labels of soft.csv (2 have none and are unknown)" in target.notes[1]
+    with pytest.raises(UsageError, match="self-trained and a table of soft labels go together; the table is missing"):
+        load_target("chexpert", tmp_path, policy="self-trained")
+    with pytest.raises(UsageError, match="go together; the policy is 'ones'"):
+        load_target("chexpert", tmp_path, policy="ones", soft_labels=soft)
+    for text, message in (
+        (f"path,Edema\n{images[1]},1.5\n", r"soft\.csv, row 2: '1\.5' in column 'Edema'; expected 0 to 1, or nothing"),
+        (f"path,Edema\n{images[1]},likely\n", r"row 2: 'likely' in column 'Edema'"),
+        ("path,Edema\nother.jpg,0.5\n", r"no path of this table is an image of the target; expected such as train/"),
+        (f"path,edema\n{images[1]},0.5\n", r"no column with soft labels; expected path and some of Atelectasis"),
+    ):
+        write(soft, text)
+        with pytest.raises(DataError, match=message):
+            load_target("chexpert", tmp_path, policy="self-trained", soft_labels=soft)
