@@ -297,3 +297,82 @@ def test_soft_labels_for_uncertain_entries(tmp_path: Path) -> None:
         write(soft, text)
         with pytest.raises(DataError, match=message):
             load_target("chexpert", tmp_path, policy="self-trained", soft_labels=soft)
+
+
+# ---- MIMIC-CXR ----------------------------------------------------------------------------------------------------
+
+
+def mimic_folder(root: Path, end: str = ".gz") -> Path:
+    """Five images of three subjects; one has no split, one study no labels."""
+    images = [("10000032", "50414267", "aaaa-1", "AP"), ("10000032", "50414267", "aaaa-2", "LATERAL")]
+    images += [("11000011", "51111111", "bbbb-1", "PA"), ("12000012", "52222222", "cccc-1", "AP")]
+    images += [("12000012", "53333333", "dddd-1", "AP")]
+    parts = ["train", "train", "validate", "test"]
+    meta = "".join(f"{d},{p},{s},x,{v}\n" for p, s, d, v in images)
+    split = "".join(f"{d},{s},{p},{part}\n" for (p, s, d, _), part in zip(images, parts, strict=False))
+    header = "subject_id,study_id,Atelectasis,Cardiomegaly,Consolidation,Edema,Enlarged Cardiomediastinum,Fracture,"
+    header += (
+        "Lung Lesion,Lung Opacity,No Finding,Pleural Effusion,Pleural Other,Pneumonia,Pneumothorax,Support Devices\n"
+    )
+    edema = "10000032,50414267,,,,{},,,,,,,,,,1.0\n"
+    others = (
+        "11000011,51111111,,,,,,,,,1.0,,,,,1.0\n12000012,53333333,,,,,,,,,,,,,,\n12000012,52222222,1.0,,,,,,,,,,,,,\n"
+    )
+    stem = "mimic-cxr-2.0.0-"
+    write(root / f"{stem}metadata.csv{end}", "dicom_id,subject_id,study_id,Rows,ViewPosition\n" + meta)
+    write(root / f"{stem}split.csv{end}", "dicom_id,study_id,subject_id,split\n" + split)
+    write(root / f"{stem}chexpert.csv{end}", header + edema.format("-1.0") + others)
+    write(root / f"{stem}negbio.csv{end}", header + edema.format("1.0") + others)
+    touch(root, *(f"files/p{p[:2]}/p{p}/s{s}/{d}.jpg" for p, s, d, _ in images))
+    return root
+
+
+@pytest.mark.parametrize("end", ["", ".gz"])
+def test_mimic_cxr(end: str, tmp_path: Path) -> None:
+    root = mimic_folder(tmp_path / "mimic-cxr", end)
+    target = load_target("mimic-cxr", tmp_path)
+    assert target.image_id[0] == "files/p10/p10000032/s50414267/aaaa-1.jpg"
+    assert target.split.tolist() == ["train", "val", "test"]
+    assert target.view is not None
+    assert target.study is not None
+    assert target.view.tolist() == ["AP", "PA", "AP"]
+    assert target.study[0] == "10000032-50414267"
+    assert [known(target, 0), known(target, 2)] == [{DEVICES: 1.0}, {"Atelectasis": 1.0}]
+    assert known(target, 1) == dict.fromkeys(LABELS, 0.0) | {DEVICES: 1.0}
+    assert target.notes[0] == "labels by chexpert; left out 1 images without a split and 0 without labels"
+    assert known(load_target("mimic-cxr", tmp_path, labeler="negbio"), 0) == {DEVICES: 1.0, "Edema": 1.0}
+    assert known(load_target("mimic-cxr", tmp_path, policy="ones"), 0) == {DEVICES: 1.0, "Edema": 1.0}
+    assert known(load_target("mimic-cxr-paper", tmp_path), 1)[DEVICES] == 0
+    assert load_target("mimic-cxr", tmp_path, views=("AP", "LATERAL")).n_images == 3
+    assert load_target("mimic-cxr", tmp_path, views=("AP", "LATERAL"), first_of="study").n_images == 2
+    with pytest.raises(UsageError, match="labeler 'bert' is not one of chexpert, negbio"):
+        load_target("mimic-cxr", tmp_path, labeler="bert")
+    (root / "files/p12/p12000012/s52222222/cccc-1.jpg").unlink()
+    with pytest.raises(DataError, match=rf"1 of 3 listed images are not below .*metadata\.csv{end}, row 5: 'files/p12"):
+        load_target("mimic-cxr", tmp_path)
+    assert load_target("mimic-cxr", tmp_path, labels_only=True).root is None
+    (root / f"mimic-cxr-2.0.0-split.csv{end}").unlink()
+    with pytest.raises(
+        DataError, match=r"no mimic-cxr-2\.0\.0-split\.csv\.gz or mimic-cxr-2\.0\.0-split\.csv or .* in "
+    ):
+        load_target("mimic-cxr", tmp_path)
+
+
+def test_mimic_cxr_tables_that_do_not_fit(tmp_path: Path) -> None:
+    root = mimic_folder(tmp_path / "mimic-cxr", "")
+    labels, split = root / "mimic-cxr-2.0.0-chexpert.csv", root / "mimic-cxr-2.0.0-split.csv"
+    text, words = labels.read_text(), split.read_text()
+    labels.write_text(text + text.splitlines()[1] + "\n")
+    with pytest.raises(
+        DataError, match=r"chexpert\.csv, row 6: the same subject_id, study_id as in row 2; expected one"
+    ):
+        load_target("mimic-cxr", tmp_path)
+    labels.write_text(text)
+    split.write_text(words.replace("validate", "dev"))
+    with pytest.raises(DataError, match=r"split\.csv, row 4: split 'dev' is not one of train, validate, test"):
+        load_target("mimic-cxr", tmp_path)
+    split.write_text(words.replace("-", "_"))
+    with pytest.raises(
+        DataError, match=r"none of its images is both in .*split\.csv and in mimic-cxr-2\.0\.0-chexpert"
+    ):
+        load_target("mimic-cxr", tmp_path)

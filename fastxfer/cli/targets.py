@@ -131,6 +131,7 @@ def add(
     type=click.Path(path_type=Path, dir_okay=False, exists=True),
     help="For policy self-trained: a table with path and a column a label, 0 to 1.",
 )
+@click.option("--labeler", help="Whose labels of mimic-cxr: chexpert or negbio.")
 @click.option("--view", "views", multiple=True, help="Views of a built-in X-ray target, e.g. AP PA.")
 @click.option("--ages", type=float, nargs=2, metavar="LOW HIGH", help="Ages of a built-in X-ray target, in years.")
 @click.option(

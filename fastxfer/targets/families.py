@@ -64,6 +64,12 @@ _CHEXPERT: dict[str, Any] = {
     "https://stanfordmlgroup.github.io/competitions/chexpert/",
     "packaged": True,
 }
+_MIMIC: dict[str, Any] = {
+    "module": "mimic",
+    "expects": "mimic-cxr-2.0.0-chexpert.csv.gz (or -negbio), -metadata and -split (or .csv) and the folder files/",
+    "source": "become a credentialed user of PhysioNet and sign its data use agreement: "
+    "https://physionet.org/content/mimic-cxr-jpg/",
+}
 _PADCHEST: dict[str, Any] = {
     "module": "padchest",
     "expects": "PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv (or .csv.gz) and the images, in folders 0 … 54 or "
@@ -77,6 +83,8 @@ FAMILIES: dict[str, Family] = {
     for family in (
         Family("chexpert", **_CHEXPERT),
         Family("chexpert-paper", **_CHEXPERT, shares="chexpert", preset={"zero_devices": True}),
+        Family("mimic-cxr", **_MIMIC),
+        Family("mimic-cxr-paper", **_MIMIC, shares="mimic-cxr", preset={"zero_devices": True}),
         Family(
             "nih14",
             "nih14",
