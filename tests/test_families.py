@@ -376,3 +376,158 @@ def test_mimic_cxr_tables_that_do_not_fit(tmp_path: Path) -> None:
         DataError, match=r"none of its images is both in .*split\.csv and in mimic-cxr-2\.0\.0-chexpert"
     ):
         load_target("mimic-cxr", tmp_path)
+
+
+# ---- COVIDx -------------------------------------------------------------------------------------------------------
+
+
+def covidx_folder(root: Path) -> Path:
+    """Lines of every form; blanks in the patient (SIRM's), in the file, in both."""
+    write(
+        root / "train.txt",
+        "COVID 1 COVID(1).png positive sirm\n"  # patient "COVID 1"
+        "COVID 2 COVID (2).png positive sirm\n"  # patient "COVID 2", file "COVID (2).png"
+        "25 ards-1.jpg negative cohen\n"
+        "26 two words.png negative\n"
+        "\n"
+        "alone.png positive\n"
+        "no patient.png\tnegative\trsna\n",
+    )
+    write(root / "test.txt", "\ufeff31 a.png negative rsna\r\n32 b.png positive ricord\r\n")
+    files = ("COVID(1).png", "COVID (2).png", "ards-1.jpg", "two words.png", "alone.png", "no patient.png")
+    touch(root, *(f"train/{file}" for file in files), "test/a.png", "test/b.png")
+    return root
+
+
+def test_covidx_lines_in_every_form(tmp_path: Path) -> None:
+    root = covidx_folder(tmp_path / "covidx-cxr2")
+    target = load_target("covidx-cxr2", tmp_path)
+    assert target.patient is not None
+    assert target.source is not None
+    rows = zip(target.image_id, target.patient, target.labels, target.source, strict=True)
+    assert [(str(i), str(p), int(k), str(s)) for i, p, k, s in rows] == [
+        ("train/COVID(1).png", "COVID 1", 1, "sirm"),
+        ("train/COVID (2).png", "COVID 2", 1, "sirm"),
+        ("train/ards-1.jpg", "25", 0, "cohen"),
+        ("train/two words.png", "26", 0, "unknown"),
+        ("train/alone.png", "unknown:train/alone.png", 1, "unknown"),
+        ("train/no patient.png", "unknown:train/no patient.png", 0, "rsna"),
+        ("test/a.png", "31", 0, "rsna"),
+        ("test/b.png", "32", 1, "ricord"),
+    ]
+    assert describe_target(target)["splits"] == {"train": 6, "test": 2}
+    assert describe_target(target)["sources"] == {"cohen": 1, "ricord": 1, "rsna": 2, "sirm": 2, "unknown": 2}
+    assert target.notes == ("2 images without a patient: each counts as a patient of its own",)
+    assert load_target("covidx-cxr2", tmp_path, labels_only=True).image_id[:2].tolist() == [
+        "train/COVID(1).png",
+        "train/(2).png",
+    ]
+    write(root / "test.txt", "a.png negative\nb.png positive\n")
+    write(root / "train.txt", "alone.png positive\nards-1.jpg negative\n")
+    plain = load_target("covidx-cxr2", tmp_path)
+    assert plain.patient is None
+    assert plain.source is None
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("27 c.png maybe rsna", r"train\.txt, row 8: no label; expected '\[patient \]file label\[ source\]'"),
+        ("c.png", r"train\.txt, row 8: no label"),
+        ("27 ards-1.jpg positive x", r"row 8: 'train/ards-1\.jpg' is listed twice, first in .*train\.txt, row 3"),
+        ("27 gone.png negative rsna", r"1 of 9 listed images are not below .*train\.txt, row 8: 'train/gone\.png'"),
+        (
+            "27 ../test/a.png negative rsna",
+            r"test\.txt, row 1: 'test/a\.png' is listed twice, first in .*train\.txt, row 8",
+        ),
+        ("27 ../../a.png negative rsna", r"row 8: 'train/\.\./\.\./a\.png' leaves the data root"),
+    ],
+)
+def test_covidx_bad_lines(line: str, message: str, tmp_path: Path) -> None:
+    root = covidx_folder(tmp_path / "covidx-cxr2")
+    write(root / "train.txt", (root / "train.txt").read_text() + line + "\n")
+    with pytest.raises(DataError, match=message):
+        load_target("covidx-cxr2", tmp_path)
+
+
+def test_covidx_missing_list(tmp_path: Path) -> None:
+    root = covidx_folder(tmp_path / "covidx-cxr2")
+    (root / "test.txt").unlink()
+    with pytest.raises(DataError, match=r"no test\.txt in .*covidx-cxr2; expected the lists train\.txt and test\.txt"):
+        load_target("covidx-cxr2", tmp_path)
+
+
+# ---- tuberculosis -------------------------------------------------------------------------------------------------
+
+# Numbers of the Montgomery set's images, as published with it.
+MONTGOMERY_NORMAL = (
+    "1 2 3 4 5 6 8 11 13 15 16 17 19 20 21 22 23 24 26 27 28 29 30 31 35 38 40 41 42 43 44 45 46 47 48 49 51 52 53 54 "
+    "55 56 57 58 59 60 61 62 63 64 68 69 70 71 72 74 75 77 79 80 81 82 83 84 85 86 87 89 90 91 92 94 95 96 97 99 100 "
+    "101 102 103"
+)
+MONTGOMERY_TB = (
+    "104 108 113 117 126 140 141 142 144 150 162 166 170 173 182 188 194 195 196 203 213 218 223 228 243 251 253 254 "
+    "255 258 264 266 275 282 289 294 301 309 311 313 316 331 334 338 348 350 352 354 362 367 369 372 375 383 387 390 "
+    "393 399"
+)
+
+
+@pytest.fixture(scope="module")
+def tuberculosis(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The 662 + 138 files by their real names, empty; Montgomery's masks bear the names of its images."""
+    root = tmp_path_factory.mktemp("tb")
+    china = [f"CHNCXR_{i:04}_{int(i > 326)}.png" for i in range(1, 663)]
+    usa = [f"MCUCXR_{int(i):04}_0.png" for i in MONTGOMERY_NORMAL.split()]
+    usa += [f"MCUCXR_{int(i):04}_1.png" for i in MONTGOMERY_TB.split()]
+    touch(root / "tuberculosis", *(f"ChinaSet_AllFiles/CXR_png/{file}" for file in china))
+    touch(
+        root / "tuberculosis/MontgomerySet",
+        *(f"{f}/{file}" for file in usa for f in ("CXR_png", "ManualMask/leftMask")),
+    )
+    return root
+
+
+def test_tuberculosis_paper_is_the_papers_to_the_image(tuberculosis: Path) -> None:
+    target = load_target("tuberculosis-paper", tuberculosis)
+    shown = describe_target(target)
+    assert shown["splits"] == {"train": 679, "test": 121}
+    counts = {name: count["positive"] for name, count in shown["labels"]["test"].items()}
+    assert counts == {"normal": 58, "tuberculosis": 63}
+    assert shown["sources"] == {"montgomery": 138, "shenzhen": 662}
+    assert not any("where the data set has" in note for note in target.notes)
+
+
+def test_tuberculosis_stratified(tuberculosis: Path) -> None:
+    target = load_target("tuberculosis", tuberculosis)
+    assert target.source is not None
+    for source, label, total in (
+        ("shenzhen", 0, 326),
+        ("shenzhen", 1, 336),
+        ("montgomery", 0, 80),
+        ("montgomery", 1, 58),
+    ):
+        rows = (target.source == source) & (target.labels == label)
+        assert rows.sum() == total
+        assert abs((target.split[rows] == "test").sum() - 0.15 * total) < 1
+    again = load_target("tuberculosis", tuberculosis, split_seed=1)
+    assert not np.array_equal(again.split, target.split)
+
+
+def test_tuberculosis_bad_folders(tmp_path: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"no folder .*/tuberculosis; expected there: .*MontgomerySet/CXR_png.*nlm\.nih"
+    ):
+        load_target("tuberculosis-paper", tmp_path)
+    touch(tmp_path / "tuberculosis", "a/CHNCXR_0001_0.png")
+    with pytest.raises(DataError, match=r"no MCUCXR_\*\.png below .*tuberculosis; expected the 138 of montgomery"):
+        load_target("tuberculosis", tmp_path)
+    touch(tmp_path / "tuberculosis", "b/MCUCXR_0001_0.png")
+    assert load_target("tuberculosis", tmp_path).notes[0] == "1 images of shenzhen where the data set has 662"
+    with pytest.raises(UsageError, match="split 'random' is not one of stratified, paper"):
+        load_target("tuberculosis", tmp_path, split="random")
+    touch(tmp_path / "tuberculosis", "b/CHNCXR_0001_0.png")
+    with pytest.raises(DataError, match=r"'CHNCXR_0001_0\.png' lies in two folders, a/CHNCXR_0001_0\.png and b/"):
+        load_target("tuberculosis", tmp_path)
+    (tmp_path / "tuberculosis/b/CHNCXR_0001_0.png").rename(tmp_path / "tuberculosis/b/CHNCXR_0002_7.png")
+    with pytest.raises(DataError, match=r"CHNCXR_0002_7\.png: no label; expected a name like CHNCXR_0001_0\.png"):
+        load_target("tuberculosis", tmp_path)

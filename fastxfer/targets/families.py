@@ -78,6 +78,13 @@ _PADCHEST: dict[str, Any] = {
     "packaged": True,
 }
 
+_TUBERCULOSIS: dict[str, Any] = {
+    "module": "tuberculosis",
+    "expects": "the folders ChinaSet_AllFiles/CXR_png/ (CHNCXR_0001_0.png …) and MontgomerySet/CXR_png/ (MCUCXR_0001_0.png …)",
+    "source": "free, from the U.S. National Library of Medicine: "
+    "https://lhncbc.nlm.nih.gov/LHC-downloads/downloads.html#tuberculosis-image-data-sets",
+}
+
 FAMILIES: dict[str, Family] = {
     family.name: family
     for family in (
@@ -96,6 +103,14 @@ FAMILIES: dict[str, Family] = {
         Family("padchest", **_PADCHEST),
         Family("padchest-paper", **_PADCHEST, shares="padchest", preset={"split": "image"}),
         Family("padchest-cl", **_PADCHEST, shares="padchest", preset={"split": "image", "exactly_one": True}),
+        Family(
+            "covidx-cxr2",
+            "covidx",
+            "the lists train.txt and test.txt with the folders train/ and test/ beside them",
+            "free, from Kaggle (COVIDx CXR-2) or built as its authors say: https://github.com/lindawangg/COVID-Net",
+        ),
+        Family("tuberculosis", **_TUBERCULOSIS),
+        Family("tuberculosis-paper", **_TUBERCULOSIS, shares="tuberculosis", preset={"split": "paper"}),
         Family(
             "imagenet1k",
             "imagenet1k",
