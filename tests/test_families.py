@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import functools
 import gzip
+import hashlib
 import json
+import os
+import pickle
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,11 +16,24 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.io
 from click.testing import CliRunner
+from PIL import Image
 
 from fastxfer.cli import main
 from fastxfer.errors import DataError, UsageError
-from fastxfer.targets import Target, chexpert, csvfile, describe_target, labeltables, load_target, padchest
+from fastxfer.targets import (
+    Target,
+    add_target,
+    chexpert,
+    csvfile,
+    describe_target,
+    labeltables,
+    list_targets,
+    load_target,
+    padchest,
+)
+from fastxfer.targets.families import FAMILIES
 from fastxfer.targets.policies import DEVICES, LABELS
 
 # A folder without data: labels alone come from the wheel of torchxrayvision.
@@ -531,3 +547,188 @@ def test_tuberculosis_bad_folders(tmp_path: Path) -> None:
     (tmp_path / "tuberculosis/b/CHNCXR_0001_0.png").rename(tmp_path / "tuberculosis/b/CHNCXR_0002_7.png")
     with pytest.raises(DataError, match=r"CHNCXR_0002_7\.png: no label; expected a name like CHNCXR_0001_0\.png"):
         load_target("tuberculosis", tmp_path)
+
+
+# ---- natural images -----------------------------------------------------------------------------------------------
+
+
+def cifar_pickles(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """CIFAR-10's layout with twelve images, known to torchvision as the release."""
+    from torchvision.datasets import CIFAR10
+
+    rng = np.random.default_rng(0)
+    names = ["airplane", "automobile", "bird"]
+
+    def pickled(file: str, content: dict[str, Any]) -> list[str]:
+        (root / file).parent.mkdir(parents=True, exist_ok=True)
+        (root / file).write_bytes(pickle.dumps(content))
+        return [Path(file).name, hashlib.md5((root / file).read_bytes()).hexdigest()]
+
+    def batch(file: str, labels: list[int]) -> list[str]:
+        data = rng.integers(0, 256, (len(labels), 3072), dtype=np.uint8)
+        return pickled(f"cifar-10-batches-py/{file}", {"data": data, "labels": labels})
+
+    monkeypatch.setattr(CIFAR10, "train_list", [batch("data_batch_1", [0, 1, 2]), batch("data_batch_2", [2, 1, 0])])
+    monkeypatch.setattr(CIFAR10, "test_list", [batch("test_batch", [0, 0, 1, 1, 2, 2])])
+    meta = pickled("cifar-10-batches-py/batches.meta", {"label_names": names})
+    monkeypatch.setattr(CIFAR10, "meta", {"filename": meta[0], "md5": meta[1], "key": "label_names"})
+    return root
+
+
+def test_cifar_is_exported_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["targets", "export", "cifar10", "--data-root", str(tmp_path)]
+    assert "no folder" in CliRunner().invoke(main, words).output
+    root = cifar_pickles(tmp_path / "cifar10", monkeypatch)
+    with pytest.raises(
+        DataError, match=r"no folder .*cifar10/train with class folders; write it once from cifar-10-bat"
+    ):
+        load_target("cifar10", tmp_path)
+    result = CliRunner().invoke(main, words)
+    assert result.output == f"cifar10: 12 images written to {root}\n"
+    target = load_target("cifar10", tmp_path)
+    assert target.class_names == ("airplane", "automobile", "bird")
+    assert describe_target(target)["splits"] == {"train": 6, "test": 6}
+    assert target.notes[1:] == (
+        "3 classes where cifar10 has 10",
+        "6 train images where cifar10 has 50,000",
+        "6 test images where cifar10 has 10,000",
+    )
+    data = pickle.loads((root / "cifar-10-batches-py/data_batch_2").read_bytes())["data"]  # noqa: S301 (written above)
+    with Image.open(root / "train/bird/00003.png") as image:
+        assert np.array_equal(np.asarray(image), data[0].reshape(3, 32, 32).transpose(1, 2, 0))
+    assert sorted(p.name for p in root.iterdir()) == ["cifar-10-batches-py", "test", "train"]
+    again = CliRunner().invoke(main, words)
+    assert again.exit_code == 2
+    assert "train exists; move it away to export again" in again.output
+
+
+class Bomb:
+    """Unpickled, it leaves a file behind."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (os.mkdir, (str(self.path),))
+
+
+def test_a_foreign_pickle_is_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = cifar_pickles(tmp_path / "cifar10", monkeypatch)
+    (root / "cifar-10-batches-py/test_batch").write_bytes(pickle.dumps(Bomb(tmp_path / "went off")))
+    result = CliRunner().invoke(main, ["targets", "export", "cifar10", "--data-root", str(tmp_path)])
+    assert result.exit_code == 1
+    assert "not the release's files by their MD5, so they are not opened" in result.output
+    assert [p.name for p in root.iterdir()] == ["cifar-10-batches-py"]
+    assert not (tmp_path / "went off").exists()
+
+
+def flowers_tables(root: Path, train: int, val: int, test: int) -> Path:
+    """Tables of so many images, the numbers dealt out as the release does: in no order."""
+    root.mkdir(parents=True)
+    order = np.random.default_rng(0).permutation(train + val + test) + 1
+    labels = 1 + np.arange(len(order)) % 102
+    scipy.io.savemat(root / "imagelabels.mat", {"labels": labels.astype(np.uint8)})
+    ids = {"trnid": order[:train], "valid": order[train : train + val], "tstid": order[train + val :]}
+    scipy.io.savemat(root / "setid.mat", {name: numbers.astype(np.uint16) for name, numbers in ids.items()})
+    return root
+
+
+def test_flowers_and_the_papers_swapped_split(tmp_path: Path) -> None:
+    flowers_tables(tmp_path / "flowers102", 1020, 1020, 6149)
+    official = load_target("flowers102", tmp_path, labels_only=True)
+    assert describe_target(official)["splits"] == {"train": 1020, "val": 1020, "test": 6149}
+    paper = load_target("flowers102-paper", tmp_path, labels_only=True)
+    assert describe_target(paper)["splits"] == {"train": 6149, "test": 2040}
+    assert len(paper.class_names) == 102
+    number = int(str(official.image_id[7])[-9:-4])
+    assert official.labels[7] == (number - 1) % 102
+    where = dict(zip(official.image_id, official.split, strict=True))
+    assert {(where[i], s) for i, s in zip(paper.image_id, paper.split, strict=True)} == {
+        ("train", "test"),
+        ("val", "test"),
+        ("test", "train"),
+    }
+
+
+def test_flowers_layout_and_bad_files(tmp_path: Path) -> None:
+    root = flowers_tables(tmp_path / "flowers102/flowers-102", 102, 102, 204)
+    touch(root, *(f"jpg/image_{i:05}.jpg" for i in range(1, 409)))
+    assert load_target("flowers102", tmp_path).root == root
+    with pytest.raises(UsageError, match="split 'swapped' is not one of official, paper"):
+        load_target("flowers102", tmp_path, split="swapped")
+    (root / "jpg/image_00009.jpg").unlink()
+    with pytest.raises(DataError, match=r"1 of 408 listed images .*setid\.mat, \w+\[\d+\]: 'jpg/image_00009\.jpg'"):
+        load_target("flowers102", tmp_path)
+    for content, message in (
+        ({"labels": [1, 103]}, "array 'labels' holds other than whole numbers from 1 to 102"),
+        ({"labels": [1, 1.5]}, "array 'labels' holds other than whole numbers"),
+        ({"names": [1]}, "no array 'labels' of numbers can be read from it"),
+        ({"labels": np.array(["rose", "lily"], dtype=object)}, "no array 'labels' of numbers can be read from it"),
+    ):
+        scipy.io.savemat(root / "imagelabels.mat", content)
+        with pytest.raises(DataError, match=rf"imagelabels\.mat: {message}"):
+            load_target("flowers102", tmp_path)
+    (root / "imagelabels.mat").write_bytes(b"MATLAB 5.0 MAT-file" + bytes(60))
+    with pytest.raises(DataError, match=r"imagelabels\.mat: no array 'labels' of numbers can be read"):
+        load_target("flowers102", tmp_path)
+    (root / "imagelabels.mat").unlink()
+    with pytest.raises(DataError, match=r"imagelabels\.mat: there is no such file; it comes with the data set, beside"):
+        load_target("flowers102", tmp_path)
+
+
+def pets_folder(root: Path) -> Path:
+    train = ["Abyssinian_1 1 1 1", "american_bulldog_10 2 2 1", "Bengal_7 6 1 2"]
+    test = ["american_bulldog_11 2 2 1", "Abyssinian_2 1 1 1", "Bengal_8 6 1 2"]
+    write(root / "annotations/trainval.txt", "\n".join(train) + "\n")
+    write(root / "annotations/test.txt", "#Image CLASS-ID SPECIES BREED ID\n" + "\n".join(test) + "\n")
+    touch(root, *(f"images/{line.split()[0]}.jpg" for line in train + test))
+    return root
+
+
+def test_pets(tmp_path: Path) -> None:
+    root = pets_folder(tmp_path / "pets/oxford-iiit-pet")
+    target = load_target("pets", tmp_path)
+    assert target.root == root
+    assert target.class_names == ("Abyssinian", "american_bulldog", "Bengal")
+    assert target.labels.tolist() == [0, 1, 2, 1, 0, 2]
+    assert target.split.tolist() == ["train"] * 3 + ["test"] * 3
+    assert target.notes == ("3 breeds where the data set has 37",)
+    species = load_target("pets", tmp_path, species=True)
+    assert species.class_names == ("cat", "dog")
+    assert species.labels.tolist() == [0, 1, 0, 1, 0, 0]
+    shown = CliRunner().invoke(main, ["targets", "show", "pets", "--species", "--data-root", str(tmp_path)])
+    assert "pets: 6 images (3 train, 3 test)" in shown.stdout
+    lines = root / "annotations/test.txt"
+    text = lines.read_text()
+    for old, new, message in (
+        ("2 2 1", "2 3 1", r"test\.txt, row 2: 'american_bulldog_11 2 3 1'; expected such as 'Abyssinian_100 1 1 1'"),
+        ("Bengal_8 6", "Birman_8 6", r"test\.txt, row 4: breed 6 is 'Birman' here, 'Bengal' before"),
+        ("Bengal_8 6", "Bengal_9 6", r"1 of 6 listed images are not below .*test\.txt, row 4: 'images/Bengal_9\.jpg'"),
+    ):
+        lines.write_text(text.replace(old, new))
+        with pytest.raises(DataError, match=message):
+            load_target("pets", tmp_path)
+    lines.unlink()
+    with pytest.raises(DataError, match=r"no .*annotations/test\.txt; expected the lists trainval\.txt and test\.txt"):
+        load_target("pets", tmp_path)
+
+
+def test_a_name_that_was_added_before_it_was_built_in_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(tmp_path / "mine", *(f"{c}/{i}.png" for c in "ab" for i in range(5)))
+    with monkeypatch.context() as before:
+        before.delitem(FAMILIES, "pets")
+        added = add_target(tmp_path / "mine", "pets", tmp_path / "data")
+    assert load_target("pets", tmp_path / "data").fingerprint == added.fingerprint
+    assert [t["kind"] for t in list_targets(tmp_path / "data") if t["name"] == "pets"] == ["folder"]
+
+
+def test_imagenet21k(tmp_path: Path) -> None:
+    root = tmp_path / "imagenet21k"
+    touch(root, *(f"{c}/{c}_{i}.JPEG" for c in ("n00004475", "n00005787") for i in range(10)))
+    target = load_target("imagenet21k", tmp_path)
+    assert describe_target(target)["splits"] == {"train": 18, "test": 2}  # at least one of each class
+    assert target.notes[0] == "2 classes where imagenet21k has 21,841: a part of it, or another release"
+    (root / "n00004475").rename(root / "n1")
+    touch(root, "train/n00004475/a.JPEG", "train/n00005787/b.JPEG")
+    with pytest.raises(DataError, match=r"no folder .*imagenet21k/val; expected class folders n01440764"):
+        load_target("imagenet21k", tmp_path)

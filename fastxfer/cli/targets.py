@@ -138,6 +138,7 @@ def add(
     "--first-of", type=click.Choice(["study", "patient"]), help="Only the first image of each study or patient."
 )
 @click.option("--exactly-one", is_flag=True, help="Only images with exactly one positive label: as classes.")
+@click.option("--species", is_flag=True, help="Of pets: cat or dog instead of the breed.")
 @click.option("--labels-only", is_flag=True, help="Built-in targets: read the label tables, don't look for the images.")
 @data_root_option
 @json_option
@@ -181,6 +182,23 @@ def show(name: str, data_root: Path, as_json: bool, **options: Any) -> None:
         ["label", *columns],
         [[label, *(cell(labels[label]) for labels in counts.values())] for label in summary["classes"]],
     )
+
+
+@targets.command()
+@click.argument("name", type=click.Choice(["cifar10", "cifar100"]))
+@data_root_option
+def export(name: str, data_root: Path) -> None:
+    """Write CIFAR's images as PNG files, once, from the pickles of the release in <data root>/NAME.
+
+    Pickles can run code: they are opened (by torchvision) only if their MD5 is the release's.
+
+    \b
+    Example:
+      fastxfer targets export cifar10
+    """
+    from fastxfer.targets.cifar import export as export_cifar
+
+    click.echo(f"{name}: {export_cifar(data_root / name, name):,} images written to {data_root / name}")
 
 
 @targets.command()

@@ -84,6 +84,17 @@ _TUBERCULOSIS: dict[str, Any] = {
     "source": "free, from the U.S. National Library of Medicine: "
     "https://lhncbc.nlm.nih.gov/LHC-downloads/downloads.html#tuberculosis-image-data-sets",
 }
+_CIFAR: dict[str, Any] = {
+    "module": "cifar",
+    "expects": "cifar-10-batches-py/ (cifar-100-python/), then once `fastxfer targets export NAME`, which writes train/ "
+    "and test/ with class folders",
+    "source": "free: https://www.cs.toronto.edu/~kriz/cifar.html",
+}
+_FLOWERS: dict[str, Any] = {
+    "module": "flowers",
+    "expects": "imagelabels.mat, setid.mat and jpg/ (directly, or in flowers-102/)",
+    "source": "free: https://www.robots.ox.ac.uk/~vgg/data/flowers/102/",
+}
 
 FAMILIES: dict[str, Family] = {
     family.name: family
@@ -111,10 +122,26 @@ FAMILIES: dict[str, Family] = {
         ),
         Family("tuberculosis", **_TUBERCULOSIS),
         Family("tuberculosis-paper", **_TUBERCULOSIS, shares="tuberculosis", preset={"split": "paper"}),
+        Family("cifar10", **_CIFAR),
+        Family("cifar100", **_CIFAR),
+        Family("flowers102", **_FLOWERS),
+        Family("flowers102-paper", **_FLOWERS, shares="flowers102", preset={"split": "paper"}),
+        Family(
+            "pets",
+            "pets",
+            "annotations/trainval.txt, annotations/test.txt and images/ (directly, or in oxford-iiit-pet/)",
+            "free (CC BY-SA 4.0): https://www.robots.ox.ac.uk/~vgg/data/pets/",
+        ),
         Family(
             "imagenet1k",
-            "imagenet1k",
+            "imagenet",
             "train/ and val/, each with 1,000 class folders n01440764 … n15075141",
+            "register and accept the terms of access: https://image-net.org/download.php",
+        ),
+        Family(
+            "imagenet21k",
+            "imagenet",
+            "21,841 class folders n00004475 … (directly, or in train/ and val/)",
             "register and accept the terms of access: https://image-net.org/download.php",
         ),
     )

@@ -97,9 +97,11 @@ def load_target(name: str, data_root: Path | str, **options: Any) -> Target:
     """
     check_name(name)
     data_root = Path(data_root)
-    if name in FAMILIES:
+    # What was added under a name before the name became a built-in one's is still what it means here.
+    added = (register_folder(data_root) / f"{name}.json").is_file()
+    if name in FAMILIES and not added:
         return FAMILIES[name].read(data_root, options)
-    if not (register_folder(data_root) / f"{name}.json").is_file():
+    if not added:
         lying = data_root / name
         hint = f" The folder {lying} is there: fastxfer targets add {lying} --name {name}" if lying.is_dir() else ""
         known = [*registered_names(data_root), *FAMILIES]
@@ -118,7 +120,8 @@ def list_targets(data_root: Path | str) -> list[dict[str, Any]]:
     """
     data_root = Path(data_root)
     rows = []
-    for name in registered_names(data_root):
+    added = registered_names(data_root)
+    for name in added:
         meta = _read_meta(register_folder(data_root), name)
         rows.append(
             {
@@ -132,6 +135,8 @@ def list_targets(data_root: Path | str) -> list[dict[str, Any]]:
             }
         )
     for name, family in FAMILIES.items():
+        if name in added:
+            continue
         folder = family.folder(data_root)
         rows.append(
             {
