@@ -732,3 +732,86 @@ def test_imagenet21k(tmp_path: Path) -> None:
     touch(root, "train/n00004475/a.JPEG", "train/n00005787/b.JPEG")
     with pytest.raises(DataError, match=r"no folder .*imagenet21k/val; expected class folders n01440764"):
         load_target("imagenet21k", tmp_path)
+
+
+# ---- merges -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def chest(tmp_path: Path) -> Path:
+    chexpert_folder(tmp_path / "chexpert")
+    mimic_folder(tmp_path / "mimic-cxr")
+    padchest_folder(tmp_path / "padchest")
+    header = "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,View Position\n"
+    rows = "00000001_000.png,Effusion|Mass,0,1,58,PA\n00000003_000.png,No Finding,0,3,003Y,AP\n"
+    write(tmp_path / "nih14/Data_Entry_2017.csv", header + rows)
+    touch(tmp_path / "nih14", "images/00000001_000.png", "images/00000003_000.png")
+    return tmp_path
+
+
+def test_the_papers_merges_have_13_7_and_7_labels(chest: Path) -> None:
+    two = load_target("chexpert+mimic-cxr", chest)
+    assert two.class_names == LABELS
+    three = load_target("chexpert+mimic-cxr+nih14", chest)
+    four = load_target("chexpert+mimic-cxr+nih14+padchest", chest)
+    seven = ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Effusion", "Pneumonia", "Pneumothorax")
+    assert three.class_names == four.class_names == seven
+    assert four.root == chest
+    assert all((chest / str(i)).is_file() for i in four.image_id)
+    assert describe_target(four)["sources"] == {"chexpert": 4, "mimic-cxr": 3, "nih14": 2, "padchest": 12}
+    assert describe_target(four)["splits"]["val"] == 1  # MIMIC's
+    assert four.notes[0] == "intersection of labels: 7 of 31; 1 images have none known"
+    assert label_names(four, 7) == ["Effusion"]  # NIH's Mass is no label of all
+    assert four.patient is not None
+    assert four.patient[7] == "nih14:1"
+    laterals = load_target("chexpert+padchest", chest, views=("PA", "L", "COSTAL"))  # for all members
+    assert laterals.view is not None
+    assert set(laterals.view) == {"PA", "L", "COSTAL"}
+
+
+def test_union_of_labels_leaves_the_others_unknown(chest: Path) -> None:
+    union = load_target("chexpert+nih14", chest, labels="union", policy="blank-zeros")
+    assert union.name == "union=chexpert+nih14"
+    assert load_target("union=chexpert+nih14", chest, policy="blank-zeros").fingerprint == union.fingerprint
+    assert len(union.class_names) == 13 + 14 - 7
+    nih = {n: v for n, v in zip(union.class_names, union.labels[4], strict=True) if not np.isnan(v)}
+    assert len(nih) == 14
+    assert (nih["Mass"], nih["Effusion"], nih["Hernia"]) == (1, 1, 0)
+    assert load_target("chexpert+nih14", chest, exactly_one=True).labels.tolist() == [4, 4]  # Effusion, twice
+    words = ["targets", "show", "chexpert+nih14", "--labels", "union", "--json", "--data-root", str(chest)]
+    assert json.loads(CliRunner().invoke(main, words).stdout)["n_classes"] == 20
+    only = load_target("chexpert+nih14", chest, labels_only=True)
+    assert only.root is None
+    assert only.image_id[4] == "nih14/images/00000001_000.png"
+
+
+def test_own_tables_are_merged_by_synonyms(chest: Path) -> None:
+    rows = "path,label,split\na.png,pleural effusion|Dust,train\nb.png,edema,test\n"
+    write(chest / "own/labels.csv", rows)
+    touch(chest / "own", "a.png", "b.png")
+    add_target(chest / "own", "own", chest)
+    merged = load_target("own+nih14", chest)
+    assert merged.class_names == ("Edema", "Effusion")
+    assert merged.labels[:2].tolist() == [[0, 1], [1, 0]]
+    assert merged.image_id[0] == "own/a.png"
+    write(chest / "own/labels.csv", rows.replace("Dust", "Effusion"))
+    add_target(chest / "own", "own", chest, replace=True)
+    with pytest.raises(DataError, match="labels 'Effusion' and 'pleural effusion' are both 'Effusion'"):
+        load_target("own+nih14", chest)
+    write(chest / "own/labels.csv", rows.replace("pleural effusion", "Rust").replace("edema", "Rust"))
+    add_target(chest / "own", "own", chest, replace=True)
+    with pytest.raises(UsageError, match="no label is in all of own, nih14; labels 'union' keeps them all"):
+        load_target("own+nih14", chest)
+    write(chest / "own/labels.csv", "path,label,split\na.png,x,train\nb.png,y,test\n")
+    add_target(chest / "own", "own", chest, replace=True)
+    with pytest.raises(UsageError, match="'own' has one label an image; only multi-label targets can be merged"):
+        load_target("own+nih14", chest)
+    for name, options, message in (
+        ("nih14+nih14", {}, "expected at least two targets, each once, not nih14 nih14"),
+        ("nih14+chexpert", {"labels": "both"}, "labels 'both' is not one of intersection, union"),
+        ("nih14+chexpert", {"labeler": "negbio"}, "none of its members has an option 'labeler'"),
+        ("nih14+chexprt", {}, "unknown target 'chexprt'"),
+        ("nih14+", {}, "'' cannot name a target"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            load_target(name, chest, **options)

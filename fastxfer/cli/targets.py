@@ -138,6 +138,11 @@ def add(
     "--first-of", type=click.Choice(["study", "patient"]), help="Only the first image of each study or patient."
 )
 @click.option("--exactly-one", is_flag=True, help="Only images with exactly one positive label: as classes.")
+@click.option(
+    "--labels",
+    type=click.Choice(["intersection", "union"]),
+    help="Of a merge A+B: labels that all have, or all of them.  [default: intersection]",
+)
 @click.option("--species", is_flag=True, help="Of pets: cat or dog instead of the breed.")
 @click.option("--labels-only", is_flag=True, help="Built-in targets: read the label tables, don't look for the images.")
 @data_root_option
@@ -149,6 +154,7 @@ def show(name: str, data_root: Path, as_json: bool, **options: Any) -> None:
     Example:
       fastxfer targets show padchest-cl --labels-only --json
       fastxfer targets show chexpert --policy ones --view AP PA L
+      fastxfer targets show chexpert+nih14+padchest --labels union --labels-only
     """
     from fastxfer.targets import describe_target, load_target
 

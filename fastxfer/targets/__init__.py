@@ -2,6 +2,7 @@
 
 from fastxfer.targets.check import check_target, check_targets
 from fastxfer.targets.describe import describe_target
+from fastxfer.targets.merge import merge_targets
 from fastxfer.targets.register import add_target, list_targets, load_target
 from fastxfer.targets.split import make_split
 from fastxfer.targets.table import SPLITS, Target
@@ -16,4 +17,5 @@ __all__ = [
     "list_targets",
     "load_target",
     "make_split",
+    "merge_targets",
 ]

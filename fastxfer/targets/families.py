@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,11 +38,18 @@ class Family:
         """Where its files belong."""
         return data_root / (self.shares or self.name)
 
+    def options(self) -> list[str]:
+        """Names of the options that its reader takes."""
+        return [p for p in inspect.signature(self._reader()).parameters if p not in ("folder", "name")]
+
+    def _reader(self) -> Callable[..., Target]:
+        reader: Callable[..., Target] = importlib.import_module(f"fastxfer.targets.{self.module}").read
+        return reader
+
     def read(self, data_root: Path, options: dict[str, Any]) -> Target:
         """Read the files; `options` go to the reader. `DataError` says what was expected where."""
         folder = self.folder(data_root)
-        reader = importlib.import_module(f"fastxfer.targets.{self.module}").read
-        known = [p for p in inspect.signature(reader).parameters if p not in ("folder", "name")]
+        known = self.options()
         for option in options:
             if option not in known:
                 has = f"its options: {', '.join(known)}" if known else "it has none"
@@ -52,8 +59,7 @@ class Family:
                 f"target '{self.name}': there is no folder {folder}; expected there: {self.expects}. "
                 f"The data: {self.source}"
             )
-        target: Target = reader(folder, self.name, **{**self.preset, **options})
-        return target
+        return self._reader()(folder, self.name, **{**self.preset, **options})
 
 
 _CHEXPERT: dict[str, Any] = {

@@ -16,10 +16,13 @@ from fastxfer.errors import DataError, UsageError, nearest
 from fastxfer.progress import say
 from fastxfer.targets.csvfile import read_bytes, read_csv
 from fastxfer.targets.families import FAMILIES, Family
+from fastxfer.targets.filters import keep_exactly_one
 from fastxfer.targets.listing import NO_FINDING, SEPARATOR, build_target, read_folder, read_table
+from fastxfer.targets.merge import merge_targets
 from fastxfer.targets.table import Target
 
 FORMAT = 1
+_UNION = "union="
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -92,11 +95,16 @@ def add_target(
 def load_target(name: str, data_root: Path | str, **options: Any) -> Target:
     """The target of that name: one that was added, or a built-in family whose files lie under ``data_root/name``.
 
-    options: for built-in families only, see their readers (`policy`, `views`, `labels_only` …).
+    "a+b" is a merge of targets, with the labels that all have; "union=a+b" (or the option ``labels="union"``) with all.
+
+    options: for built-in families only, see their readers (`policy`, `views`, `labels_only` …); those of a merge go
+    to all members that have them, `exactly_one` to the result.
     Raises `UsageError` for an unknown name (nearest names offered) or option, `DataError` for missing files.
     """
-    check_name(name)
     data_root = Path(data_root)
+    if "+" in name:
+        return _load_merge(name, data_root, options)
+    check_name(name)
     # What was added under a name before the name became a built-in one's is still what it means here.
     added = (register_folder(data_root) / f"{name}.json").is_file()
     if name in FAMILIES and not added:
@@ -110,6 +118,20 @@ def load_target(name: str, data_root: Path | str, **options: Any) -> Target:
     if options:
         raise UsageError(f"target '{name}' was added by hand and takes no option '{next(iter(options))}'")
     return _read_entry(register_folder(data_root), name)
+
+
+def _load_merge(name: str, data_root: Path, options: dict[str, Any]) -> Target:
+    plain = name.removeprefix(_UNION)
+    labels = options.pop("labels", "intersection" if plain == name else "union")
+    exactly_one = options.pop("exactly_one", False)
+    members = plain.split("+")
+    takes = {m: FAMILIES[m].options() if m in FAMILIES else [] for m in members}
+    for option in options:
+        if not any(option in known for known in takes.values()):
+            raise UsageError(f"target '{name}': none of its members has an option '{option}'")
+    targets = [load_target(m, data_root, **{o: v for o, v in options.items() if o in takes[m]}) for m in members]
+    merged = merge_targets(targets, f"{_UNION}{plain}" if labels == "union" else plain, labels=labels)
+    return keep_exactly_one(merged) if exactly_one else merged
 
 
 def list_targets(data_root: Path | str) -> list[dict[str, Any]]:
