@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import gzip
 import hashlib
+import itertools
 import json
 import os
 import pickle
@@ -22,6 +23,7 @@ from PIL import Image
 
 from fastxfer.cli import main
 from fastxfer.errors import DataError, UsageError
+from fastxfer.images import EXTENSIONS, load_image
 from fastxfer.targets import (
     Target,
     add_target,
@@ -242,6 +244,44 @@ def test_padchest_layout(table: str, tmp_path: Path) -> None:
         load_target("padchest", tmp_path)
 
 
+# ---- NIH, small ---------------------------------------------------------------------------------------------------
+
+
+def nih_folder(root: Path) -> Path:
+    header = "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,View Position\n"
+    rows = ["00000001_000.png,Effusion|Mass,0,1,58,PA", "00000001_001.png,Mass,1,1,059Y,AP"]
+    rows += ["00000003_000.png,No Finding,0,3,011M,PA"]
+    write(root / "Data_Entry_2017.csv", header + "\n".join(rows) + "\n")
+    touch(root, *(f"images/{row.split(',')[0]}" for row in rows))
+    return root
+
+
+def test_nih14_filters(tmp_path: Path) -> None:
+    root = nih_folder(tmp_path / "nih14")
+    target = load_target("nih14", tmp_path)
+    assert target.view is not None
+    assert target.study is not None
+    assert (target.view.tolist(), target.study.tolist()) == (["PA", "AP", "PA"], ["1-0", "1-1", "3-0"])
+
+    def files(**options: Any) -> list[str]:
+        return [str(i)[7:-4] for i in load_target("nih14", tmp_path, **options).image_id]
+
+    assert files(views=("AP",)) == ["00000001_001"]
+    assert files(ages=(0, 58)) == ["00000001_000", "00000003_000"]  # 58 years; 11 months
+    assert files(first_of="patient") == ["00000001_000", "00000003_000"]
+    assert files(first_of="patient", views=("AP",)) == ["00000001_001"]  # the first that passes
+    assert files(exactly_one=True) == ["00000001_001"]
+    table = root / "Data_Entry_2017.csv"
+    text = table.read_text()
+    table.write_text(text + text.splitlines()[1] + "\n")
+    with pytest.raises(DataError, match=r"csv, row 5: 'images/00000001_000\.png' is listed twice, first in .*, row 2"):
+        load_target("nih14", tmp_path)
+    table.write_text("Image Index,Finding Labels,Patient ID\n00000001_000.png,Mass,1\n")
+    assert load_target("nih14", tmp_path).view is None
+    with pytest.raises(DataError, match="'nih14': views were asked for, but its table has no such column"):
+        load_target("nih14", tmp_path, views=("PA",))
+
+
 # ---- policies -----------------------------------------------------------------------------------------------------
 
 
@@ -319,13 +359,14 @@ def test_soft_labels_for_uncertain_entries(tmp_path: Path) -> None:
 
 
 def mimic_folder(root: Path, end: str = ".gz") -> Path:
-    """Five images of three subjects; one has no split, one study no labels."""
+    """Six images of three subjects; one has no split, one no labels."""
     images = [("10000032", "50414267", "aaaa-1", "AP"), ("10000032", "50414267", "aaaa-2", "LATERAL")]
     images += [("11000011", "51111111", "bbbb-1", "PA"), ("12000012", "52222222", "cccc-1", "AP")]
     images += [("12000012", "53333333", "dddd-1", "AP")]
-    parts = ["train", "train", "validate", "test"]
+    images += [("11000011", "54444444", "eeee-1", "AP")]
+    parts = ["train", "train", "validate", "test", "", "train"]
     meta = "".join(f"{d},{p},{s},x,{v}\n" for p, s, d, v in images)
-    split = "".join(f"{d},{s},{p},{part}\n" for (p, s, d, _), part in zip(images, parts, strict=False))
+    split = "".join(f"{d},{s},{p},{part}\n" for (p, s, d, _), part in zip(images, parts, strict=True) if part)
     header = "subject_id,study_id,Atelectasis,Cardiomegaly,Consolidation,Edema,Enlarged Cardiomediastinum,Fracture,"
     header += (
         "Lung Lesion,Lung Opacity,No Finding,Pleural Effusion,Pleural Other,Pneumonia,Pneumothorax,Support Devices\n"
@@ -355,7 +396,7 @@ def test_mimic_cxr(end: str, tmp_path: Path) -> None:
     assert target.study[0] == "10000032-50414267"
     assert [known(target, 0), known(target, 2)] == [{DEVICES: 1.0}, {"Atelectasis": 1.0}]
     assert known(target, 1) == dict.fromkeys(LABELS, 0.0) | {DEVICES: 1.0}
-    assert target.notes[0] == "labels by chexpert; left out 1 images without a split and 0 without labels"
+    assert target.notes[0] == "labels by chexpert; left out 1 images without a split and 1 without labels"
     assert known(load_target("mimic-cxr", tmp_path, labeler="negbio"), 0) == {DEVICES: 1.0, "Edema": 1.0}
     assert known(load_target("mimic-cxr", tmp_path, policy="ones"), 0) == {DEVICES: 1.0, "Edema": 1.0}
     assert known(load_target("mimic-cxr-paper", tmp_path), 1)[DEVICES] == 0
@@ -742,10 +783,7 @@ def chest(tmp_path: Path) -> Path:
     chexpert_folder(tmp_path / "chexpert")
     mimic_folder(tmp_path / "mimic-cxr")
     padchest_folder(tmp_path / "padchest")
-    header = "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,View Position\n"
-    rows = "00000001_000.png,Effusion|Mass,0,1,58,PA\n00000003_000.png,No Finding,0,3,003Y,AP\n"
-    write(tmp_path / "nih14/Data_Entry_2017.csv", header + rows)
-    touch(tmp_path / "nih14", "images/00000001_000.png", "images/00000003_000.png")
+    nih_folder(tmp_path / "nih14")
     return tmp_path
 
 
@@ -758,7 +796,7 @@ def test_the_papers_merges_have_13_7_and_7_labels(chest: Path) -> None:
     assert three.class_names == four.class_names == seven
     assert four.root == chest
     assert all((chest / str(i)).is_file() for i in four.image_id)
-    assert describe_target(four)["sources"] == {"chexpert": 4, "mimic-cxr": 3, "nih14": 2, "padchest": 12}
+    assert describe_target(four)["sources"] == {"chexpert": 4, "mimic-cxr": 3, "nih14": 3, "padchest": 12}
     assert describe_target(four)["splits"]["val"] == 1  # MIMIC's
     assert four.notes[0] == "intersection of labels: 7 of 31; 1 images have none known"
     assert label_names(four, 7) == ["Effusion"]  # NIH's Mass is no label of all
@@ -815,3 +853,72 @@ def test_own_tables_are_merged_by_synonyms(chest: Path) -> None:
     ):
         with pytest.raises(UsageError, match=message):
             load_target(name, chest, **options)
+
+
+# ---- every reader, on its layout made of real images --------------------------------------------------------------
+
+
+def imagenet_folder(root: Path) -> Path:
+    touch(root, *(f"{split}/{c}/{c}_1.JPEG" for split in ("train", "val") for c in ("n01440764", "n01443537")))
+    return root
+
+
+def cifar_folder(root: Path) -> Path:
+    touch(root, *(f"{split}/{c}/00000.png" for split in ("train", "test") for c in ("airplane", "bird")))
+    return root
+
+
+def flowers_folder(root: Path) -> Path:
+    flowers_tables(root, 102, 102, 102)
+    touch(root, *(f"jpg/image_{i:05}.jpg" for i in range(1, 307)))
+    return root
+
+
+def tuberculosis_folder(root: Path) -> Path:
+    touch(root / "ChinaSet_AllFiles/CXR_png", "CHNCXR_0001_0.png", "CHNCXR_0327_1.png")
+    touch(root / "MontgomerySet/CXR_png", "MCUCXR_0001_0.png", "MCUCXR_0104_1.png")
+    return root
+
+
+XRAYS = "kermany_pneumonia/train/NORMAL"
+PHOTOS = "cifar10_subset/train/cat"
+LAYOUTS = {
+    "chexpert": (chexpert_folder, XRAYS),
+    "mimic-cxr": (mimic_folder, XRAYS),
+    "nih14": (nih_folder, XRAYS),
+    "padchest": (padchest_folder, XRAYS),
+    "covidx-cxr2": (covidx_folder, XRAYS),
+    "tuberculosis": (tuberculosis_folder, XRAYS),
+    "cifar10": (cifar_folder, PHOTOS),
+    "flowers102": (flowers_folder, PHOTOS),
+    "pets": (pets_folder, PHOTOS),
+    "imagenet1k": (imagenet_folder, PHOTOS),
+    "imagenet21k": (imagenet_folder, PHOTOS),
+}
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_every_reader_on_real_images(name: str, real: Path, tmp_path: Path) -> None:
+    build, folder = LAYOUTS[name]
+    build(tmp_path / name)
+    images = itertools.cycle(path.read_bytes() for path in sorted((real / folder).iterdir())[:40])
+    for path in sorted(tmp_path.rglob("*")):
+        if path.is_file() and path.suffix in EXTENSIONS | {".JPEG"}:
+            path.write_bytes(next(images))
+    variants = [n for n, family in FAMILIES.items() if name in (n, family.shares)]
+    for variant in variants:
+        target = load_target(variant, tmp_path)
+        assert target.root is not None
+        sizes = {load_image(target.root / str(image_id)).size for image_id in target.image_id[:50]}
+        assert sizes == {(224, 224) if folder == XRAYS else (32, 32)}
+
+
+def test_every_built_in_target_has_a_row_in_the_docs_and_says_what_it_expects(tmp_path: Path) -> None:
+    table = (Path(__file__).parents[1] / "docs/targets.md").read_text(encoding="utf-8")
+    for name, family in FAMILIES.items():
+        assert f"`{name}`" in table
+        with pytest.raises(DataError) as error:
+            load_target(name, tmp_path)
+        assert f"'{name}': there is no folder {family.folder(tmp_path)}; expected there: " in str(error.value)
+        assert family.source in str(error.value)

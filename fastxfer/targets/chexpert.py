@@ -9,7 +9,7 @@ import numpy as np
 
 from fastxfer.errors import DataError
 from fastxfer.targets.csvfile import Table, read_csv
-from fastxfer.targets.files import locate_images
+from fastxfer.targets.files import locate_images, refuse_repeats
 from fastxfer.targets.filters import choose_rows, keep_exactly_one
 from fastxfer.targets.labeltables import packaged_table
 from fastxfer.targets.policies import COLUMNS, LABELS, Policy, read_entries
@@ -67,7 +67,8 @@ def read(
         ids += [re.sub(r"^CheXpert-v1\.0[^/]*/", "", path) for path in table.column("Path")]
         where += [table.where(i) for i in range(len(table))]
         view += _views(table)
-        age += [float(a) if a.isdecimal() else np.nan for a in table.column("Age")]
+        years = table.column("Age") if "Age" in table.columns else [""] * len(table)
+        age += [float(a) if a.isdecimal() else np.nan for a in years]
         split += [part] * len(table)
         entries.append(read_entries(table))
     visits = [_visit(image_id, place) for image_id, place in zip(ids, where, strict=True)]
@@ -83,9 +84,10 @@ def read(
         study=study,
         patient=patient,
     )
-    ids = [ids[i] for i in keep]
+    ids, where = [ids[i] for i in keep], [where[i] for i in keep]
     if not labels_only and root is not None:
-        ids = locate_images(root, ids, [where[i] for i in keep])
+        ids = locate_images(root, ids, where)
+    refuse_repeats(ids, where)
     labels, done = rule.settle(np.concatenate(entries)[keep], ids)
     notes += [*left_out, *done]
     if len(files) > 1:

@@ -10,7 +10,7 @@ import numpy as np
 
 from fastxfer.errors import DataError
 from fastxfer.targets.csvfile import read_bytes
-from fastxfer.targets.files import locate_images
+from fastxfer.targets.files import locate_images, refuse_repeats
 from fastxfer.targets.table import Target
 
 CLASSES = ("negative", "positive")
@@ -55,10 +55,7 @@ def read(folder: Path, name: str, *, labels_only: bool = False) -> Target:
             source.append(origin)
     if not labels_only:
         ids = locate_images(folder, ids, where)
-    first: dict[str, str] = {}
-    for image_id, place in zip(ids, where, strict=True):
-        if first.setdefault(image_id, place) != place:
-            raise DataError(f"{place}: '{image_id}' is listed twice, first in {first[image_id]}")
+    refuse_repeats(ids, where)
     notes = []
     if any(patient) and not all(patient):
         notes.append(f"{patient.count(''):,} images without a patient: each counts as a patient of its own")

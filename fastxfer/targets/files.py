@@ -126,6 +126,14 @@ def find_by_name(root: Path, files: Sequence[str], where: Sequence[str]) -> list
     return [lying[name] for name in names]
 
 
+def refuse_repeats(image_id: Sequence[str], where: Sequence[str]) -> None:
+    """Raise `DataError` for the first image that is listed twice, naming both rows."""
+    first: dict[str, int] = {}
+    for i, name in enumerate(image_id):
+        if first.setdefault(name, i) != i:
+            raise DataError(f"{where[i]}: '{name}' is listed twice, first in {where[first[name]]}")
+
+
 def _relative(path: str, base: str, real_root: str) -> str | None:
     if os.path.isabs(path):
         for start in (base, real_root):

@@ -9,7 +9,7 @@ import numpy as np
 
 from fastxfer.errors import DataError
 from fastxfer.targets.csvfile import Table, read_bytes, read_csv
-from fastxfer.targets.files import find_by_name
+from fastxfer.targets.files import find_by_name, refuse_repeats
 from fastxfer.targets.filters import choose_rows, keep_exactly_one
 from fastxfer.targets.labeltables import find_table
 from fastxfer.targets.listing import NO_FINDING, SEPARATOR
@@ -67,10 +67,10 @@ def read(
         patient=patients,
     )
     keep = np.intersect1d(listed, wanted)
-    if labels_only:
-        ids = [f"images/{files[i]}" for i in keep]
-    else:
-        ids = find_by_name(folder, [files[i] for i in keep], [table.where(i) for i in keep])
+    ids, where = [f"images/{files[i]}" for i in keep], [table.where(i) for i in keep]
+    if not labels_only:
+        ids = find_by_name(folder, ids, where)
+    refuse_repeats(ids, where)
     target = Target(
         name,
         np.array(ids),

@@ -12,7 +12,7 @@ import numpy as np
 
 from fastxfer.errors import DataError, UsageError
 from fastxfer.targets.csvfile import Table, read_csv
-from fastxfer.targets.files import find_by_name
+from fastxfer.targets.files import find_by_name, refuse_repeats
 from fastxfer.targets.filters import choose_rows, keep_exactly_one
 from fastxfer.targets.labeltables import find_table
 from fastxfer.targets.table import Target
@@ -82,9 +82,10 @@ def read(
         patient=patient,
     )
     notes += left_out
-    ids = [f"{column['ImageDir'][i]}/{files_of[i]}" for i in keep]
+    ids, where = [f"{column['ImageDir'][i]}/{files_of[i]}" for i in keep], [table.where(rows[i]) for i in keep]
     if not labels_only:
-        ids = find_by_name(folder, ids, [table.where(rows[i]) for i in keep])
+        ids = find_by_name(folder, ids, where)
+    refuse_repeats(ids, where)
     target = Target(
         name,
         np.array(ids),

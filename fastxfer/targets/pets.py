@@ -8,7 +8,7 @@ import numpy as np
 
 from fastxfer.errors import DataError
 from fastxfer.targets.csvfile import read_bytes
-from fastxfer.targets.files import locate_images
+from fastxfer.targets.files import locate_images, refuse_repeats
 from fastxfer.targets.table import Target
 
 N_BREEDS = 37
@@ -60,6 +60,7 @@ def read(folder: Path, name: str, *, species: bool = False, labels_only: bool = 
     order = {breed: j for j, breed in enumerate(sorted(breed_names))}
     if not labels_only:
         ids = locate_images(root, ids, where)
+    refuse_repeats(ids, where)
     return Target(
         name,
         np.array(ids),
