@@ -17,6 +17,7 @@ from fastxfer.targets.table import Target
 
 _FOLDERS = ("", "CheXpert-v1.0-small", "CheXpert-v1.0")
 _TABLES = (("train.csv", "train"), ("valid.csv", "test"))
+_PREFIX = re.compile(r"^CheXpert-v1\.0[^/]*/")
 _ABOUT = ("Path", "Age", "Frontal/Lateral", "AP/PA")
 
 
@@ -64,7 +65,7 @@ def read(
     for file, part in files:
         table = read_csv(file, columns=(*_ABOUT, *COLUMNS))
         # "CheXpert-v1.0-small/train/patient00001/…" -> "train/patient00001/…": the folder may have been renamed.
-        ids += [re.sub(r"^CheXpert-v1\.0[^/]*/", "", path) for path in table.column("Path")]
+        ids += [_PREFIX.sub("", path) for path in table.column("Path")]
         where += [table.where(i) for i in range(len(table))]
         view += _views(table)
         years = table.column("Age") if "Age" in table.columns else [""] * len(table)
@@ -114,9 +115,9 @@ def _views(table: Table) -> list[str]:
 
 def _visit(image_id: str, where: str) -> tuple[str, str]:
     """Patient and study of an image."""
-    match = re.search(r"(patient\d+)/study\d+", image_id)
-    if match is None:
+    patient, study = [*image_id.split("/")[-3:-1], "", ""][:2]
+    if not (patient.startswith("patient") and study.startswith("study")):
         raise DataError(
             f"{where}: no patient and study in the path '{image_id}'; expected …/patient00001/study1/view1_frontal.jpg"
         )
-    return match.group(1), match.group()
+    return patient, f"{patient}/{study}"

@@ -118,7 +118,7 @@ def _labels(texts: list[str]) -> tuple[tuple[str, ...], np.ndarray]:
 
     @cache  # many rows say the same
     def present(text: str) -> list[bool]:
-        return [any(term in text for term in alternatives) for alternatives in terms.values()]
+        return [any(map(text.__contains__, alternatives)) for alternatives in terms.values()]
 
     return tuple(terms), np.array([present(text.lower()) for text in texts], dtype=np.float32)
 
