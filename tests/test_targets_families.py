@@ -37,6 +37,7 @@ from fastxfer.errors import DataError, UsageError
 from fastxfer.images import EXTENSIONS, load_image
 from fastxfer.targets import (
     add_target,
+    define_target,
     describe_target,
     list_targets,
     load_target,
@@ -270,6 +271,61 @@ def test_own_tables_are_merged_by_synonyms(chest: Path) -> None:
     ):
         with pytest.raises(UsageError, match=message):
             load_target(name, chest, **options)
+
+
+# ---- variants -----------------------------------------------------------------------------------------------------
+
+
+def test_a_target_read_with_options_gets_a_name(chest: Path) -> None:
+    root = ["--data-root", str(chest)]
+    words = ["targets", "define", "ones", "chexpert", "--policy", "ones", "--view", "AP", "PA"]
+    result = CliRunner().invoke(main, [*words, *root])
+    assert result.output == "ones: 4 images, chexpert with policy ones, views AP PA\n"
+    target, plain = load_target("ones", chest), load_target("chexpert", chest, policy="ones")
+    assert target.name == "ones"
+    assert target.fingerprint == plain.fingerprint
+    assert target.notes == ("chexpert with policy ones, views AP PA", *plain.notes)
+    assert load_target("ones", chest, policy="zeros").fingerprint != plain.fingerprint  # what a caller says wins
+    union = define_target("cxr", "chexpert+nih14", chest, labels="union", ages=(0, 60))
+    assert load_target("cxr", chest).fingerprint == union.fingerprint
+    assert len(union.class_names) == 20
+    rows = {t["name"]: t for t in list_targets(chest)}
+    assert (rows["cxr"]["kind"], rows["cxr"]["available"]) == ("variant", True)
+    assert rows["ones"]["where"] == "chexpert with policy ones, views AP PA"
+    shown = CliRunner().invoke(main, ["targets", "show", "ones", *root])
+    assert "note: chexpert with policy ones, views AP PA" in shown.stdout
+
+    assert CliRunner().invoke(main, [*words, *root]).exit_code == 0  # the same again
+    other = CliRunner().invoke(main, [*words[:-1], *root])
+    assert other.exit_code == 2
+    assert (
+        "'ones' is defined as chexpert with policy ones, views AP PA; choose another name, or replace" in other.output
+    )
+    assert CliRunner().invoke(main, [*words[:-1], *root, "--replace"]).exit_code == 0
+    assert load_target("ones", chest).n_images == 2
+
+
+def test_definitions_that_cannot_be(chest: Path) -> None:
+    for name, base, options, message in (
+        ("nih14", "chexpert", {}, "'nih14' is the name of another target"),
+        ("mine", "ches", {}, r"'ches' is neither a built-in target nor a merge of targets\. Did you mean"),
+        ("mine", "nih14", {"policy": "ones"}, "'nih14' has no option 'policy'"),
+        ("a/b", "nih14", {}, "'a/b' cannot name a target"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            define_target(name, base, chest, **options)
+    assert not (chest / "variants").exists()
+    define_target("mine", "nih14", chest)
+    with pytest.raises(UsageError, match=r"'mine' is defined in .* as nih14 with no options; choose another name"):
+        add_target(chest / "padchest", "mine", chest)
+    file = chest / "variants/mine.json"
+    for broken in ("[]", '{"base": "nih14"}', "{"):
+        file.write_text(broken)
+        with pytest.raises(DataError, match=r"variants/mine\.json: not a variant written by fastxfer, or damaged"):
+            load_target("mine", chest)
+    file.write_text('{"format": 2, "base": "nih14", "options": {}}')
+    with pytest.raises(DataError, match=r"mine\.json: written by a newer fastxfer \(format 2, this one knows 1\)"):
+        load_target("mine", chest)
 
 
 # ---- every reader, on its layout made of real images --------------------------------------------------------------

@@ -20,6 +20,7 @@ from fastxfer.targets.filters import keep_exactly_one
 from fastxfer.targets.listing import NO_FINDING, SEPARATOR, build_target, read_folder, read_table
 from fastxfer.targets.merge import merge_targets
 from fastxfer.targets.table import Target
+from fastxfer.targets.variants import Variant, read_variant, variant_names, write_variant
 
 FORMAT = 1
 _UNION = "union="
@@ -53,6 +54,8 @@ def add_target(
         raise UsageError(
             f"'{name}' is the name of a built-in target (its files belong to {FAMILIES[name].folder(data_root)}); choose another"
         )
+    if variant := read_variant(name, data_root):
+        raise UsageError(f"'{name}' is defined in {data_root} as {variant}; choose another name")
     if source.is_dir():
         table_file = source / "labels.csv"
         base = source
@@ -92,8 +95,30 @@ def add_target(
     return target
 
 
+def define_target(name: str, base: str, data_root: Path | str, *, replace: bool = False, **options: Any) -> Target:
+    """Give a built-in target or a merge, read with these options, a name that all commands take.
+
+    Returns the target, read once. Defining the same again changes nothing; something else under a name in use is a
+    `UsageError` unless `replace`.
+    """
+    check_name(name)
+    data_root = Path(data_root)
+    if name in FAMILIES or name in registered_names(data_root):
+        raise UsageError(f"'{name}' is the name of another target; choose one of your own")
+    if "+" not in base and base not in FAMILIES:
+        raise UsageError(f"'{base}' is neither a built-in target nor a merge of targets.{nearest(base, FAMILIES)}")
+    if "soft_labels" in options:
+        options["soft_labels"] = str(Path(options["soft_labels"]).absolute())
+    variant, old = Variant(base, options), read_variant(name, data_root)
+    if old not in (None, variant) and not replace:
+        raise UsageError(f"'{name}' is defined as {old}; choose another name, or replace it with --replace")
+    target = _load_variant(name, variant, data_root, {})
+    write_variant(name, variant, data_root)
+    return target
+
+
 def load_target(name: str, data_root: Path | str, **options: Any) -> Target:
-    """The target of that name: one that was added, or a built-in family whose files lie under ``data_root/name``.
+    """The target of that name: one that was added or defined, or a built-in one whose files lie under `data_root`.
 
     "a+b" is a merge of targets, with the labels that all have; "union=a+b" (or the option ``labels="union"``) with all.
 
@@ -109,15 +134,22 @@ def load_target(name: str, data_root: Path | str, **options: Any) -> Target:
     added = (register_folder(data_root) / f"{name}.json").is_file()
     if name in FAMILIES and not added:
         return FAMILIES[name].read(data_root, options)
+    if not added and (variant := read_variant(name, data_root)):
+        return _load_variant(name, variant, data_root, options)
     if not added:
         lying = data_root / name
         hint = f" The folder {lying} is there: fastxfer targets add {lying} --name {name}" if lying.is_dir() else ""
-        known = [*registered_names(data_root), *FAMILIES]
+        known = [*registered_names(data_root), *variant_names(data_root), *FAMILIES]
         hint = hint or " `fastxfer targets ls` lists all."
         raise UsageError(f"unknown target '{name}' in {data_root}.{nearest(name, known)}{hint}")
     if options:
         raise UsageError(f"target '{name}' was added by hand and takes no option '{next(iter(options))}'")
     return _read_entry(register_folder(data_root), name)
+
+
+def _load_variant(name: str, variant: Variant, data_root: Path, options: dict[str, Any]) -> Target:
+    target = load_target(variant.base, data_root, **{**variant.options, **options})
+    return dataclasses.replace(target, name=name, notes=(str(variant), *target.notes))
 
 
 def _load_merge(name: str, data_root: Path, options: dict[str, Any]) -> Target:
@@ -135,10 +167,11 @@ def _load_merge(name: str, data_root: Path, options: dict[str, Any]) -> Target:
 
 
 def list_targets(data_root: Path | str) -> list[dict[str, Any]]:
-    """What there is: added targets, then built-in families whether or not their files are there.
+    """What there is: added targets, defined ones, then built-in families whether or not their files are there.
 
-    Keys: name, kind ("folder", "table", "built-in"), available, n_images and n_classes (None where only reading the
-    files would tell), where (the root folder, or where the files belong), source (where a built-in one is got from).
+    Keys: name, kind ("folder", "table", "variant", "built-in"), available, n_images and n_classes (None where only
+    reading the files would tell), where (the root folder, or where the files belong; of a variant, what it stands
+    for), source (where a built-in one is got from).
     """
     data_root = Path(data_root)
     rows = []
@@ -153,6 +186,21 @@ def list_targets(data_root: Path | str) -> list[dict[str, Any]]:
                 "n_images": meta["n_images"],
                 "n_classes": len(meta["class_names"]),
                 "where": meta["root"],
+                "source": None,
+            }
+        )
+    for name in variant_names(data_root):
+        variant = read_variant(name, data_root)
+        members = variant.base.removeprefix(_UNION).split("+") if variant else []
+        folders = [FAMILIES[m].folder(data_root) for m in members if m in FAMILIES]
+        rows.append(
+            {
+                "name": name,
+                "kind": "variant",
+                "available": all(folder.is_dir() for folder in folders),
+                "n_images": None,
+                "n_classes": None,
+                "where": str(variant),
                 "source": None,
             }
         )
@@ -287,6 +335,7 @@ __all__ = [
     "Family",
     "add_target",
     "check_name",
+    "define_target",
     "list_targets",
     "load_target",
     "registered_names",
