@@ -2,52 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
 from fastxfer.cli.common import ManyValues, data_root_option, emit_json, json_option, print_table
+from fastxfer.cli.reading import given, reading_options
 from fastxfer.errors import UsageError
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-# How built-in targets and merges are read; a reader says which of these it has.
-_READING = (
-    click.option(
-        "--policy", help="How a built-in target reads uncertain labels, e.g. ignore, ones, zeros, blank-zeros."
-    ),
-    click.option(
-        "--soft-labels",
-        type=click.Path(path_type=Path, dir_okay=False, exists=True),
-        help="For policy self-trained: a table with path and a column a label, 0 to 1.",
-    ),
-    click.option("--labeler", help="Whose labels of mimic-cxr: chexpert or negbio."),
-    click.option("--view", "views", multiple=True, help="Views of a built-in X-ray target, e.g. AP PA."),
-    click.option("--ages", type=float, nargs=2, metavar="LOW HIGH", help="Ages of a built-in X-ray target, in years."),
-    click.option(
-        "--first-of", type=click.Choice(["study", "patient"]), help="Only the first image of each study or patient."
-    ),
-    click.option("--exactly-one", is_flag=True, help="Only images with exactly one positive label: as classes."),
-    click.option(
-        "--labels",
-        type=click.Choice(["intersection", "union"]),
-        help="Of a merge A+B: labels that all have, or all of them.  [default: intersection]",
-    ),
-    click.option("--species", is_flag=True, help="Of pets: cat or dog instead of the breed."),
-)
-
-
-def reading_options(f: F) -> F:
-    for option in reversed(_READING):
-        f = option(f)
-    return f
-
-
-def _said(options: dict[str, Any]) -> dict[str, Any]:
-    """The options that were given; what wasn't said is the reader's to decide."""
-    return {option: value for option, value in options.items() if value not in (None, (), False)}
 
 
 @click.group()
@@ -164,6 +126,43 @@ def add(
 
 @targets.command(cls=ManyValues)
 @click.argument("name")
+@click.argument("base")
+@reading_options
+@click.option("--replace", is_flag=True, help="Replace what was defined under this name.")
+@data_root_option
+def define(name: str, base: str, replace: bool, data_root: Path, **options: Any) -> None:
+    """Name a built-in target, or a merge, as read with options: NAME then works in all commands.
+
+    \b
+    Example:
+      fastxfer targets define chexpert-ones chexpert --policy ones --view AP PA L
+      fastxfer targets define cxr3 chexpert+mimic-cxr+nih14 --labels union
+    """
+    from fastxfer.targets import define_target
+
+    target = define_target(name, base, data_root, replace=replace, **given(options))
+    click.echo(f"{name}: {target.n_images:,} images, {target.notes[0]}")
+
+
+@targets.command()
+@click.argument("name", type=click.Choice(["cifar10", "cifar100"]))
+@data_root_option
+def export(name: str, data_root: Path) -> None:
+    """Write CIFAR's images as PNG files, once, from the pickles of the release in <data root>/NAME.
+
+    Pickles can run code: they are opened (by torchvision) only if their MD5 is the release's.
+
+    \b
+    Example:
+      fastxfer targets export cifar10
+    """
+    from fastxfer.targets.cifar import export as export_cifar
+
+    click.echo(f"{name}: {export_cifar(data_root / name, name):,} images written to {data_root / name}")
+
+
+@targets.command(cls=ManyValues)
+@click.argument("name")
 @reading_options
 @click.option("--labels-only", is_flag=True, help="Built-in targets: read the label tables, don't look for the images.")
 @data_root_option
@@ -179,7 +178,7 @@ def show(name: str, data_root: Path, as_json: bool, **options: Any) -> None:
     """
     from fastxfer.targets import describe_target, load_target
 
-    summary = describe_target(load_target(name, data_root, **_said(options)))
+    summary = describe_target(load_target(name, data_root, **given(options)))
     if as_json:
         emit_json(summary)
         return
@@ -207,43 +206,6 @@ def show(name: str, data_root: Path, as_json: bool, **options: Any) -> None:
         ["label", *columns],
         [[label, *(cell(labels[label]) for labels in counts.values())] for label in summary["classes"]],
     )
-
-
-@targets.command(cls=ManyValues)
-@click.argument("name")
-@click.argument("base")
-@reading_options
-@click.option("--replace", is_flag=True, help="Replace what was defined under this name.")
-@data_root_option
-def define(name: str, base: str, replace: bool, data_root: Path, **options: Any) -> None:
-    """Name a built-in target, or a merge, as read with options: NAME then works in all commands.
-
-    \b
-    Example:
-      fastxfer targets define chexpert-ones chexpert --policy ones --view AP PA L
-      fastxfer targets define cxr3 chexpert+mimic-cxr+nih14 --labels union
-    """
-    from fastxfer.targets import define_target
-
-    target = define_target(name, base, data_root, replace=replace, **_said(options))
-    click.echo(f"{name}: {target.n_images:,} images, {target.notes[0]}")
-
-
-@targets.command()
-@click.argument("name", type=click.Choice(["cifar10", "cifar100"]))
-@data_root_option
-def export(name: str, data_root: Path) -> None:
-    """Write CIFAR's images as PNG files, once, from the pickles of the release in <data root>/NAME.
-
-    Pickles can run code: they are opened (by torchvision) only if their MD5 is the release's.
-
-    \b
-    Example:
-      fastxfer targets export cifar10
-    """
-    from fastxfer.targets.cifar import export as export_cifar
-
-    click.echo(f"{name}: {export_cifar(data_root / name, name):,} images written to {data_root / name}")
 
 
 @targets.command()
