@@ -365,6 +365,15 @@ def test_every_reader_on_real_images(name: str, real: Path, tmp_path: Path) -> N
         assert sizes == {(224, 224) if folder == XRAYS else (32, 32)}
 
 
+@pytest.mark.real
+def test_real_cifar10_in_class_folders(real: Path, tmp_path: Path) -> None:
+    (tmp_path / "cifar10").symlink_to(real / "cifar10_subset")
+    target = load_target("cifar10", tmp_path)
+    assert describe_target(target)["splits"] == {"train": 4000, "test": 1000}
+    assert len(target.class_names) == 10
+    assert "4,000 train images where cifar10 has 50,000" in target.notes
+
+
 def test_every_built_in_target_has_a_row_in_the_docs_and_says_what_it_expects(tmp_path: Path) -> None:
     table = (Path(__file__).parents[1] / "docs/targets.md").read_text(encoding="utf-8")
     for name, family in FAMILIES.items():
