@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from fastxfer.cli.common import ManyValues, data_root_option, emit_json, json_option, print_table
+from fastxfer.cli.reading import given, reading_options
 from fastxfer.errors import UsageError
 
 
@@ -125,31 +126,59 @@ def add(
 
 @targets.command(cls=ManyValues)
 @click.argument("name")
-@click.option("--policy", help="How a built-in target reads uncertain labels, e.g. ignore, ones, zeros, blank-zeros.")
-@click.option("--view", "views", multiple=True, help="Views of a built-in X-ray target, e.g. AP PA.")
+@click.argument("base")
+@reading_options
+@click.option("--replace", is_flag=True, help="Replace what was defined under this name.")
+@data_root_option
+def define(name: str, base: str, replace: bool, data_root: Path, **options: Any) -> None:
+    """Name a built-in target, or a merge, as read with options: NAME then works in all commands.
+
+    \b
+    Example:
+      fastxfer targets define chexpert-ones chexpert --policy ones --view AP PA L
+      fastxfer targets define cxr3 chexpert+mimic-cxr+nih14 --labels union
+    """
+    from fastxfer.targets import define_target
+
+    target = define_target(name, base, data_root, replace=replace, **given(options))
+    click.echo(f"{name}: {target.n_images:,} images, {target.notes[0]}")
+
+
+@targets.command()
+@click.argument("name", type=click.Choice(["cifar10", "cifar100"]))
+@data_root_option
+def export(name: str, data_root: Path) -> None:
+    """Write CIFAR's images as PNG files, once, from the pickles of the release in <data root>/NAME.
+
+    Pickles can run code: they are opened (by torchvision) only if their MD5 is the release's.
+
+    \b
+    Example:
+      fastxfer targets export cifar10
+    """
+    from fastxfer.targets.cifar import export as export_cifar
+
+    click.echo(f"{name}: {export_cifar(data_root / name, name):,} images written to {data_root / name}")
+
+
+@targets.command(cls=ManyValues)
+@click.argument("name")
+@reading_options
 @click.option("--labels-only", is_flag=True, help="Built-in targets: read the label tables, don't look for the images.")
 @data_root_option
 @json_option
-def show(
-    name: str, policy: str | None, views: tuple[str, ...], labels_only: bool, data_root: Path, as_json: bool
-) -> None:
+def show(name: str, data_root: Path, as_json: bool, **options: Any) -> None:
     """Show what a target holds: splits, labels, patients, and what was decided on the way.
 
     \b
     Example:
-      fastxfer targets show nih14 --labels-only --json
+      fastxfer targets show padchest-cl --labels-only --json
       fastxfer targets show chexpert --policy ones --view AP PA L
+      fastxfer targets show chexpert+nih14+padchest --labels union --labels-only
     """
     from fastxfer.targets import describe_target, load_target
 
-    options: dict[str, Any] = {}
-    if policy:
-        options["policy"] = policy
-    if views:
-        options["views"] = views
-    if labels_only:
-        options["labels_only"] = True
-    summary = describe_target(load_target(name, data_root, **options))
+    summary = describe_target(load_target(name, data_root, **given(options)))
     if as_json:
         emit_json(summary)
         return
@@ -158,6 +187,9 @@ def show(
     click.echo(f"root: {summary['root']}")
     patients = summary["patients"]
     click.echo(f"patients: {'unknown' if patients is None else format(patients, ',')}")
+    for what in ("views", "sources"):
+        if summary[what]:
+            click.echo(f"{what}: {', '.join(f'{value} {count:,}' for value, count in summary[what].items())}")
     click.echo(f"fingerprint: {summary['fingerprint']}")
     for note in summary["notes"]:
         click.echo(f"note: {note}")

@@ -2,7 +2,8 @@
 
 from fastxfer.targets.check import check_target, check_targets
 from fastxfer.targets.describe import describe_target
-from fastxfer.targets.register import add_target, list_targets, load_target
+from fastxfer.targets.merge import merge_targets
+from fastxfer.targets.register import add_target, define_target, list_targets, load_target
 from fastxfer.targets.split import make_split
 from fastxfer.targets.table import SPLITS, Target
 
@@ -12,8 +13,10 @@ __all__ = [
     "add_target",
     "check_target",
     "check_targets",
+    "define_target",
     "describe_target",
     "list_targets",
     "load_target",
     "make_split",
+    "merge_targets",
 ]

@@ -7,21 +7,18 @@ from pathlib import Path
 
 import numpy as np
 
-from fastxfer.errors import DataError, UsageError
+from fastxfer.errors import DataError
 from fastxfer.targets.csvfile import Table, read_csv
-from fastxfer.targets.files import locate_images
+from fastxfer.targets.files import locate_images, refuse_repeats
+from fastxfer.targets.filters import choose_rows, keep_exactly_one
+from fastxfer.targets.labeltables import packaged_table
+from fastxfer.targets.policies import COLUMNS, LABELS, Policy, read_entries
 from fastxfer.targets.table import Target
 
-# The release's columns; names as torchxrayvision spells them, "No Finding" is no label of its own.
-LABELS = (
-    *("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Effusion", "Enlarged Cardiomediastinum", "Fracture"),
-    *("Lung Lesion", "Lung Opacity", "Pleural Other", "Pneumonia", "Pneumothorax", "Support Devices"),
-)
-_COLUMNS = {"Effusion": "Pleural Effusion"}
-VIEWS = ("AP", "PA", "L", "LL", "RL")
-POLICIES = ("ignore", "ones", "zeros", "blank-zeros")
-_CELLS = {"1": 1.0, "1.0": 1.0, "0": 0.0, "0.0": 0.0, "-1": -1.0, "-1.0": -1.0, "": np.nan}
 _FOLDERS = ("", "CheXpert-v1.0-small", "CheXpert-v1.0")
+_TABLES = (("train.csv", "train"), ("valid.csv", "test"))
+_PREFIX = re.compile(r"^CheXpert-v1\.0[^/]*/")
+_ABOUT = ("Path", "Age", "Frontal/Lateral", "AP/PA")
 
 
 def read(
@@ -29,57 +26,86 @@ def read(
     name: str,
     *,
     policy: str = "ignore",
+    soft_labels: Path | str | None = None,
+    zero_devices: bool = False,
     views: tuple[str, ...] = ("AP", "PA"),
+    ages: tuple[float, float] | None = None,
+    first_of: str | None = None,
+    exactly_one: bool = False,
     labels_only: bool = False,
 ) -> Target:
     """Read the release below `folder`.
 
-    policy:      what uncertain (−1) and blank entries become. "ignore": both unknown (Cherti & Jitsev 2021);
-                 "ones" / "zeros": −1 is positive / negative, blank unknown; "blank-zeros": −1 unknown, blank negative.
-                 "No Finding" = 1 makes all labels negative but Support Devices, which says nothing about a disease.
-    views:       of "AP", "PA" (frontal), "L" (all lateral rows, which is what the release has for them), "LL", "RL"
-    labels_only: the tables only; whether the images are there is not looked at, and `root` is None
+    policy, soft_labels, zero_devices: see `fastxfer.targets.policies.Policy`
+    views:       "AP", "PA" (frontal), "L" (all lateral rows, which is what the release has for them), "LL", "RL"
+    ages, first_of: see `fastxfer.targets.filters.choose_rows`
+    exactly_one: images with one positive label only, as a single-label target
+    labels_only: the tables only, `root` is None; where there are none, train.csv as torchxrayvision has it
     """
-    if policy not in POLICIES:
-        raise UsageError(f"target '{name}': policy '{policy}' is not one of {', '.join(POLICIES)}")
-    if not views or set(views) - set(VIEWS):
-        raise UsageError(f"target '{name}': views {', '.join(views) or '(none)'}; expected some of {', '.join(VIEWS)}")
+    rule = Policy(policy, soft_labels, zero_devices)
+    rule.check(name)
     root = next((folder / f for f in _FOLDERS if (folder / f / "train.csv").is_file()), None)
-    if root is None:
+    notes: list[str] = []
+    if root is not None:
+        files = [(root / file, split) for file, split in _TABLES]
+    elif labels_only:
+        files = [(packaged_table(name, "chexpert_train.csv.gz"), "train")]
+        notes.append("train.csv from torchxrayvision, which has no valid.csv: no test images")
+    else:
         raise DataError(
             f"target '{name}': no train.csv in {folder}, nor in {' or '.join(f for f in _FOLDERS if f)} below it; "
             "expected the tables train.csv and valid.csv of the CheXpert release"
         )
     ids: list[str] = []
     where: list[str] = []
-    labels: list[np.ndarray] = []
+    view: list[str] = []
+    age: list[float] = []
     split: list[str] = []
-    dropped = 0
-    for file, split_name in (("train.csv", "train"), ("valid.csv", "test")):
-        table = read_csv(root / file)
-        keep = [i for i, view in enumerate(_views(table)) if view in views]
-        dropped += len(table) - len(keep)
-        paths = table.column("Path")
+    entries: list[np.ndarray] = []
+    for file, part in files:
+        table = read_csv(file, columns=(*_ABOUT, *COLUMNS))
         # "CheXpert-v1.0-small/train/patient00001/…" -> "train/patient00001/…": the folder may have been renamed.
-        ids += [re.sub(r"^CheXpert-v1\.0[^/]*/", "", paths[i]) for i in keep]
-        where += [table.where(i) for i in keep]
-        labels.append(_labels(table, policy)[keep])
-        split += [split_name] * len(keep)
-    if not labels_only:
+        ids += [_PREFIX.sub("", path) for path in table.column("Path")]
+        where += [table.where(i) for i in range(len(table))]
+        view += _views(table)
+        years = table.column("Age") if "Age" in table.columns else [""] * len(table)
+        age += [float(a) if a.isdecimal() else np.nan for a in years]
+        split += [part] * len(table)
+        entries.append(read_entries(table))
+    visits = [_visit(image_id, place) for image_id, place in zip(ids, where, strict=True)]
+    patient, study = (np.array(column) for column in zip(*visits, strict=True))
+    keep, left_out = choose_rows(
+        name,
+        len(ids),
+        views=views,
+        ages=ages,
+        first_of=first_of,
+        view=view,
+        age=age,
+        study=study,
+        patient=patient,
+    )
+    ids, where = [ids[i] for i in keep], [where[i] for i in keep]
+    if not labels_only and root is not None:
         ids = locate_images(root, ids, where)
-    patient = [_patient(image_id, place) for image_id, place in zip(ids, where, strict=True)]
-    notes = [f"CheXpert, views {', '.join(views)} ({dropped:,} rows of other views left out), labels: policy {policy}"]
-    notes.append("test is the release's valid.csv, labelled by radiologists; train's labels come from reports")
-    return Target(
+    refuse_repeats(ids, where)
+    labels, done = rule.settle(np.concatenate(entries)[keep], ids)
+    notes += [*left_out, *done]
+    if len(files) > 1:
+        notes.append("test is the release's valid.csv, labelled by radiologists; train's labels come from reports")
+    target = Target(
         name,
         np.array(ids),
         LABELS,
-        np.concatenate(labels),
-        np.array(split),
-        np.array(patient),
-        None if labels_only else root.absolute(),
+        labels,
+        np.array(split)[keep],
+        patient[keep],
+        None if labels_only or root is None else root.absolute(),
         tuple(notes),
+        study=study[keep],
+        view=np.array(view)[keep],
     )
+    return keep_exactly_one(target) if exactly_one else target
 
 
 def _views(table: Table) -> list[str]:
@@ -87,32 +113,11 @@ def _views(table: Table) -> list[str]:
     return [v if v else "L" if s == "Lateral" else "" for s, v in zip(side, view, strict=True)]
 
 
-def _labels(table: Table, policy: str) -> np.ndarray:
-    def column(title: str) -> np.ndarray:
-        cells = table.column(title)
-        try:
-            return np.array([_CELLS[cell] for cell in cells], dtype=np.float32)
-        except KeyError:
-            i = next(i for i, cell in enumerate(cells) if cell not in _CELLS)
-            raise DataError(
-                f"{table.where(i)}: '{cells[i]}' in column '{title}'; expected 1, 0, -1 or nothing"
-            ) from None
-
-    labels = np.column_stack([column(_COLUMNS.get(label, label)) for label in LABELS])
-    uncertain, blank = labels == -1, np.isnan(labels)
-    labels[uncertain] = {"ones": 1.0, "zeros": 0.0}.get(policy, np.nan)
-    if policy == "blank-zeros":
-        labels[blank] = 0
-    healthy = column("No Finding") == 1
-    diseases = np.array([label != "Support Devices" for label in LABELS])
-    labels[np.ix_(healthy, diseases)] = 0
-    return labels
-
-
-def _patient(image_id: str, where: str) -> str:
-    match = re.search(r"patient\d+", image_id)
-    if match is None:
+def _visit(image_id: str, where: str) -> tuple[str, str]:
+    """Patient and study of an image."""
+    patient, study = [*image_id.split("/")[-3:-1], "", ""][:2]
+    if not (patient.startswith("patient") and study.startswith("study")):
         raise DataError(
-            f"{where}: no patient in the path '{image_id}'; expected …/patient00001/study1/view1_frontal.jpg"
+            f"{where}: no patient and study in the path '{image_id}'; expected …/patient00001/study1/view1_frontal.jpg"
         )
-    return match.group()
+    return patient, f"{patient}/{study}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,13 +19,13 @@ _BOMS = ((b"\xff\xfe", "UTF-16"), (b"\xfe\xff", "UTF-16"))
 class Table:
     """A CSV file in memory: cells are strings, stripped unless it was asked for otherwise.
 
-    rows: the cells, one list a row; row_numbers: where each stands in the file, counted as a spreadsheet does
+    rows: the cells, one tuple a row; row_numbers: where each stands in the file, counted as a spreadsheet does
     (the header is row 1, blank lines count).
     """
 
     file: Path
     columns: tuple[str, ...]
-    rows: list[list[str]]
+    rows: list[tuple[str, ...]]
     row_numbers: list[int]
 
     def __len__(self) -> int:
@@ -59,10 +59,11 @@ def read_bytes(path: Path) -> bytes:
         raise DataError(f"{path}: cannot be read: {error}") from error
 
 
-def read_csv(path: Path, *, strip: bool = True) -> Table:
+def read_csv(path: Path, *, strip: bool = True, columns: Sequence[str] | None = None) -> Table:
     """Read a CSV file: UTF-8 with or without BOM, any line ends, quoted cells; ``,``, ``;`` or tab between cells.
 
-    strip: take blanks around a cell for typing, not for content.
+    strip: take blanks around a cell for typing, not for content. columns: keep the cells of these (those that are
+    there), where a table is large.
 
     Raises `DataError` naming file and row: other encodings, broken quoting, rows longer or shorter than the
     header, a column named twice, no rows at all.
@@ -74,25 +75,27 @@ def read_csv(path: Path, *, strip: bool = True) -> Table:
     header = next((cells for _, cells in records if cells), None)
     if header is None:
         raise DataError(f"{path}: the table is empty; expected a header such as path,label,split,patient")
-    columns = tuple(cell.strip() for cell in header)
-    twice = sorted({c for c in columns if c and columns.count(c) > 1})
+    names = tuple(cell.strip() for cell in header)
+    twice = sorted({c for c in names if c and names.count(c) > 1})
     if twice:
         raise DataError(f"{path}: column '{twice[0]}' occurs more than once in the header")
-    rows: list[list[str]] = []
+    kept = [j for j, column in enumerate(names) if columns is None or column in columns]
+    rows: list[tuple[str, ...]] = []
     numbers: list[int] = []
     for number, cells in records:
         if not cells:
             continue  # a blank line
-        if len(cells) != len(columns) and any(cells[len(columns) :] or ["short"]):
+        if len(cells) != len(names) and any(cells[len(names) :] or ["short"]):
             raise DataError(
-                f"{path}, row {number}: {len(cells)} cells where the header has {len(columns)} "
+                f"{path}, row {number}: {len(cells)} cells where the header has {len(names)} "
                 "(a comma inside a cell needs quotes around the cell)"
             )
-        rows.append([cell.strip() if strip else cell for cell in cells[: len(columns)]])
+        # Tuples of text are nothing to Python's garbage collector; a million small lists would be.
+        rows.append(tuple([cells[j].strip() if strip else cells[j] for j in kept]))
         numbers.append(number)
     if not rows:
         raise DataError(f"{path}: the table has a header but no rows")
-    return Table(path, columns, rows, numbers)
+    return Table(path, tuple(names[j] for j in kept), rows, numbers)
 
 
 def _decode(path: Path, raw: bytes) -> str:
@@ -110,9 +113,10 @@ def _decode(path: Path, raw: bytes) -> str:
 
 def _records(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
     number = 0
+    nul = "\0" in text
     try:
         for number, cells in enumerate(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True), 1):
-            if any("\0" in cell for cell in cells):
+            if nul and any("\0" in cell for cell in cells):
                 raise DataError(f"{path}, row {number}: contains a NUL character; is this a text file?")
             yield number, cells if any(cell.strip() for cell in cells) else []
     except csv.Error as error:

@@ -26,7 +26,16 @@ def count_labels(target: Target, rows: NDArray[np.int64]) -> dict[str, dict[str,
 
 
 def describe_target(target: Target) -> dict[str, Any]:
-    """Numbers about a target, ready for JSON. No patient is named: `patients` is how many there are (or None)."""
+    """Numbers about a target, ready for JSON. Nobody is named: `patients`, `studies` are how many there are (or None).
+
+    `views` and `sources` are numbers of images (or None).
+    """
+
+    def tally(column: NDArray[np.str_] | None) -> dict[str, int] | None:
+        if column is None:
+            return None
+        return {str(value): int(count) for value, count in zip(*np.unique(column, return_counts=True), strict=True)}
+
     rows = {split: target.rows(split) for split in SPLITS}
     return {
         "name": target.name,
@@ -38,6 +47,9 @@ def describe_target(target: Target) -> dict[str, Any]:
         "splits": {split: len(r) for split, r in rows.items() if len(r)},
         "labels": {split: count_labels(target, r) for split, r in rows.items() if len(r)},
         "patients": None if target.patient is None else len(np.unique(target.patient)),
+        "studies": None if target.study is None else len(np.unique(target.study)),
+        "views": tally(target.view),
+        "sources": tally(target.source),
         "fingerprint": target.fingerprint,
         "notes": list(target.notes),
     }

@@ -102,6 +102,38 @@ def locate_images(root: Path, paths: Sequence[str], where: Iterable[str]) -> lis
     return ids
 
 
+def find_by_name(root: Path, files: Sequence[str], where: Sequence[str]) -> list[str]:
+    """Image ids of files known by name only, in whatever folders below `root` they were unpacked to.
+
+    files: names, or paths whose last part is the name. where: what messages call each.
+    Raises `DataError` for files that are missing (first few named, all counted) or lie in two folders.
+    """
+    lying: dict[str, str] = {}
+    twice: dict[str, str] = {}
+    for path in walk_images(root).images:
+        name = os.path.basename(path)
+        if lying.setdefault(name, path) != path:
+            twice[name] = path
+    names = [os.path.basename(file) for file in files]
+    for name in names:
+        if name in twice:
+            raise DataError(f"{root}: '{name}' lies in two folders, {lying[name]} and {twice[name]}; keep one")
+    missing = [i for i, name in enumerate(names) if name not in lying]
+    if missing:
+        some = "; ".join(f"{where[i]}: '{names[i]}'" for i in missing[:3])
+        more = ", …" if len(missing) > 3 else ""
+        raise DataError(f"{len(missing):,} of {len(names):,} images are not below {root}: {some}{more}")
+    return [lying[name] for name in names]
+
+
+def refuse_repeats(image_id: Sequence[str], where: Sequence[str]) -> None:
+    """Raise `DataError` for the first image that is listed twice, naming both rows."""
+    first: dict[str, int] = {}
+    for i, name in enumerate(image_id):
+        if first.setdefault(name, i) != i:
+            raise DataError(f"{where[i]}: '{name}' is listed twice, first in {where[first[name]]}")
+
+
 def _relative(path: str, base: str, real_root: str) -> str | None:
     if os.path.isabs(path):
         for start in (base, real_root):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from importlib import resources
 from pathlib import Path
 
@@ -10,7 +9,9 @@ import numpy as np
 
 from fastxfer.errors import DataError
 from fastxfer.targets.csvfile import Table, read_bytes, read_csv
-from fastxfer.targets.files import walk_images
+from fastxfer.targets.files import find_by_name, refuse_repeats
+from fastxfer.targets.filters import choose_rows, keep_exactly_one
+from fastxfer.targets.labeltables import find_table
 from fastxfer.targets.listing import NO_FINDING, SEPARATOR
 from fastxfer.targets.table import Target
 
@@ -18,41 +19,83 @@ LABELS = (
     *("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Effusion", "Emphysema", "Fibrosis", "Hernia"),
     *("Infiltration", "Mass", "Nodule", "Pleural_Thickening", "Pneumonia", "Pneumothorax"),
 )
-_TABLES = ("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv")
+_TABLES = ("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv", "Data_Entry_2017_v2020.csv.gz")
 _LISTS = (("train_val_list.txt", "train"), ("test_list.txt", "test"))
 
 
-def read(folder: Path, name: str, *, labels_only: bool = False) -> Target:
+def read(
+    folder: Path,
+    name: str,
+    *,
+    views: tuple[str, ...] | None = None,
+    ages: tuple[float, float] | None = None,
+    first_of: str | None = None,
+    exactly_one: bool = False,
+    labels_only: bool = False,
+) -> Target:
     """Read the data set below `folder`: the label table, images in whatever folders they were unpacked to.
 
     The splits are the official lists where both files are there, else drawn from the 2,797 patients of the official
     test list, whose numbers this package carries: the same 86,524 / 25,596 images. Images of the table in neither
-    list are left out and counted. labels_only: no look for the images; `root` is None and ids are ``images/NAME``.
+    list are left out and counted.
+
+    views ("PA", "AP"), ages, first_of: see `fastxfer.targets.filters.choose_rows`
+    exactly_one: images with one finding only, as a single-label target
+    labels_only: no look for the images; `root` is None, ids are ``images/NAME``, and where `folder` has no table,
+                 torchxrayvision's is taken
     """
-    table_file = next((folder / f for f in _TABLES if (folder / f).is_file()), None)
-    if table_file is None:
-        raise DataError(f"target '{name}': no {' or '.join(_TABLES)} in {folder}; it comes with the data set")
+    table_file = find_table(name, folder, _TABLES, packaged=_TABLES[-1] if labels_only else None)
     table = read_csv(table_file)
     files, findings, patients = (table.column(c) for c in ("Image Index", "Finding Labels", "Patient ID"))
+    visits = _optional(table, "Follow-up #")
+    study = None if visits is None else np.array([f"{p}-{v}" for p, v in zip(patients, visits, strict=True)])
+    view, ages_told = (_optional(table, c) for c in ("View Position", "Patient Age"))
     labels = _labels(table, findings)
     split, notes = _splits(folder, files, patients)
-    keep = np.flatnonzero(split != "")
-    if len(keep) < len(files):
-        notes.append(f"left out {len(files) - len(keep):,} images of {table_file.name} that are in neither list")
-    if labels_only:
-        ids = [f"images/{file}" for file in files]
-    else:
-        ids = _locate(folder, table, files, keep)
-    return Target(
+    listed = np.flatnonzero(split != "")
+    if len(listed) < len(files):
+        notes.append(f"left out {len(files) - len(listed):,} images of {table_file.name} that are in neither list")
+    wanted, left_out = choose_rows(
         name,
-        np.array(ids)[keep],
+        len(files),
+        views=views,
+        ages=ages,
+        first_of=first_of,
+        view=view,
+        age=None if ages_told is None else [_years(age) for age in ages_told],
+        study=study,
+        patient=patients,
+    )
+    keep = np.intersect1d(listed, wanted)
+    ids, where = [f"images/{files[i]}" for i in keep], [table.where(i) for i in keep]
+    if not labels_only:
+        ids = find_by_name(folder, ids, where)
+    refuse_repeats(ids, where)
+    target = Target(
+        name,
+        np.array(ids),
         LABELS,
         labels[keep],
         split[keep],
         np.array(patients)[keep],
         None if labels_only else folder.absolute(),
-        tuple(notes),
+        (*notes, *left_out),
+        study=None if study is None else study[keep],
+        view=None if view is None else np.array(view)[keep],
     )
+    return keep_exactly_one(target) if exactly_one else target
+
+
+def _optional(table: Table, column: str) -> list[str] | None:
+    return table.column(column) if column in table.columns else None
+
+
+def _years(age: str) -> float:
+    """ "58" as the table of 2020 has it, or "058Y" as the older one; months and days count as 0 years."""
+    number = age.rstrip("YMD")
+    if not number.isdecimal():
+        return np.nan
+    return 0.0 if age.endswith(("M", "D")) else float(number)
 
 
 def _labels(table: Table, findings: list[str]) -> np.ndarray:
@@ -83,18 +126,3 @@ def _splits(folder: Path, files: list[str], patients: list[str]) -> tuple[np.nda
     split = np.where([patient.lstrip("0") in test for patient in patients], "test", "train")
     missing = " and ".join(path.name for path, _ in lists if not path.is_file())
     return split, [f"splits: no {missing} in the folder, so by the 2,797 patients of the official test list"]
-
-
-def _locate(folder: Path, table: Table, files: list[str], keep: np.ndarray) -> list[str]:
-    """Paths by file name, wherever below `folder`: one images/ folder, or Kaggle's images_001/images/ … ."""
-    lying: dict[str, str] = {}
-    for path in walk_images(folder).images:
-        file = os.path.basename(path)
-        if file in lying:
-            raise DataError(f"{folder}: '{file}' lies in two folders, {lying[file]} and {path}; keep one")
-        lying[file] = path
-    missing = [i for i in keep if files[i] not in lying]
-    if missing:
-        named = "; ".join(f"{table.where(i)}: '{files[i]}'" for i in missing[:3])
-        raise DataError(f"{len(missing):,} of {len(keep):,} images are not below {folder}: {named}, …")
-    return [lying.get(file, file) for file in files]

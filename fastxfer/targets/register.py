@@ -16,10 +16,14 @@ from fastxfer.errors import DataError, UsageError, nearest
 from fastxfer.progress import say
 from fastxfer.targets.csvfile import read_bytes, read_csv
 from fastxfer.targets.families import FAMILIES, Family
+from fastxfer.targets.filters import keep_exactly_one
 from fastxfer.targets.listing import NO_FINDING, SEPARATOR, build_target, read_folder, read_table
+from fastxfer.targets.merge import merge_targets
 from fastxfer.targets.table import Target
+from fastxfer.targets.variants import Variant, read_variant, variant_names, write_variant
 
 FORMAT = 1
+_UNION = "union="
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -48,8 +52,10 @@ def add_target(
     source, data_root = Path(source), Path(data_root)
     if name in FAMILIES:
         raise UsageError(
-            f"'{name}' is the name of a built-in target (its files belong to {data_root / name}); choose another"
+            f"'{name}' is the name of a built-in target (its files belong to {FAMILIES[name].folder(data_root)}); choose another"
         )
+    if variant := read_variant(name, data_root):
+        raise UsageError(f"'{name}' is defined in {data_root} as {variant}; choose another name")
     if source.is_dir():
         table_file = source / "labels.csv"
         base = source
@@ -89,20 +95,51 @@ def add_target(
     return target
 
 
-def load_target(name: str, data_root: Path | str, **options: Any) -> Target:
-    """The target of that name: one that was added, or a built-in family whose files lie under ``data_root/name``.
+def define_target(name: str, base: str, data_root: Path | str, *, replace: bool = False, **options: Any) -> Target:
+    """Give a built-in target or a merge, read with these options, a name that all commands take.
 
-    options: for built-in families only, see their readers (`policy`, `views`, `labels_only` …).
-    Raises `UsageError` for an unknown name (nearest names offered) or option, `DataError` for missing files.
+    Returns the target, read once. Defining the same again changes nothing; something else under a name in use is a
+    `UsageError` unless `replace`.
     """
     check_name(name)
     data_root = Path(data_root)
-    if name in FAMILIES:
-        return FAMILIES[name].read(data_root / name, options)
-    if not (register_folder(data_root) / f"{name}.json").is_file():
+    if name in FAMILIES or name in registered_names(data_root):
+        raise UsageError(f"'{name}' is the name of another target; choose one of your own")
+    if "+" not in base and base not in FAMILIES:
+        raise UsageError(f"'{base}' is neither a built-in target nor a merge of targets.{nearest(base, FAMILIES)}")
+    if "soft_labels" in options:
+        options["soft_labels"] = str(Path(options["soft_labels"]).absolute())
+    variant, old = Variant(base, options), read_variant(name, data_root)
+    if old not in (None, variant) and not replace:
+        raise UsageError(f"'{name}' is defined as {old}; choose another name, or replace it with --replace")
+    target = _load_variant(name, variant, data_root, {})
+    write_variant(name, variant, data_root)
+    return target
+
+
+def load_target(name: str, data_root: Path | str, **options: Any) -> Target:
+    """The target of that name: one that was added or defined, or a built-in one whose files lie under `data_root`.
+
+    "a+b" is a merge of targets, with the labels that all have; "union=a+b" (or the option ``labels="union"``) with all.
+
+    options: for built-in families only, see their readers (`policy`, `views`, `labels_only` …); those of a merge go
+    to all members that have them, `exactly_one` to the result.
+    Raises `UsageError` for an unknown name (nearest names offered) or option, `DataError` for missing files.
+    """
+    data_root = Path(data_root)
+    if "+" in name:
+        return _load_merge(name, data_root, options)
+    check_name(name)
+    # What was added under a name before the name became a built-in one's is still what it means here.
+    added = (register_folder(data_root) / f"{name}.json").is_file()
+    if name in FAMILIES and not added:
+        return FAMILIES[name].read(data_root, options)
+    if not added and (variant := read_variant(name, data_root)):
+        return _load_variant(name, variant, data_root, options)
+    if not added:
         lying = data_root / name
         hint = f" The folder {lying} is there: fastxfer targets add {lying} --name {name}" if lying.is_dir() else ""
-        known = [*registered_names(data_root), *FAMILIES]
+        known = [*registered_names(data_root), *variant_names(data_root), *FAMILIES]
         hint = hint or " `fastxfer targets ls` lists all."
         raise UsageError(f"unknown target '{name}' in {data_root}.{nearest(name, known)}{hint}")
     if options:
@@ -110,15 +147,36 @@ def load_target(name: str, data_root: Path | str, **options: Any) -> Target:
     return _read_entry(register_folder(data_root), name)
 
 
-def list_targets(data_root: Path | str) -> list[dict[str, Any]]:
-    """What there is: added targets, then built-in families whether or not their files are there.
+def _load_variant(name: str, variant: Variant, data_root: Path, options: dict[str, Any]) -> Target:
+    target = load_target(variant.base, data_root, **{**variant.options, **options})
+    return dataclasses.replace(target, name=name, notes=(str(variant), *target.notes))
 
-    Keys: name, kind ("folder", "table", "built-in"), available, n_images and n_classes (None where only reading the
-    files would tell), where (the root folder, or where the files belong), source (where a built-in one is got from).
+
+def _load_merge(name: str, data_root: Path, options: dict[str, Any]) -> Target:
+    plain = name.removeprefix(_UNION)
+    labels = options.pop("labels", "intersection" if plain == name else "union")
+    exactly_one = options.pop("exactly_one", False)
+    members = plain.split("+")
+    takes = {m: FAMILIES[m].options() if m in FAMILIES else [] for m in members}
+    for option in options:
+        if not any(option in known for known in takes.values()):
+            raise UsageError(f"target '{name}': none of its members has an option '{option}'")
+    targets = [load_target(m, data_root, **{o: v for o, v in options.items() if o in takes[m]}) for m in members]
+    merged = merge_targets(targets, f"{_UNION}{plain}" if labels == "union" else plain, labels=labels)
+    return keep_exactly_one(merged) if exactly_one else merged
+
+
+def list_targets(data_root: Path | str) -> list[dict[str, Any]]:
+    """What there is: added targets, defined ones, then built-in families whether or not their files are there.
+
+    Keys: name, kind ("folder", "table", "variant", "built-in"), available, n_images and n_classes (None where only
+    reading the files would tell), where (the root folder, or where the files belong; of a variant, what it stands
+    for), source (where a built-in one is got from).
     """
     data_root = Path(data_root)
     rows = []
-    for name in registered_names(data_root):
+    added = registered_names(data_root)
+    for name in added:
         meta = _read_meta(register_folder(data_root), name)
         rows.append(
             {
@@ -131,8 +189,25 @@ def list_targets(data_root: Path | str) -> list[dict[str, Any]]:
                 "source": None,
             }
         )
+    for name in variant_names(data_root):
+        variant = read_variant(name, data_root)
+        members = variant.base.removeprefix(_UNION).split("+") if variant else []
+        folders = [FAMILIES[m].folder(data_root) for m in members if m in FAMILIES]
+        rows.append(
+            {
+                "name": name,
+                "kind": "variant",
+                "available": all(folder.is_dir() for folder in folders),
+                "n_images": None,
+                "n_classes": None,
+                "where": str(variant),
+                "source": None,
+            }
+        )
     for name, family in FAMILIES.items():
-        folder = data_root / name
+        if name in added:
+            continue
+        folder = family.folder(data_root)
         rows.append(
             {
                 "name": name,
@@ -260,6 +335,7 @@ __all__ = [
     "Family",
     "add_target",
     "check_name",
+    "define_target",
     "list_targets",
     "load_target",
     "registered_names",

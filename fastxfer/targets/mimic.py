@@ -1,0 +1,112 @@
+"""MIMIC-CXR-JPG (Johnson et al., 2019): labels, views and splits are three tables, joined on subject, study, image."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from fastxfer.errors import DataError, UsageError
+from fastxfer.targets.csvfile import Table, read_csv
+from fastxfer.targets.files import locate_images
+from fastxfer.targets.filters import choose_rows, keep_exactly_one
+from fastxfer.targets.labeltables import find_table
+from fastxfer.targets.policies import COLUMNS, LABELS, Policy, read_entries
+from fastxfer.targets.table import Target
+
+LABELERS = ("chexpert", "negbio")
+_RELEASES = ("2.0.0", "2.1.0")
+_SPLITS = {"train": "train", "validate": "val", "test": "test"}
+_STUDY = ("subject_id", "study_id")
+_IMAGE = (*_STUDY, "dicom_id")
+
+
+def read(
+    folder: Path,
+    name: str,
+    *,
+    labeler: str = "chexpert",
+    policy: str = "ignore",
+    soft_labels: Path | str | None = None,
+    zero_devices: bool = False,
+    views: tuple[str, ...] = ("AP", "PA"),
+    first_of: str | None = None,
+    exactly_one: bool = False,
+    labels_only: bool = False,
+) -> Target:
+    """Read the release below `folder`: ``files/p10/p10000032/s50414267/….jpg`` and its tables, ``.csv`` or ``.csv.gz``.
+
+    The splits are the official ones; "validate" is val. Images without a row in the table of splits or of labels
+    are left out and counted.
+
+    labeler:     which program read the reports: "chexpert" or "negbio"
+    policy, soft_labels, zero_devices: see `fastxfer.targets.policies.Policy`
+    views:       "AP", "PA" (frontal), "LATERAL", "LL", … as the release names them
+    first_of:    see `fastxfer.targets.filters.choose_rows`
+    exactly_one: images with one positive label only, as a single-label target
+    labels_only: the tables only; whether the images are there is not looked at, and `root` is None
+    """
+    if labeler not in LABELERS:
+        raise UsageError(f"target '{name}': labeler '{labeler}' is not one of {', '.join(LABELERS)}")
+    rule = Policy(policy, soft_labels, zero_devices)
+    rule.check(name)
+
+    def table_of(what: str, columns: tuple[str, ...]) -> Table:
+        files = [f"mimic-cxr-{r}-{what}.csv{end}" for r in _RELEASES for end in (".gz", "")]
+        return read_csv(find_table(name, folder, files), columns=columns)
+
+    images = table_of("metadata", (*_IMAGE, "ViewPosition"))
+    splits = table_of("split", (*_IMAGE, "split"))
+    reports = table_of(labeler, (*_STUDY, *COLUMNS))
+    split_row, label_row = _index(splits, _IMAGE), _index(reports, _STUDY)
+    image_keys = list(zip(*(images.column(c) for c in _IMAGE), strict=True))
+    with_split = [i for i, key in enumerate(image_keys) if key in split_row]
+    rows = [i for i in with_split if image_keys[i][:2] in label_row]
+    notes = [
+        f"labels by {labeler}; left out {len(images) - len(with_split):,} images without a split "
+        f"and {len(with_split) - len(rows):,} without labels"
+    ]
+    if not rows:
+        raise DataError(f"{images.file}: none of its images is both in {splits.file.name} and in {reports.file.name}")
+    keys = [image_keys[i] for i in rows]
+    patient, view = np.array([key[0] for key in keys]), np.array(images.column("ViewPosition"))[rows]
+    study = np.array([f"{subject}-{study}" for subject, study, _ in keys])
+    keep, left_out = choose_rows(
+        name, len(rows), views=views, first_of=first_of, view=view, study=study, patient=patient
+    )
+    ids = [f"files/p{subject[:2]}/p{subject}/s{study}/{dicom}.jpg" for subject, study, dicom in (keys[i] for i in keep)]
+    if not labels_only:
+        ids = locate_images(folder, ids, [images.where(rows[i]) for i in keep])
+    entries = read_entries(reports)[[label_row[keys[i][:2]] for i in keep]]
+    labels, done = rule.settle(entries, ids)
+    target = Target(
+        name,
+        np.array(ids),
+        LABELS,
+        labels,
+        _splits(splits, [split_row[keys[i]] for i in keep]),
+        patient[keep],
+        None if labels_only else folder.absolute(),
+        (*notes, *left_out, *done),
+        study=study[keep],
+        view=view[keep],
+    )
+    return keep_exactly_one(target) if exactly_one else target
+
+
+def _index(table: Table, columns: tuple[str, ...]) -> dict[tuple[str, ...], int]:
+    """Row number by the values of these columns, which must not repeat."""
+    rows: dict[tuple[str, ...], int] = {}
+    for i, key in enumerate(zip(*(table.column(c) for c in columns), strict=True)):
+        if rows.setdefault(key, i) != i:
+            same = table.row_numbers[rows[key]]
+            raise DataError(f"{table.where(i)}: the same {', '.join(columns)} as in row {same}; expected one row each")
+    return rows
+
+
+def _splits(table: Table, rows: list[int]) -> np.ndarray:
+    words = table.column("split")
+    for i in rows:
+        if words[i] not in _SPLITS:
+            raise DataError(f"{table.where(i)}: split '{words[i]}' is not one of {', '.join(_SPLITS)}")
+    return np.array([_SPLITS[words[i]] for i in rows])

@@ -1,0 +1,72 @@
+"""Oxford-IIIT Pets (Parkhi et al., CVPR 2012): 37 breeds of cats and dogs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from fastxfer.errors import DataError
+from fastxfer.targets.csvfile import read_bytes
+from fastxfer.targets.files import locate_images, refuse_repeats
+from fastxfer.targets.table import Target
+
+N_BREEDS = 37
+SPECIES = ("cat", "dog")
+_LISTS = {"trainval.txt": "train", "test.txt": "test"}
+
+
+def read(folder: Path, name: str, *, species: bool = False, labels_only: bool = False) -> Target:
+    """Read ``annotations/trainval.txt`` (train), ``annotations/test.txt`` and ``images/``, in `folder` or in its
+    ``oxford-iiit-pet/``.
+
+    A line is ``Abyssinian_100 1 1 1``: image, breed, species (1 cat, 2 dog), number within the species.
+
+    species:     cat or dog instead of the breed
+    labels_only: the lists only; `root` is None
+    """
+    root = folder / "oxford-iiit-pet" if (folder / "oxford-iiit-pet").is_dir() else folder
+    ids: list[str] = []
+    where: list[str] = []
+    split: list[str] = []
+    breeds: list[int] = []
+    kinds: list[int] = []
+    breed_names: dict[int, str] = {}
+    for file, part in _LISTS.items():
+        path = root / "annotations" / file
+        if not path.is_file():
+            raise DataError(f"target '{name}': no {path}; expected the lists trainval.txt and test.txt in annotations/")
+        for number, line in enumerate(read_bytes(path).decode("utf-8-sig", "replace").splitlines(), 1):
+            if not line.strip() or line.startswith("#"):
+                continue
+            place = f"{path}, row {number}"
+            image, *numbers = line.split()
+            if len(numbers) != 3 or not all(n.isdecimal() for n in numbers) or numbers[1] not in ("1", "2"):
+                raise DataError(
+                    f"{place}: '{line}'; expected such as 'Abyssinian_100 1 1 1' (image, breed, species, …)"
+                )
+            breed = int(numbers[0])
+            breed_name = image.rsplit("_", 1)[0]
+            if breed_names.setdefault(breed, breed_name) != breed_name:
+                raise DataError(f"{place}: breed {breed} is '{breed_name}' here, '{breed_names[breed]}' before")
+            ids.append(f"images/{image}.jpg")
+            where.append(place)
+            split.append(part)
+            breeds.append(breed)
+            kinds.append(int(numbers[1]) - 1)
+    notes = []
+    if len(breed_names) != N_BREEDS:
+        notes.append(f"{len(breed_names)} breeds where the data set has {N_BREEDS}")
+    order = {breed: j for j, breed in enumerate(sorted(breed_names))}
+    if not labels_only:
+        ids = locate_images(root, ids, where)
+    refuse_repeats(ids, where)
+    return Target(
+        name,
+        np.array(ids),
+        SPECIES if species else tuple(breed_names[breed] for breed in order),
+        np.array(kinds if species else [order[breed] for breed in breeds], dtype=np.int64),
+        np.array(split),
+        root=None if labels_only else root.absolute(),
+        notes=tuple(notes),
+    )
