@@ -101,6 +101,14 @@ def check_header(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) 
         return image.size
 
 
+def format_of(content: bytes) -> str:
+    """The format that a file's first bytes tell ("JPEG", "PNG" …); "" for none that is read here."""
+    try:
+        return _recognise(content[:16], "")[0]
+    except DataError:
+        return ""
+
+
 @contextmanager
 def _file(name: str) -> Iterator[IO[bytes]]:
     """The opened file; what goes wrong with the file itself, now or while it is read, becomes a `DataError`."""

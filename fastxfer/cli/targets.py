@@ -181,7 +181,8 @@ def show(
 @data_root_option
 @json_option
 def check(names: tuple[str, ...], data_root: Path, as_json: bool) -> None:
-    """Check targets: undecodable images, copies (also between targets), patients in two splits, empty classes.
+    """Check targets: undecodable images, copies and near copies (also between targets), patients in two splits,
+    empty classes.
 
     Decodes every image. Exits with 0 whatever it finds; the findings are the result.
 
@@ -229,6 +230,21 @@ def _say_findings(report: dict[str, Any]) -> None:
             f"same {group['same']}{', ACROSS SPLITS' if group['across_splits'] else ''}: "
             + " = ".join(f"{i['target']}:{i['image']} ({i['split']})" for i in group["images"])
             for group in sorted(groups, key=lambda group: not group["across_splits"])
+        ]
+    )
+
+    near = report["near_duplicates"]
+    click.echo(
+        f"near duplicates: {report['n_near_duplicates']:,} pairs of images that look alike; "
+        f"{sum(pair['across_splits'] for pair in near):,} across splits, "
+        f"{sum(pair['across_targets'] for pair in near):,} across targets, "
+        f"{sum(pair['labels_differ'] for pair in near):,} with different labels"
+    )
+    list_some(
+        [
+            f"distance {pair['distance']:.3f}{', ACROSS SPLITS' if pair['across_splits'] else ''}: "
+            + " ~ ".join(f"{i['target']}:{i['image']} ({i['split']})" for i in pair["images"])
+            for pair in sorted(near, key=lambda pair: not pair["across_splits"])
         ]
     )
 

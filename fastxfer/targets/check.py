@@ -2,33 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
-import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import combinations, pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fastxfer.errors import DataError
-from fastxfer.images import decode_image
 from fastxfer.progress import progress
 from fastxfer.targets.describe import count_labels
+from fastxfer.targets.likeness import Found, alike
+from fastxfer.targets.looks import Looks, folder_of, look_at
 from fastxfer.targets.table import SPLITS, Target
 
-_WINDOW = 1024  # images in flight at once
-
-
-@dataclass(frozen=True)
-class _Digest:
-    file: bytes | None  # of the content; None: could not be read
-    pixels: bytes | None  # of size and RGB values; None: could not be decoded
-    error: str
+MOST_PAIRS = 100_000
+"""Near copies that are listed, the nearest first; more are counted only."""
 
 
 def check_target(target: Target, *, workers: int | None = None) -> dict[str, Any]:
@@ -45,33 +34,45 @@ def check_targets(targets: Sequence[Target], *, workers: int | None = None) -> d
     duplicate_groups:     [{"same": "file" | "pixels", "across_splits", "across_targets", "labels_differ",
                           "images": […]}], images that are equal as files, or once decoded
     duplicate_images:     number of images in these groups
+    near_duplicates:      [{"distance", "across_splits", "across_targets", "labels_differ", "images": [one, other]}],
+                          pairs that look alike (see `likeness`) without being equal, nearest first, `MOST_PAIRS` at most
+    n_near_duplicates:    number of such pairs, listed or not
     patients_in_both:     number of patients with images in more than one split of a target
     patients_in_both_images: those images, per target and pair of splits
     empty_classes:        labels without an image in a split that has images
     targets:              per target: "name", "n_images", "splits", "labels" (counts per split), "notes"
     """
     for target in targets:
-        if target.root is None:
-            raise DataError(f"target '{target.name}': its images are not at hand (only the table is), nothing to check")
-    undecodable: list[dict[str, Any]] = []
-    copies: dict[bytes, list[_Member]] = defaultdict(list)
-    total = sum(target.n_images for target in targets)
-    with progress(f"check {', '.join(t.name for t in targets)}", total, "images") as advance:
-        for target in targets:
-            for row, digest in enumerate(_digests(target, workers or _cores())):
-                if digest.error:
-                    undecodable.append({**_image(target, row), "error": digest.error})
-                key = digest.pixels or digest.file  # undecodable files can still be copies of each other
-                if key is not None:
-                    copies[key].append(_Member(target, row, digest.file))
-                advance(1)
-    groups = [_group(members) for members in copies.values() if len(members) > 1]
+        folder_of(target)  # before anything is decoded
+    with progress(f"check {', '.join(t.name for t in targets)}", sum(t.n_images for t in targets), "images") as advance:
+        seen = [look_at(target, advance, workers) for target in targets]
+    members = [_Member(target, row) for target in targets for row in range(target.n_images)]
+    keys = [looks.key(row) for looks, target in zip(seen, targets, strict=True) for row in range(target.n_images)]
+    copies: dict[bytes, list[int]] = defaultdict(list)
+    for number, key in enumerate(keys):
+        if key is not None:
+            copies[key].append(number)
+    same = [numbers for numbers in copies.values() if len(numbers) > 1]
+    files = [file for looks in seen for file in looks.file]
+    groups = [_group([members[n] for n in numbers], {files[n] for n in numbers}) for numbers in same]
+    n_near, near = _nearest(_near(seen, keys))
     shared = [entry for target in targets for entry in _patients_in_both(target)]
+    undecodable = [
+        {**_image(_Member(target, row)), "error": error}
+        for looks, target in zip(seen, targets, strict=True)
+        for row, error in enumerate(looks.error)
+        if error
+    ]
     return {
         "undecodable": undecodable,
         "n_undecodable": len(undecodable),
         "duplicate_images": sum(len(group["images"]) for group in groups),
         "duplicate_groups": groups,
+        "n_near_duplicates": n_near,
+        "near_duplicates": [
+            {"distance": round(max(0.0, 1 - float(product)), 4), **_relation([members[i], members[j]])}
+            for i, j, product in zip(*near, strict=True)
+        ],
         "patients_in_both": sum(_count_shared_patients(target) for target in targets),
         "patients_in_both_images": shared,
         "empty_classes": [entry for target in targets for entry in _empty_classes(target)],
@@ -88,17 +89,40 @@ def check_targets(targets: Sequence[Target], *, workers: int | None = None) -> d
     }
 
 
+def _near(seen: Sequence[Looks], keys: Sequence[bytes | None]) -> Iterator[Found]:
+    """Pairs of images, numbered through all targets, that look alike and are not equal."""
+    number = np.unique([key or b"" for key in keys], return_inverse=True)[1]
+    for i, j, product in alike(np.concatenate([looks.likeness for looks in seen])):
+        differ = number[i] != number[j]
+        yield i[differ], j[differ], product[differ]
+
+
+def _nearest(found: Iterator[Found]) -> tuple[int, Found]:
+    """How many pairs there are, and the nearest `MOST_PAIRS` of them, nearest first; memory is bounded by that."""
+    count = 0
+    i, j, product = np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32)
+    for some in found:
+        count += len(some[0])
+        i, j = np.concatenate([i, some[0]]), np.concatenate([j, some[1]])
+        product = np.concatenate([product, some[2]])
+        order = np.lexsort((j, i, -product))[:MOST_PAIRS]
+        i, j, product = i[order], j[order], product[order]
+    return count, (i, j, product)
+
+
 @dataclass(frozen=True)
 class _Member:
     target: Target
     row: int
-    file: bytes | None
 
 
-def _group(members: list[_Member]) -> dict[str, Any]:
-    first = members[0]
+def _group(members: list[_Member], files: set[bytes | None]) -> dict[str, Any]:
+    return {"same": "file" if len(files) == 1 else "pixels", **_relation(members)}
+
+
+def _relation(members: list[_Member]) -> dict[str, Any]:
+    """What images that are the same, or nearly, have to do with each other."""
     return {
-        "same": "file" if all(m.file == first.file for m in members) else "pixels",
         "across_splits": len({(m.target.name, m.target.split[m.row]) for m in members})
         > len({m.target.name for m in members}),
         "across_targets": len({m.target.name for m in members}) > 1,
@@ -107,11 +131,12 @@ def _group(members: list[_Member]) -> dict[str, Any]:
             a.target is b.target and _labels(a.target, a.row) != _labels(b.target, b.row)
             for a, b in pairwise(members)
         ),
-        "images": [_image(m.target, m.row) for m in members],
+        "images": [_image(m) for m in members],
     }
 
 
-def _image(target: Target, row: int) -> dict[str, Any]:
+def _image(member: _Member) -> dict[str, Any]:
+    target, row = member.target, member.row
     return {
         "target": target.name,
         "image": str(target.image_id[row]),
@@ -162,29 +187,3 @@ def _empty_classes(target: Target) -> list[dict[str, Any]]:
             if empty:
                 entries.append({"target": target.name, "split": split, "labels": empty})
     return entries
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _digests(target: Target, workers: int) -> Iterator[_Digest]:
-    root = target.root
-    assert root is not None
-    with ThreadPoolExecutor(workers) as pool:
-        for start in range(0, target.n_images, _WINDOW):
-            yield from pool.map(lambda image_id: _digest(root / image_id), target.image_id[start : start + _WINDOW])
-
-
-def _digest(path: Path) -> _Digest:
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        return _Digest(None, None, f"{path}: cannot be read: {error.strerror or error}")
-    file = hashlib.blake2b(content, digest_size=16).digest()
-    try:
-        image = decode_image(io.BytesIO(content), str(path))
-    except DataError as error:
-        return _Digest(file, None, str(error))
-    pixels = hashlib.blake2b(np.asarray(image).tobytes(), digest_size=16, person=b"%dx%d" % image.size).digest()
-    return _Digest(file, pixels, "")

@@ -1,0 +1,122 @@
+"""Near copies, shared patients, shortcuts: what `targets check` finds beyond equal files."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fastxfer.images import load_image
+from fastxfer.targets import add_target, check_target, check_targets
+from fastxfer.targets import check as check_module
+from fastxfer.targets.likeness import ALIKE, LENGTH, alike, likeness
+
+
+def cloud(seed: int, size: tuple[int, int] = (96, 80)) -> Image.Image:
+    """A picture with structure, unlike any other seed's."""
+    rng = np.random.default_rng(seed)
+    return Image.fromarray(rng.integers(0, 256, (9, 9, 3), dtype=np.uint8)).resize(size)
+
+
+def write_table(root: Path, rows: list[str], columns: str = "path,label,split") -> Path:
+    (root / "labels.csv").write_text("\n".join([columns, *rows]) + "\n")
+    return root
+
+
+# ---- the perceptual hash -------------------------------------------------------------------------------------------
+
+
+def jpeg(image: Image.Image) -> Image.Image:
+    stream = io.BytesIO()
+    image.save(stream, "JPEG", quality=75)
+    return Image.open(stream).convert("RGB")
+
+
+CHANGES = {
+    "half": lambda image: image.resize((image.width // 2, image.height // 2)),
+    "three quarters": lambda image: image.resize((image.width * 3 // 4, image.height * 3 // 4)),
+    "another aspect": lambda image: image.resize((100, 50)),
+    "jpeg": jpeg,
+    "1024 to 224": lambda image: image.resize((1024, 1024)).resize((224, 224)),
+    "darker": lambda image: image.point(lambda v: v // 2),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_changed_copy_is_alike_and_another_picture_is_not(change: str) -> None:
+    hashes = np.stack([likeness(cloud(seed)) for seed in range(20)])
+    copies = np.stack([likeness(CHANGES[change](cloud(seed))) for seed in range(20)])
+    assert hashes.shape == (20, LENGTH)
+    np.testing.assert_allclose(np.linalg.norm(hashes, axis=1), 1, atol=1e-6)
+    products = hashes @ copies.T
+    assert np.diag(products).min() >= ALIKE
+    assert products[~np.eye(20, dtype=bool)].max() < 0.7
+
+
+def test_a_picture_without_structure_is_like_none() -> None:
+    assert not likeness(Image.new("RGB", (40, 30), (90, 90, 90))).any()
+    assert not likeness(Image.new("RGB", (1, 1), "white")).any()
+
+
+def test_alike_finds_the_pairs_that_all_products_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastxfer.targets.likeness._TILE", 7)  # several tiles, the last ones cut
+    rng = np.random.default_rng(0)
+    x, y = (rng.normal(size=(n, 5)).astype(np.float32) for n in (30, 20))
+    for rows in (x, y):
+        rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+
+    def pairs(*given: np.ndarray) -> set[tuple[int, int]]:
+        return {(int(i), int(j)) for a, b, _ in alike(*given, threshold=0.6) for i, j in zip(a, b, strict=True)}
+
+    assert pairs(x) == {(i, j) for i, j in zip(*np.nonzero(x @ x.T >= 0.6), strict=True) if i < j}
+    assert pairs(x, y) == set(zip(*np.nonzero(x @ y.T >= 0.6), strict=True))
+    assert not list(alike(x[:0]))
+
+
+@pytest.mark.real
+def test_real_xrays_are_told_apart_and_their_copies_found(real: Path) -> None:
+    files = sorted((real / "kermany_pneumonia/train/NORMAL").iterdir())[:150]
+    hashes = np.stack([likeness(load_image(file)) for file in files])
+    found = {(int(i), int(j)) for a, b, _ in alike(hashes) for i, j in zip(a, b, strict=True)}
+    assert all(files[i].read_bytes() == files[j].read_bytes() for i, j in found)
+    for change in ("half", "three quarters", "jpeg", "1024 to 224"):
+        copies = np.stack([likeness(CHANGES[change](load_image(file))) for file in files[:25]])
+        assert (np.einsum("id,id->i", hashes[:25], copies) >= ALIKE).all(), change
+
+
+def test_check_lists_near_copies_and_no_exact_ones_among_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    one, two = tmp_path / "one", tmp_path / "two"
+    for seed in range(4):
+        cloud(seed).save(one / f"{seed}.png")
+    cloud(0).save(one / "same.bmp")
+    cloud(1).resize((48, 40)).save(one / "small.png")
+    cloud(2).save(two / "recompressed.jpg", quality=75)
+    Image.new("RGB", (9, 9)).save(two / "black.png")
+    names = ["0.png", "1.png", "2.png", "3.png", "same.bmp", "small.png"]
+    splits = ["train", "train", "train", "test", "test", "test"]
+    write_table(
+        one, [f"{n},{'b' if n in ('small.png', '2.png') else 'a'},{s}" for n, s in zip(names, splits, strict=True)]
+    )
+    write_table(two, ["recompressed.jpg,a,train", "black.png,b,test"])
+    targets = [add_target(folder, folder.name, tmp_path / "data") for folder in (one, two)]
+    report = check_targets(targets)
+    assert [[i["image"] for i in g["images"]] for g in report["duplicate_groups"]] == [["0.png", "same.bmp"]]
+    found = {tuple(i["image"] for i in pair["images"]): pair for pair in report["near_duplicates"]}
+    assert set(found) == {("1.png", "small.png"), ("2.png", "recompressed.jpg")}
+    assert report["n_near_duplicates"] == 2
+    inside, between = found["1.png", "small.png"], found["2.png", "recompressed.jpg"]
+    assert (inside["across_splits"], inside["across_targets"], inside["labels_differ"]) == (True, False, True)
+    assert (between["across_splits"], between["across_targets"], between["labels_differ"]) == (False, True, False)
+    distances = [pair["distance"] for pair in report["near_duplicates"]]
+    assert distances == sorted(distances)
+    assert all(0 <= d <= 1 - ALIKE for d in distances)
+    monkeypatch.setattr(check_module, "MOST_PAIRS", 1)
+    cut = check_targets(targets)
+    assert cut["n_near_duplicates"] == 2
+    assert cut["near_duplicates"] == report["near_duplicates"][:1]
+    assert check_target(targets[1])["near_duplicates"] == []
