@@ -10,8 +10,10 @@ import pytest
 from PIL import Image
 
 from fastxfer.images import load_image
-from fastxfer.targets import add_target, check_target, check_targets
+from fastxfer.targets import Target, add_target, check_target, check_targets
 from fastxfer.targets import check as check_module
+from fastxfer.targets.leaks import in_both
+from fastxfer.targets.leaks import test_leaks as find_test_leaks
 from fastxfer.targets.likeness import ALIKE, LENGTH, alike, likeness
 
 
@@ -119,4 +121,66 @@ def test_check_lists_near_copies_and_no_exact_ones_among_them(tmp_path: Path, mo
     cut = check_targets(targets)
     assert cut["n_near_duplicates"] == 2
     assert cut["near_duplicates"] == report["near_duplicates"][:1]
+    assert [(leak["target"], leak["copy"]) for leak in report["leaks"]] == [
+        ("one", {"images": ["same.bmp", "small.png"], "share": 2 / 3}),
+        ("two", {"images": [], "share": 0.0}),  # its copy is in another target
+    ]
     assert check_target(targets[1])["near_duplicates"] == []
+
+
+# ---- both sides of a split ------------------------------------------------------------------------------------------
+
+
+def visits() -> Target:
+    """Eight images of four patients: p's and q's visits go on into test, q's within one study; one patient is unknown."""
+    return Target(
+        "visits",
+        np.array([f"{i}.png" for i in range(8)]),
+        ("a", "b"),
+        np.array([0, 1] * 4),
+        np.array(["train", "train", "train", "val", "test", "test", "test", "test"]),
+        patient=np.array(["p", "q", "", "r", "p", "q", "", "s"]),
+        study=np.array(["1", "1", "2", "1", "2", "1", "2", "1"]),
+    )
+
+
+def test_patients_and_studies_on_both_sides_and_their_share_of_test() -> None:
+    target = visits()
+    count, (entry,) = in_both(target, "patient")
+    assert (count, entry["splits"], entry["patients"]) == (2, ["train", "test"], 2)
+    assert entry["images"] == {"train": ["0.png", "1.png"], "test": ["4.png", "5.png"]}
+    assert entry["share"] == {"train": 2 / 3, "test": 0.5}
+    count, entries = in_both(target, "study")  # "1" of p, q, r and s are four; nobody's "2" may be two
+    assert (count, [e["studies"] for e in entries]) == (1, [1])
+    leaks = find_test_leaks(target, np.zeros(8, bool))
+    assert leaks["patient"] == {"images": ["4.png", "5.png"], "share": 0.5}
+    assert leaks["study"] == {"images": ["5.png"], "share": 0.25}
+    assert leaks["copy"] == {"images": [], "share": 0.0}
+
+
+def test_what_nobody_knows_is_not_counted() -> None:
+    whole = visits()
+    target = Target("t", whole.image_id, whole.class_names, whole.labels, whole.split)
+    assert in_both(target, "patient") == (0, [])
+    leaks = find_test_leaks(target, np.zeros(8, bool))
+    assert (leaks["patient"], leaks["study"], leaks["test_images"]) == (None, None, 4)
+
+
+def test_the_share_of_a_split_drawn_by_image_is_what_chance_gives() -> None:
+    """PadChest-Cl's fault in small: a split by image, 73.1 % of whose test images share a patient with train."""
+    rng = np.random.default_rng(0)
+    patient = np.repeat(np.arange(2000), rng.integers(1, 5, 2000))
+    n = len(patient)
+    split = np.where(rng.random(n) < 0.1, "test", "train")
+    target = Target(
+        "cl",
+        np.array([f"{i}.png" for i in range(n)]),
+        ("a", "b"),
+        np.arange(n) % 2,
+        split,
+        patient=patient.astype(str),
+    )
+    in_train = set(patient[split == "train"])
+    expected = np.mean([p in in_train for p in patient[split == "test"]])
+    assert find_test_leaks(target, np.zeros(n, bool))["patient"]["share"] == pytest.approx(expected)
+    assert 0.5 < expected < 0.9

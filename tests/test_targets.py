@@ -796,6 +796,7 @@ def test_check_finds_what_is_wrong(workers: int, tmp_path: Path) -> None:
             "splits": ["train", "test"],
             "patients": 2,
             "images": {"train": ["1.png", "5.png"], "test": ["2.png", "7.png"]},
+            "share": {"train": 0.5, "test": 0.5},
         }
     ]
     assert report["empty_classes"] == [{"target": "faulty", "split": "train", "labels": ["c"]}]

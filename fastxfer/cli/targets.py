@@ -248,14 +248,27 @@ def _say_findings(report: dict[str, Any]) -> None:
         ]
     )
 
-    click.echo(f"patients in more than one split: {report['patients_in_both']:,}")
-    list_some(
-        [
-            f"{entry['target']}: {entry['patients']:,} patients, "
-            + " and ".join(f"{len(ids):,} images in {s} ({ids[0]} …)" for s, ids in entry["images"].items())
-            for entry in report["patients_in_both_images"]
+    for what in ("patients", "studies"):
+        click.echo(f"{what} in more than one split: {report[f'{what}_in_both']:,}")
+        list_some(
+            [
+                f"{entry['target']}: {entry[what]:,} {what}, "
+                + " and ".join(
+                    f"{len(ids):,} images in {s} ({entry['share'][s]:.1%}; {ids[0]} …)"
+                    for s, ids in entry["images"].items()
+                )
+                for entry in report[f"{what}_in_both_images"]
+            ]
+        )
+
+    click.echo("test images that training (train or val) has seen:")
+    for leak in report["leaks"]:
+        words = [
+            f"{word} {len(found['images']):,} ({found['share']:.1%})"
+            for what, word in (("copy", "copies"), ("patient", "the same patient"), ("study", "the same study"))
+            if (found := leak[what]) is not None
         ]
-    )
+        click.echo(f"  {leak['target']}, of {leak['test_images']:,}: {', '.join(words)}")
 
     empty = report["empty_classes"]
     click.echo(f"labels without an image in a split: {sum(len(entry['labels']) for entry in empty):,}")

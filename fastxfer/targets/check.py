@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import combinations, pairwise
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fastxfer.progress import progress
 from fastxfer.targets.describe import count_labels
+from fastxfer.targets.leaks import in_both, seen_in_training, test_leaks
 from fastxfer.targets.likeness import Found, alike
 from fastxfer.targets.looks import Looks, folder_of, look_at
 from fastxfer.targets.table import SPLITS, Target
@@ -38,7 +40,9 @@ def check_targets(targets: Sequence[Target], *, workers: int | None = None) -> d
                           pairs that look alike (see `likeness`) without being equal, nearest first, `MOST_PAIRS` at most
     n_near_duplicates:    number of such pairs, listed or not
     patients_in_both:     number of patients with images in more than one split of a target
-    patients_in_both_images: those images, per target and pair of splits
+    patients_in_both_images: those images, per target and pair of splits, and their share of each
+    studies_in_both, studies_in_both_images: the same for studies
+    leaks:                per target, the test images that training has seen, see `test_leaks`
     empty_classes:        labels without an image in a split that has images
     targets:              per target: "name", "n_images", "splits", "labels" (counts per split), "notes"
     """
@@ -55,8 +59,11 @@ def check_targets(targets: Sequence[Target], *, workers: int | None = None) -> d
     same = [numbers for numbers in copies.values() if len(numbers) > 1]
     files = [file for looks in seen for file in looks.file]
     groups = [_group([members[n] for n in numbers], {files[n] for n in numbers}) for numbers in same]
-    n_near, near = _nearest(_near(seen, keys))
-    shared = [entry for target in targets for entry in _patients_in_both(target)]
+    codes = np.unique([key or b"" for key in keys], return_inverse=True)[1].astype(np.int64)
+    codes[[key is None for key in keys]] = -1
+    copied = np.concatenate([seen_in_training(t, codes[s]) for t, s in _parts(targets)])
+    n_near, near = _nearest(_near(seen, codes, targets, copied))
+    patients, studies = ([in_both(target, what) for target in targets] for what in ("patient", "study"))
     undecodable = [
         {**_image(_Member(target, row)), "error": error}
         for looks, target in zip(seen, targets, strict=True)
@@ -73,8 +80,11 @@ def check_targets(targets: Sequence[Target], *, workers: int | None = None) -> d
             {"distance": round(max(0.0, 1 - float(product)), 4), **_relation([members[i], members[j]])}
             for i, j, product in zip(*near, strict=True)
         ],
-        "patients_in_both": sum(_count_shared_patients(target) for target in targets),
-        "patients_in_both_images": shared,
+        "patients_in_both": sum(count for count, _ in patients),
+        "patients_in_both_images": [entry for _, entries in patients for entry in entries],
+        "studies_in_both": sum(count for count, _ in studies),
+        "studies_in_both_images": [entry for _, entries in studies for entry in entries],
+        "leaks": [test_leaks(target, copied[part]) for target, part in _parts(targets)],
         "empty_classes": [entry for target in targets for entry in _empty_classes(target)],
         "targets": [
             {
@@ -89,11 +99,27 @@ def check_targets(targets: Sequence[Target], *, workers: int | None = None) -> d
     }
 
 
-def _near(seen: Sequence[Looks], keys: Sequence[bytes | None]) -> Iterator[Found]:
-    """Pairs of images, numbered through all targets, that look alike and are not equal."""
-    number = np.unique([key or b"" for key in keys], return_inverse=True)[1]
+def _parts(targets: Sequence[Target]) -> Iterator[tuple[Target, slice]]:
+    """Each target with its part of a numbering through all of them."""
+    start = 0
+    for target in targets:
+        yield target, slice(start, start + target.n_images)
+        start += target.n_images
+
+
+def _near(
+    seen: Sequence[Looks], codes: NDArray[np.int64], targets: Sequence[Target], copied: NDArray[np.bool_]
+) -> Iterator[Found]:
+    """Pairs of images, numbered through all targets, that look alike and are not equal (have other `codes`).
+
+    On the way, `copied` becomes true for test images that look like one of train or val of the same target.
+    """
+    owner = np.repeat(np.arange(len(targets)), [target.n_images for target in targets])
+    test = np.concatenate([target.split == "test" for target in targets])
     for i, j, product in alike(np.concatenate([looks.likeness for looks in seen])):
-        differ = number[i] != number[j]
+        for a, b in ((i, j), (j, i)):
+            copied[a[(owner[a] == owner[b]) & test[a] & ~test[b]]] = True
+        differ = codes[i] != codes[j]
         yield i[differ], j[differ], product[differ]
 
 
@@ -149,33 +175,6 @@ def _labels(target: Target, row: int) -> list[str]:
     if not target.multi_label:
         return [target.class_names[target.labels[row]]]
     return [name for name, value in zip(target.class_names, target.labels[row], strict=True) if value > 0.5]
-
-
-def _patients_in_both(target: Target) -> list[dict[str, Any]]:
-    """Per pair of splits with common patients: how many, and their images on either side."""
-    if target.patient is None:
-        return []
-    entries = []
-    for one, other in combinations(SPLITS, 2):
-        common = np.intersect1d(target.patient[target.rows(one)], target.patient[target.rows(other)])
-        if len(common):
-            concerned = np.isin(target.patient, common)
-            entries.append(
-                {
-                    "target": target.name,
-                    "splits": [one, other],
-                    "patients": len(common),
-                    "images": {s: target.image_id[concerned & (target.split == s)].tolist() for s in (one, other)},
-                }
-            )
-    return entries
-
-
-def _count_shared_patients(target: Target) -> int:
-    if target.patient is None:
-        return 0
-    pairs = np.unique(np.stack([target.patient, target.split]), axis=1)
-    return int((np.unique(pairs[0], return_counts=True)[1] > 1).sum())
 
 
 def _empty_classes(target: Target) -> list[dict[str, Any]]:
