@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,8 @@ from fastxfer.targets import check as check_module
 from fastxfer.targets.leaks import in_both
 from fastxfer.targets.leaks import test_leaks as find_test_leaks
 from fastxfer.targets.likeness import ALIKE, LENGTH, alike, likeness
+from fastxfer.targets.looks import look_at
+from fastxfer.targets.shortcuts import find_shortcuts
 
 
 def cloud(seed: int, size: tuple[int, int] = (96, 80)) -> Image.Image:
@@ -184,3 +188,77 @@ def test_the_share_of_a_split_drawn_by_image_is_what_chance_gives() -> None:
     expected = np.mean([p in in_train for p in patient[split == "test"]])
     assert find_test_leaks(target, np.zeros(n, bool))["patient"]["share"] == pytest.approx(expected)
     assert 0.5 < expected < 0.9
+
+
+# ---- shortcuts ------------------------------------------------------------------------------------------------------
+
+
+def two_sources(root: Path, label: Callable[[int, int], str], n: int = 60) -> Target:
+    """Clouds from two sources: one's files are JPEGs and large, the other's PNGs and small. label(source, number)."""
+    root.mkdir()
+    rows = []
+    for i in range(n):
+        source = i % 2
+        name = f"{i}.{('png', 'jpg')[source]}"
+        cloud(i, (40, 40) if source else (24, 24)).save(root / name, **({"quality": 95} if source else {}))
+        rows.append(f"{name},{label(source, i)},{'test' if i % 5 == 0 else 'train'},p{i}")
+    return add_target(write_table(root, rows, "path,label,split,patient"), root.name, root.parent / "data")
+
+
+def test_a_label_that_is_the_source_is_flagged(tmp_path: Path) -> None:
+    report = check_target(two_sources(tmp_path / "mixed", lambda source, _: ("healthy", "ill")[source]))
+    (found,) = report["shortcut_auc"]
+    assert (found["target"], found["n_images"]) == ("mixed", 60)
+    for trait in ("format", "size", "bytes", "all"):
+        assert found["auc"][trait]["auc"] > 0.98, trait
+        assert found["auc"][trait]["labels"]["ill"]["auc"] > 0.98
+    assert found["auc"]["aspect"]["auc"] == 0.5  # all are square
+    flagged = {(flag["trait"], flag["label"]) for flag in found["flagged"]}
+    assert {("format", None), ("bytes", None), ("size", None), ("all", None)} <= flagged
+    assert not {trait for trait, _ in flagged} & {"aspect", "brightness"}
+
+
+def test_a_shuffled_label_is_not_flagged(tmp_path: Path) -> None:
+    drawn = np.random.default_rng(5).permutation(60) % 2
+    report = check_target(two_sources(tmp_path / "shuffled", lambda _, i: "ab"[drawn[i]]))
+    (found,) = report["shortcut_auc"]
+    assert found["flagged"] == []
+    assert all(abs(result["auc"] - 0.5) < 0.25 for result in found["auc"].values())
+
+
+def test_few_images_flag_nothing_however_well_they_are_told_apart(tmp_path: Path) -> None:
+    few = check_target(two_sources(tmp_path / "few", lambda source, _: "ab"[source], n=12))["shortcut_auc"][0]
+    assert few["flagged"] == []
+    fewer = check_target(two_sources(tmp_path / "fewer", lambda source, _: "ab"[source], n=8))["shortcut_auc"][0]
+    assert fewer["auc"] == {}
+
+
+def test_images_of_one_patient_count_once(tmp_path: Path) -> None:
+    """Sixty images of six patients, each of one source: as good as six images."""
+    target = two_sources(tmp_path / "mixed", lambda source, _: "ab"[source])
+    looks = look_at(target)
+    one = replace(target, patient=np.array([f"{i % 2}-{i % 6 // 2}" for i in range(60)]))
+    assert find_shortcuts(target, looks)["flagged"]
+    assert find_shortcuts(one, looks)["auc"] == {}
+
+
+def test_shortcuts_of_single_labels_and_unknown_ones(tmp_path: Path) -> None:
+    target = two_sources(tmp_path / "mixed", lambda source, _: "ab"[source])
+    rng = np.random.default_rng(1)
+    labels = rng.integers(0, 2, (60, 4)).astype(np.float32)
+    labels[:, 1] = np.arange(60) % 2  # the source
+    labels[:20, 2] = np.nan
+    labels[:, 3] = np.nan
+    many = replace(target, class_names=("chance", "source", "partly", "unknown"), labels=labels)
+    found = find_shortcuts(many, look_at(target))
+    assert set(found["auc"]["format"]["labels"]) == {"chance", "source", "partly"}
+    assert [flag["label"] for flag in found["flagged"] if flag["trait"] == "format"] == ["source"]
+    assert found["auc"]["format"]["labels"]["source"]["auc"] == 1
+
+
+@pytest.mark.real
+def test_traits_say_nothing_of_nih_labels(real: Path, tmp_path: Path) -> None:
+    nih = add_target(real / "nih_sample", "nih", tmp_path)
+    found = find_shortcuts(nih, look_at(nih))
+    assert found["flagged"] == []
+    assert 0.4 < found["auc"]["all"]["auc"] < 0.6

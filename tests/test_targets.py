@@ -880,6 +880,10 @@ def test_the_24_groups_of_identical_kermany_images_are_found(real: Path, tmp_pat
     assert report["duplicate_images"] == 49
     assert report["n_undecodable"] == 0
     assert report["patients_in_both"] == 0
+    # Its two classes were saved unlike each other: a file's size and a picture's border tell them.
+    flagged = {flag["trait"]: flag["auc"] for flag in report["shortcut_auc"][0]["flagged"]}
+    assert min(flagged["bytes"], flagged["border"], flagged["all"]) > 0.85
+    assert not {"format", "size", "aspect"} & set(flagged)
 
 
 def test_targets_need_no_torch() -> None:

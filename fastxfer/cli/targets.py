@@ -270,6 +270,19 @@ def _say_findings(report: dict[str, Any]) -> None:
         ]
         click.echo(f"  {leak['target']}, of {leak['test_images']:,}: {', '.join(words)}")
 
+    click.echo("shortcuts: mean AUC at which the label is told from what the image is not about (0.5: chance)")
+    for target in report["shortcut_auc"]:
+        words = [f"{trait} {found['auc']:.2f}" for trait, found in target["auc"].items()]
+        click.echo(f"  {target['target']}: {', '.join(words) or 'too few images to say'}")
+        list_some(
+            [
+                f"WARNING, {'traits together' if flag['trait'] == 'all' else flag['trait'] + ' alone'} predict "
+                f"{'the label' if flag['label'] is None else flag['label']}: "
+                f"AUC {flag['auc']:.2f} ± {flag['error']:.2f}, far above chance"
+                for flag in target["flagged"]
+            ]
+        )
+
     empty = report["empty_classes"]
     click.echo(f"labels without an image in a split: {sum(len(entry['labels']) for entry in empty):,}")
     list_some([f"{entry['target']}, {entry['split']}: {', '.join(entry['labels'])}" for entry in empty])

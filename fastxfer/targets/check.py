@@ -16,6 +16,7 @@ from fastxfer.targets.describe import count_labels
 from fastxfer.targets.leaks import in_both, seen_in_training, test_leaks
 from fastxfer.targets.likeness import Found, alike
 from fastxfer.targets.looks import Looks, folder_of, look_at
+from fastxfer.targets.shortcuts import find_shortcuts
 from fastxfer.targets.table import SPLITS, Target
 
 MOST_PAIRS = 100_000
@@ -43,6 +44,8 @@ def check_targets(targets: Sequence[Target], *, workers: int | None = None) -> d
     patients_in_both_images: those images, per target and pair of splits, and their share of each
     studies_in_both, studies_in_both_images: the same for studies
     leaks:                per target, the test images that training has seen, see `test_leaks`
+    shortcut_auc:         per target, how well file format, size, aspect, brightness and border alone predict the labels,
+                          see `find_shortcuts`
     empty_classes:        labels without an image in a split that has images
     targets:              per target: "name", "n_images", "splits", "labels" (counts per split), "notes"
     """
@@ -85,6 +88,7 @@ def check_targets(targets: Sequence[Target], *, workers: int | None = None) -> d
         "studies_in_both": sum(count for count, _ in studies),
         "studies_in_both_images": [entry for _, entries in studies for entry in entries],
         "leaks": [test_leaks(target, copied[part]) for target, part in _parts(targets)],
+        "shortcut_auc": [find_shortcuts(target, looks) for target, looks in zip(targets, seen, strict=True)],
         "empty_classes": [entry for target in targets for entry in _empty_classes(target)],
         "targets": [
             {
