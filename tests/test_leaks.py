@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner, Result
 from PIL import Image
 
+from fastxfer.cli import main
 from fastxfer.images import load_image
+from fastxfer.store import EmbeddingStore
 from fastxfer.targets import Target, add_target, check_target, check_targets
 from fastxfer.targets import check as check_module
+from fastxfer.targets.check import find_neighbours
 from fastxfer.targets.leaks import in_both
 from fastxfer.targets.leaks import test_leaks as find_test_leaks
 from fastxfer.targets.likeness import ALIKE, LENGTH, alike, likeness
@@ -25,6 +30,10 @@ def cloud(seed: int, size: tuple[int, int] = (96, 80)) -> Image.Image:
     """A picture with structure, unlike any other seed's."""
     rng = np.random.default_rng(seed)
     return Image.fromarray(rng.integers(0, 256, (9, 9, 3), dtype=np.uint8)).resize(size)
+
+
+def run(*words: object) -> Result:
+    return CliRunner().invoke(main, [str(word) for word in words], prog_name="fastxfer")
 
 
 def write_table(root: Path, rows: list[str], columns: str = "path,label,split") -> Path:
@@ -262,3 +271,74 @@ def test_traits_say_nothing_of_nih_labels(real: Path, tmp_path: Path) -> None:
     found = find_shortcuts(nih, look_at(nih))
     assert found["flagged"] == []
     assert 0.4 < found["auc"]["all"]["auc"] < 0.6
+
+
+# ---- a backbone's source, and neighbours among embeddings -----------------------------------------------------------
+
+
+def some_clouds(root: Path, seeds: range) -> Target:
+    root.mkdir()
+    for seed in seeds:
+        cloud(seed).save(root / f"{seed}.png")
+    rows = [f"{seed}.png,{'ab'[seed % 2]},{'test' if seed % 4 > 1 else 'train'}" for seed in seeds]
+    return add_target(write_table(root, rows), root.name, root.parent / "data")
+
+
+def test_the_images_that_a_source_contains(tmp_path: Path) -> None:
+    target, source = some_clouds(tmp_path / "target", range(6)), some_clouds(tmp_path / "source", range(4, 9))
+    cloud(0).resize((50, 40)).save(tmp_path / "source/6.png")  # a smaller copy of the target's 0
+    cloud(0).resize((90, 80)).save(tmp_path / "source/7.png")  # a better one
+    (tmp_path / "target/5.png").write_bytes(b"no image")
+    report = check_targets([target], source=source)
+    found = [(i["target"], i["image"], i["split"], i["source_image"]) for i in report["source_images"]]
+    assert found == [("target", "0.png", "train", "7.png"), ("target", "4.png", "train", "4.png")]
+    near, equal = (i["distance"] for i in report["source_images"])
+    assert 0 <= near < 0.07
+    assert equal == 0
+    assert (report["source"], report["n_source_images"]) == ("source", 2)
+    assert report["duplicate_groups"] == report["near_duplicates"] == []  # the source's own are not the question
+    assert "source_images" not in check_targets([target])
+
+
+def test_neighbours_across_splits_among_embeddings() -> None:
+    target = visits()
+    x = np.eye(8, dtype=np.float16)
+    x[4] = 3 * x[0]  # test like train
+    x[3] = x[1] + np.float16(0.1) * x[2]  # val like train
+    x[7] = x[6]  # both of test: no matter
+    which = np.array([7, 6, 4, 3, 2, 1, 0])  # 5 could not be decoded; a store's order is its own
+    found = find_neighbours(target, target.image_id[which], x[which])
+    assert [[i["image"] for i in pair["images"]] for pair in found["pairs"]] == [["0.png", "4.png"], ["1.png", "3.png"]]
+    assert [pair["cosine"] for pair in found["pairs"]] == [1.0, 0.995]
+    assert (found["n_pairs"], found["test_images"], found["threshold"]) == (2, 1, 0.95)
+    assert find_neighbours(target, target.image_id[which], x[which], 0.999)["n_pairs"] == 1
+
+
+def test_check_asks_a_source_and_a_store_by_name(tmp_path: Path) -> None:
+    target = some_clouds(tmp_path / "target", range(8))
+    some_clouds(tmp_path / "source", range(7, 10))
+    x = np.eye(8, dtype=np.float32)
+    x[2] = x[0]
+    store = EmbeddingStore.open(tmp_path / "store", mode="a")
+    store.add_target(target)
+    with store.writer("r50", "target", dim=8, dtype="float32", attributes={"identity": "r50"}) as writer:
+        writer.write(range(8), x, seconds=0.1)
+    words = ["targets", "check", "target", "--data-root", tmp_path / "data"]
+    asked = [*words, "--with-source", "source", "--backbone", "r50", "--store", tmp_path / "store"]
+    report = json.loads(run(*asked, "--json").stdout)
+    assert [(i["image"], i["source_image"]) for i in report["source_images"]] == [("7.png", "7.png")]
+    (found,) = report["embedding_neighbours"]
+    assert (found["backbone"], found["n_pairs"], found["test_images"]) == ("r50", 1, 1)
+    text = run(*asked).stdout
+    assert "images that source contains: 1" in text
+    assert "distance 0.000: target:7.png (test) ~ 7.png" in text
+    assert "neighbours across splits, target by r50: 1 pairs with a cosine of at least 0.95; 1 test images" in text
+    assert "cosine 1.000: 0.png (train) ~ 2.png (test)" in text
+    for wrong, message in [
+        (["--with-source", "target"], "a target is named twice"),
+        (["--cosine", "0.9"], "--cosine goes with --backbone"),
+        (["--backbone", "r51", "--store", tmp_path / "store"], "no embeddings of backbone 'r51'"),
+    ]:
+        result = run(*words, *wrong)
+        assert result.exit_code == 2
+        assert message in result.stderr

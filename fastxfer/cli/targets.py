@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from fastxfer.cli.common import ManyValues, data_root_option, emit_json, json_option, print_table
+from fastxfer.cli.common import ManyValues, data_root_option, emit_json, json_option, print_table, store_option
 from fastxfer.errors import UsageError
+
+if TYPE_CHECKING:
+    from fastxfer.targets import Target
 
 
 @click.group()
@@ -176,11 +179,33 @@ def show(
     )
 
 
-@targets.command()
+@targets.command(cls=ManyValues)
 @click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@click.option(
+    "--with-source",
+    "source",
+    metavar="NAME",
+    help="A data set that a backbone was trained on: find its images in these.",
+)
+@click.option(
+    "--backbone",
+    "backbones",
+    multiple=True,
+    metavar="B…",
+    help="Find neighbours across splits among the embeddings that --store holds by these backbones.",
+)
+@click.option(
+    "--cosine",
+    type=click.FloatRange(-1, 1),
+    help="Least cosine of embeddings that are called neighbours [default: 0.95].",
+)
+@store_option
 @data_root_option
 @json_option
-def check(names: tuple[str, ...], data_root: Path, as_json: bool) -> None:
+def check(
+    names: tuple[str, ...], source: str | None, backbones: tuple[str, ...], cosine: float | None, store_path: str,
+    data_root: Path, as_json: bool,
+) -> None:  # fmt: skip
     """Check targets: undecodable images, copies and near copies (also between targets), patients in two splits,
     empty classes.
 
@@ -189,12 +214,20 @@ def check(names: tuple[str, ...], data_root: Path, as_json: bool) -> None:
     \b
     Example:
       fastxfer targets check kermany nih14 --json
+      fastxfer targets check photos --with-source imagenet1k --backbone r50x1
     """
     from fastxfer.targets import check_targets, load_target
 
-    if len(set(names)) < len(names):
-        raise UsageError(f"a target is named twice: {' '.join(names)}")
-    report = check_targets([load_target(name, data_root) for name in names])
+    named = [*names, source] if source else [*names]
+    if len(set(named)) < len(named):
+        raise UsageError(f"a target is named twice: {' '.join(named)}")
+    if cosine is not None and not backbones:
+        raise UsageError("--cosine goes with --backbone, whose embeddings it is about")
+    loaded = [load_target(name, data_root) for name in names]
+    neighbours = _neighbours(loaded, backbones, cosine, store_path) if backbones else None
+    report = check_targets(loaded, source=load_target(source, data_root) if source else None)
+    if neighbours is not None:
+        report["embedding_neighbours"] = neighbours
     if as_json:
         emit_json(report)
         return
@@ -206,6 +239,28 @@ def check(names: tuple[str, ...], data_root: Path, as_json: bool) -> None:
         ],
     )
     _say_findings(report)
+
+
+def _neighbours(
+    targets: list[Target], backbones: tuple[str, ...], cosine: float | None, store_path: str
+) -> list[dict[str, Any]]:
+    from fastxfer.evaluation import backbones_of
+    from fastxfer.store import EmbeddingStore
+    from fastxfer.targets.check import NEIGHBOUR, find_neighbours
+
+    store = EmbeddingStore.open(store_path)
+    plan = backbones_of(store, [target.name for target in targets], backbones)
+    return [
+        {"backbone": backbone}
+        | find_neighbours(
+            target,
+            store.target(target.name).image_id,
+            store.embeddings(backbone, target.name),
+            NEIGHBOUR if cosine is None else cosine,
+        )
+        for target in targets
+        for backbone in plan[target.name]
+    ]
 
 
 def _say_findings(report: dict[str, Any]) -> None:
@@ -269,6 +324,27 @@ def _say_findings(report: dict[str, Any]) -> None:
             if (found := leak[what]) is not None
         ]
         click.echo(f"  {leak['target']}, of {leak['test_images']:,}: {', '.join(words)}")
+
+    if "source" in report:
+        click.echo(f"images that {report['source']} contains: {report['n_source_images']:,}")
+        list_some(
+            [
+                f"distance {i['distance']:.3f}: {i['target']}:{i['image']} ({i['split']}) ~ {i['source_image']}"
+                for i in sorted(report["source_images"], key=lambda i: i["distance"])
+            ]
+        )
+
+    for found in report.get("embedding_neighbours", []):
+        click.echo(
+            f"neighbours across splits, {found['target']} by {found['backbone']}: {found['n_pairs']:,} pairs with a "
+            f"cosine of at least {found['threshold']}; {found['test_images']:,} test images have one in train or val"
+        )
+        list_some(
+            [
+                f"cosine {pair['cosine']:.3f}: " + " ~ ".join(f"{i['image']} ({i['split']})" for i in pair["images"])
+                for pair in found["pairs"]
+            ]
+        )
 
     click.echo("shortcuts: mean AUC at which the label is told from what the image is not about (0.5: chance)")
     for target in report["shortcut_auc"]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import combinations, pairwise
 from typing import Any
 
 import numpy as np
@@ -14,13 +14,15 @@ from numpy.typing import NDArray
 from fastxfer.progress import progress
 from fastxfer.targets.describe import count_labels
 from fastxfer.targets.leaks import in_both, seen_in_training, test_leaks
-from fastxfer.targets.likeness import Found, alike
+from fastxfer.targets.likeness import Found, alike, nearest
 from fastxfer.targets.looks import Looks, folder_of, look_at
 from fastxfer.targets.shortcuts import find_shortcuts
 from fastxfer.targets.table import SPLITS, Target
 
 MOST_PAIRS = 100_000
 """Near copies that are listed, the nearest first; more are counted only."""
+NEIGHBOUR = 0.95
+"""Least cosine of two embeddings that are reported as neighbours."""
 
 
 def check_target(target: Target, *, workers: int | None = None) -> dict[str, Any]:
@@ -28,8 +30,12 @@ def check_target(target: Target, *, workers: int | None = None) -> dict[str, Any
     return check_targets([target], workers=workers)
 
 
-def check_targets(targets: Sequence[Target], *, workers: int | None = None) -> dict[str, Any]:
+def check_targets(
+    targets: Sequence[Target], *, source: Target | None = None, workers: int | None = None
+) -> dict[str, Any]:
     """Decode every image and report what would spoil an evaluation. Copies are looked for between targets, too.
+
+    source: a data set that a backbone was trained on; its images are looked at, too, and found among the targets'
 
     Returns, ready for JSON (an image is {"target", "image", "split", "labels"}; no patient is named):
 
@@ -44,15 +50,20 @@ def check_targets(targets: Sequence[Target], *, workers: int | None = None) -> d
     patients_in_both_images: those images, per target and pair of splits, and their share of each
     studies_in_both, studies_in_both_images: the same for studies
     leaks:                per target, the test images that training has seen, see `test_leaks`
+    source_images:        with `source`: the images of the targets that it contains, equal (distance 0) or nearly, each with
+                          its nearest "source_image", and their number, n_source_images
     shortcut_auc:         per target, how well file format, size, aspect, brightness and border alone predict the labels,
                           see `find_shortcuts`
     empty_classes:        labels without an image in a split that has images
     targets:              per target: "name", "n_images", "splits", "labels" (counts per split), "notes"
     """
-    for target in targets:
+    everything = [*targets, *([source] if source else [])]
+    for target in everything:
         folder_of(target)  # before anything is decoded
-    with progress(f"check {', '.join(t.name for t in targets)}", sum(t.n_images for t in targets), "images") as advance:
+    n_images = sum(target.n_images for target in everything)
+    with progress(f"check {', '.join(target.name for target in everything)}", n_images, "images") as advance:
         seen = [look_at(target, advance, workers) for target in targets]
+        contained = _contained(targets, seen, source, look_at(source, advance, workers)) if source else []
     members = [_Member(target, row) for target in targets for row in range(target.n_images)]
     keys = [looks.key(row) for looks, target in zip(seen, targets, strict=True) for row in range(target.n_images)]
     copies: dict[bytes, list[int]] = defaultdict(list)
@@ -65,7 +76,7 @@ def check_targets(targets: Sequence[Target], *, workers: int | None = None) -> d
     codes = np.unique([key or b"" for key in keys], return_inverse=True)[1].astype(np.int64)
     codes[[key is None for key in keys]] = -1
     copied = np.concatenate([seen_in_training(t, codes[s]) for t, s in _parts(targets)])
-    n_near, near = _nearest(_near(seen, codes, targets, copied))
+    n_near, near = nearest(_near(seen, codes, targets, copied), MOST_PAIRS)
     patients, studies = ([in_both(target, what) for target in targets] for what in ("patient", "study"))
     undecodable = [
         {**_image(_Member(target, row)), "error": error}
@@ -88,6 +99,7 @@ def check_targets(targets: Sequence[Target], *, workers: int | None = None) -> d
         "studies_in_both": sum(count for count, _ in studies),
         "studies_in_both_images": [entry for _, entries in studies for entry in entries],
         "leaks": [test_leaks(target, copied[part]) for target, part in _parts(targets)],
+        **({"source": source.name, "n_source_images": len(contained), "source_images": contained} if source else {}),
         "shortcut_auc": [find_shortcuts(target, looks) for target, looks in zip(targets, seen, strict=True)],
         "empty_classes": [entry for target in targets for entry in _empty_classes(target)],
         "targets": [
@@ -127,17 +139,23 @@ def _near(
         yield i[differ], j[differ], product[differ]
 
 
-def _nearest(found: Iterator[Found]) -> tuple[int, Found]:
-    """How many pairs there are, and the nearest `MOST_PAIRS` of them, nearest first; memory is bounded by that."""
-    count = 0
-    i, j, product = np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32)
-    for some in found:
-        count += len(some[0])
-        i, j = np.concatenate([i, some[0]]), np.concatenate([j, some[1]])
-        product = np.concatenate([product, some[2]])
-        order = np.lexsort((j, i, -product))[:MOST_PAIRS]
-        i, j, product = i[order], j[order], product[order]
-    return count, (i, j, product)
+def _contained(targets: Sequence[Target], seen: Sequence[Looks], source: Target, looks: Looks) -> list[dict[str, Any]]:
+    """The images of the targets that a source contains, each with the nearest one there."""
+    row_of = {key: row for row in range(source.n_images) if (key := looks.key(row)) is not None}
+    found = []
+    for target, own in zip(targets, seen, strict=True):
+        near, product = np.full(target.n_images, -1), np.full(target.n_images, -1, np.float32)
+        for i, j, products in alike(own.likeness, looks.likeness):
+            order = np.argsort(products, kind="stable")  # of several writes to one row the last one stays: the nearest
+            order = order[products[order] > product[i[order]]]
+            near[i[order]], product[i[order]] = j[order], products[order]
+        for row in range(target.n_images):
+            equal = row_of.get(own.key(row) or b"", -1)
+            if equal >= 0 or near[row] >= 0:
+                distance = 0.0 if equal >= 0 else round(max(0.0, 1 - float(product[row])), 4)
+                name = str(source.image_id[equal if equal >= 0 else near[row]])
+                found.append({**_image(_Member(target, row)), "source_image": name, "distance": distance})
+    return found
 
 
 @dataclass(frozen=True)
@@ -190,3 +208,41 @@ def _empty_classes(target: Target) -> list[dict[str, Any]]:
             if empty:
                 entries.append({"target": target.name, "split": split, "labels": empty})
     return entries
+
+
+def find_neighbours(
+    target: Target, image_id: NDArray[np.str_], embeddings: NDArray[Any], threshold: float = NEIGHBOUR
+) -> dict[str, Any]:
+    """Images of different splits whose embeddings have a cosine of at least `threshold`, ready for JSON.
+
+    image_id: (n,) which images of the target the rows of `embeddings` (n, dim) are
+
+    Returns {"target", "threshold", "n_pairs", "pairs": [{"cosine", …, "images": [one, other]}], "test_images": how many
+    test images have such a neighbour in train or val}; nearest first, `MOST_PAIRS` listed at most.
+    """
+    place = {name: row for row, name in enumerate(target.image_id.tolist())}
+    rows = np.array([place.get(name, -1) for name in image_id.tolist()])
+    x = embeddings[rows >= 0].astype(np.float32)
+    x /= np.maximum(np.linalg.norm(x, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+    rows = rows[rows >= 0]
+    test = np.zeros(target.n_images, bool)
+
+    def across() -> Iterator[Found]:
+        for one, other in combinations(SPLITS, 2):
+            a, b = (np.flatnonzero(target.split[rows] == split) for split in (one, other))
+            for i, j, cosine in alike(x[a], x[b], threshold):
+                test[rows[b[j]]] |= other == "test"
+                yield rows[a[i]], rows[b[j]], cosine
+
+    n_pairs, near = nearest(across(), MOST_PAIRS)
+    pairs = [
+        {"cosine": round(float(cosine), 4), **_relation([_Member(target, i), _Member(target, j)])}
+        for i, j, cosine in zip(*near, strict=True)
+    ]
+    return {
+        "target": target.name,
+        "threshold": threshold,
+        "n_pairs": n_pairs,
+        "pairs": pairs,
+        "test_images": int(test.sum()),
+    }

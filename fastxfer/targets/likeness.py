@@ -61,6 +61,19 @@ def alike(x: NDArray[Any], y: NDArray[Any] | None = None, threshold: float = ALI
                 yield top + i, left + j, products.ravel()[found]
 
 
+def nearest(found: Iterator[Found], most: int) -> tuple[int, Found]:
+    """How many pairs there are, and the `most` nearest of them, nearest first; memory is bounded by that."""
+    count = 0
+    i, j, product = np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32)
+    for some in found:
+        count += len(some[0])
+        i, j = np.concatenate([i, some[0]]), np.concatenate([j, some[1]])
+        product = np.concatenate([product, some[2]])
+        order = np.lexsort((j, i, -product))[:most]
+        i, j, product = i[order], j[order], product[order]
+    return count, (i, j, product)
+
+
 @lru_cache(maxsize=512)
 def _cosines(n: int) -> NDArray[np.float32]:
     """(WAVES, n) the first waves of the orthonormal cosine transform (DCT-II) over n pixels."""
