@@ -36,7 +36,7 @@ from fastxfer.store.layout import (
 )
 from fastxfer.store.rows import StoredRows
 from fastxfer.store.writing import Writer
-from fastxfer.targets.table import Target
+from fastxfer.targets.table import ABOUT, Target
 
 
 @dataclass(frozen=True)
@@ -140,9 +140,8 @@ class EmbeddingStore:
         attrs = self._need_target(name)
         prefix = f"targets/{name}"
         known = files.names(self._files, prefix)
-        column = {
-            n: self._read_table(f"{prefix}/{n}") for n in ("image_id", "labels", "split", "patient") if n in known
-        }
+        column = {n: self._read_table(f"{prefix}/{n}") for n in ("image_id", "labels", "split", *ABOUT) if n in known}
+        about: dict[str, Any] = {name: as_words(column[name]) for name in ABOUT if name in column}
         try:
             whole = Target(
                 name=name,
@@ -150,8 +149,8 @@ class EmbeddingStore:
                 class_names=tuple(attrs["class_names"]),
                 labels=column["labels"],
                 split=as_words(column["split"]),
-                patient=as_words(column["patient"]) if "patient" in column else None,
                 notes=tuple(attrs.get("notes", ())),
+                **about,
             )
         except (KeyError, ValueError) as error:
             raise self._damaged(f"table of target '{name}'", error) from None
@@ -252,8 +251,7 @@ class EmbeddingStore:
                 "labels": target.labels,
                 "split": target.split,
             }
-            if target.patient is not None:
-                columns["patient"] = target.patient
+            columns |= {name: values for name in ABOUT if (values := getattr(target, name)) is not None}
             for column, values in columns.items():
                 words = values.dtype.kind in "UTO"
                 values = values.astype(np.dtypes.StringDType()) if words else values

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from fastxfer.errors import DataError
 
 SPLITS = ("train", "val", "test")
+ABOUT = ("patient", "study", "view", "source")
+"""Columns that say more of an image; a target has those that somebody knows."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,8 +108,7 @@ class Target:
 
     def _about(self) -> dict[str, NDArray[np.str_]]:
         """The columns that say more of the images, those that are known."""
-        columns = {"patient": self.patient, "study": self.study, "view": self.view, "source": self.source}
-        return {name: values for name, values in columns.items() if values is not None}
+        return {name: values for name in ABOUT if (values := getattr(self, name)) is not None}
 
     def exactly_one(self) -> NDArray[np.int64]:
         """(n_images,) class index of the images with exactly one positive label, −1 for all others.
