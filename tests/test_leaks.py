@@ -16,9 +16,10 @@ from PIL import Image
 from fastxfer.cli import main
 from fastxfer.images import load_image
 from fastxfer.store import EmbeddingStore
-from fastxfer.targets import Target, add_target, check_target, check_targets
+from fastxfer.targets import Target, add_target, check_target, check_targets, list_targets
 from fastxfer.targets import check as check_module
 from fastxfer.targets.check import find_neighbours
+from fastxfer.targets.findings import load_findings
 from fastxfer.targets.leaks import in_both
 from fastxfer.targets.leaks import test_leaks as find_test_leaks
 from fastxfer.targets.likeness import ALIKE, LENGTH, alike, likeness
@@ -327,6 +328,12 @@ def test_check_asks_a_source_and_a_store_by_name(tmp_path: Path) -> None:
     asked = [*words, "--with-source", "source", "--backbone", "r50", "--store", tmp_path / "store"]
     report = json.loads(run(*asked, "--json").stdout)
     assert [(i["image"], i["source_image"]) for i in report["source_images"]] == [("7.png", "7.png")]
+    assert not (tmp_path / "data/targets/leaks").exists()
+    saved = run(*words, "--save")
+    assert f"findings kept in {tmp_path / 'data/targets/leaks/target.json'}" in saved.stderr
+    findings = load_findings(tmp_path / "data", "target", target.fingerprint)
+    assert (findings.copies, findings.patients, findings.test_images) == ([], None, 4)
+    assert [row["name"] for row in list_targets(tmp_path / "data") if row["kind"] == "table"] == ["source", "target"]
     (found,) = report["embedding_neighbours"]
     assert (found["backbone"], found["n_pairs"], found["test_images"]) == ("r50", 1, 1)
     text = run(*asked).stdout

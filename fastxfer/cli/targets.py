@@ -199,12 +199,13 @@ def show(
     type=click.FloatRange(-1, 1),
     help="Least cosine of embeddings that are called neighbours [default: 0.95].",
 )
+@click.option("--save", is_flag=True, help="Keep what was found beside the register, for `report` and `--drop-leaks`.")
 @store_option
 @data_root_option
 @json_option
 def check(
-    names: tuple[str, ...], source: str | None, backbones: tuple[str, ...], cosine: float | None, store_path: str,
-    data_root: Path, as_json: bool,
+    names: tuple[str, ...], source: str | None, backbones: tuple[str, ...], cosine: float | None, save: bool,
+    store_path: str, data_root: Path, as_json: bool,
 ) -> None:  # fmt: skip
     """Check targets: undecodable images, copies and near copies (also between targets), patients in two splits,
     empty classes.
@@ -216,7 +217,9 @@ def check(
       fastxfer targets check kermany nih14 --json
       fastxfer targets check photos --with-source imagenet1k --backbone r50x1
     """
+    from fastxfer.progress import say
     from fastxfer.targets import check_targets, load_target
+    from fastxfer.targets.findings import save_findings
 
     named = [*names, source] if source else [*names]
     if len(set(named)) < len(named):
@@ -228,6 +231,9 @@ def check(
     report = check_targets(loaded, source=load_target(source, data_root) if source else None)
     if neighbours is not None:
         report["embedding_neighbours"] = neighbours
+    if save:
+        for file in save_findings(data_root, loaded, report):
+            say(f"findings kept in {file}")
     if as_json:
         emit_json(report)
         return

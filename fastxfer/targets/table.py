@@ -36,6 +36,7 @@ class Target:
     source:      (n_images,) str, which data set it came from, where a target is made of several; or None
     root:        folder that `image_id` starts from; None once the images are left behind (read from a store)
     notes:       what was decided on the way here, for people ("no split found: made one, seed 0 …")
+    dropped:     what was taken out of test on wish ("copy:12", twelve images), which results must tell; "" for nothing
     """
 
     name: str
@@ -49,6 +50,7 @@ class Target:
     study: NDArray[np.str_] | None = None
     view: NDArray[np.str_] | None = None
     source: NDArray[np.str_] | None = None
+    dropped: str = ""
 
     def __post_init__(self) -> None:
         n = len(self.image_id)
