@@ -17,8 +17,7 @@ from fastxfer.cli import main
 from fastxfer.images import load_image
 from fastxfer.store import EmbeddingStore
 from fastxfer.targets import Target, add_target, check_target, check_targets, list_targets
-from fastxfer.targets import check as check_module
-from fastxfer.targets.check import find_neighbours
+from fastxfer.targets.copies import find_neighbours
 from fastxfer.targets.findings import load_findings
 from fastxfer.targets.leaks import in_both
 from fastxfer.targets.leaks import test_leaks as find_test_leaks
@@ -131,7 +130,7 @@ def test_check_lists_near_copies_and_no_exact_ones_among_them(tmp_path: Path, mo
     distances = [pair["distance"] for pair in report["near_duplicates"]]
     assert distances == sorted(distances)
     assert all(0 <= d <= 1 - ALIKE for d in distances)
-    monkeypatch.setattr(check_module, "MOST_PAIRS", 1)
+    monkeypatch.setattr("fastxfer.targets.copies.MOST_PAIRS", 1)
     cut = check_targets(targets)
     assert cut["n_near_duplicates"] == 2
     assert cut["near_duplicates"] == report["near_duplicates"][:1]
@@ -198,6 +197,28 @@ def test_the_share_of_a_split_drawn_by_image_is_what_chance_gives() -> None:
     expected = np.mean([p in in_train for p in patient[split == "test"]])
     assert find_test_leaks(target, np.zeros(n, bool))["patient"]["share"] == pytest.approx(expected)
     assert 0.5 < expected < 0.9
+
+
+def test_tables_alone_are_checked_without_images(tmp_path: Path) -> None:
+    labels = (
+        "No Finding,Enlarged Cardiomediastinum,Cardiomegaly,Lung Opacity,Lung Lesion,Edema,Consolidation,Pneumonia,"
+        "Atelectasis,Pneumothorax,Pleural Effusion,Pleural Other,Fracture,Support Devices"
+    )
+    folder = tmp_path / "data/chexpert"
+    folder.mkdir(parents=True)
+    for file, name in (("train.csv", "train"), ("valid.csv", "valid")):
+        row = f"CheXpert-v1.0/{name}/patient00001/study1/view1_frontal.jpg,Male,50,Frontal,AP,1.0" + "," * 13
+        (folder / file).write_text(f"Path,Sex,Age,Frontal/Lateral,AP/PA,{labels}\n{row}\n")
+    two_sources(tmp_path / "mixed", lambda source, _: "ab"[source], n=12)
+    (tmp_path / "mixed/3.jpg").write_bytes(b"no image")
+    words = ("targets", "check", "chexpert", "mixed", "--labels-only", "--data-root", tmp_path / "data")
+    report = json.loads(run(*words, "--json").stdout)
+    assert report["patients_in_both"] == 1
+    assert [leak["patient"]["share"] for leak in report["leaks"]] == [1.0, 0.0]
+    assert [leak["copy"] for leak in report["leaks"]] == [None, None]
+    assert not {"undecodable", "near_duplicates", "shortcut_auc"} & set(report)
+    assert "chexpert, of 1: the same patient 1 (100.0%)" in run(*words).stdout
+    assert "--labels-only looks at no image" in run(*words, "--save").stderr
 
 
 # ---- shortcuts ------------------------------------------------------------------------------------------------------

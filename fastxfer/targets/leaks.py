@@ -60,14 +60,15 @@ def seen_in_training(target: Target, numbers: NDArray[np.int64]) -> NDArray[np.b
     return test & (numbers >= 0) & np.isin(numbers, numbers[~test])
 
 
-def test_leaks(target: Target, copies: NDArray[np.bool_]) -> dict[str, Any]:
+def test_leaks(target: Target, copies: NDArray[np.bool_] | None) -> dict[str, Any]:
     """Test images that training has seen, ready for JSON: each with "images" and "share" of the test split.
 
-    copy:           equal to, or a near duplicate of, an image of train or val (`copies`, (n_images,), says which)
+    copy:           equal to, or a near duplicate of, an image of train or val (`copies`, (n_images,), says which); None where
+                    nobody looked
     patient, study: of a patient (study) with images in train or val; None where nobody knows
     """
     n_test = len(target.rows("test"))
-    found = {"copy": copies}
+    found = {} if copies is None else {"copy": copies}
     for what in ("patient", "study"):
         numbers = whose(target, what)
         if numbers is not None:
@@ -76,4 +77,4 @@ def test_leaks(target: Target, copies: NDArray[np.bool_]) -> dict[str, Any]:
         what: {"images": target.image_id[mask].tolist(), "share": float(mask.sum() / n_test) if n_test else 0.0}
         for what, mask in found.items()
     }
-    return {"target": target.name, "test_images": n_test, "patient": None, "study": None, **listed}
+    return {"target": target.name, "test_images": n_test, "copy": None, "patient": None, "study": None, **listed}

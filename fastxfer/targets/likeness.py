@@ -67,6 +67,8 @@ def nearest(found: Iterator[Found], most: int) -> tuple[int, Found]:
     i, j, product = np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32)
     for some in found:
         count += len(some[0])
+        if len(product) == most and some[2].max(initial=-1) <= product[-1]:
+            continue
         i, j = np.concatenate([i, some[0]]), np.concatenate([j, some[1]])
         product = np.concatenate([product, some[2]])
         order = np.lexsort((j, i, -product))[:most]
