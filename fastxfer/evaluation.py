@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from fastxfer.protocol import Protocol, params_of
 from fastxfer.results import CELL, Cell, ResultStore, complete
 from fastxfer.store import EmbeddingStore
 from fastxfer.targets import Target
+from fastxfer.targets.findings import load_findings
 from fastxfer.transforms import per_image
 
 Array = NDArray[Any]
@@ -234,6 +236,32 @@ def pool_of(
     return ops.Pool(x, support=support, backend=backend, gram=ops.gram_pays(len(support), len(x), products))
 
 
+def without_leaks(
+    store: EmbeddingStore, data_root: str | Path, by: str, targets: Sequence[str] | None = None
+) -> EmbeddingStore:
+    """The store without the test images that training has seen, as `targets check --save` found them.
+
+    by: "copy", equal to or a near duplicate of an image of train or val; "patient": those that show a patient of train or
+    val, too. `DataError` for a target (of those named, else of all) that was not checked, has changed since, or, by patient,
+    knows none.
+    """
+    leaks = {}
+    for name in targets or store.targets():
+        findings = load_findings(data_root, name, store.fingerprint(name))
+        if findings is None:
+            raise DataError(
+                f"--drop-leaks: target '{name}' was not checked for leaks: "
+                f"fastxfer targets check {name} --save --data-root {data_root}"
+            )
+        if by == "patient" and findings.patients is None:
+            raise DataError(
+                f"--drop-leaks patient: nobody knows the patients of target '{name}'; ask for `--drop-leaks copy`, or "
+                "name targets that know theirs"
+            )
+        leaks[name] = findings.leaking(by)
+    return store.leaving_out(leaks, by)
+
+
 def source_of(store: EmbeddingStore, backbone: str, target: str) -> str:
     """What a backbone was trained on, as its embeddings say; "unknown" where nobody said."""
     return str(store.attributes(backbone, target).get("source") or "unknown")
@@ -279,17 +307,19 @@ def backbones_of(
     return plan
 
 
-def _key(source: str, backbone: str, probe: Probe, params: str, episodes: Episodes, metric: str) -> dict[str, Any]:
+def _key(
+    source: str, backbone: str, probe: Probe, params: str, target: Target, episodes: Episodes, metric: str
+) -> dict[str, Any]:
     spec = episodes.spec
     return {
         "source": source,
         "backbone": backbone,
-        "target": episodes.target,
+        "target": target.name,
         "ways": str(spec.ways),
         "shots": str(spec.shots),
         "seed": episodes.seed,
         "probe": probe.name,
-        "params": params_of(params, spec),
+        "params": params_of(params, spec, target.dropped),
         "split": spec.query_split,
         "metric": metric,
     }
@@ -309,7 +339,7 @@ def _cells(
         classes = [target.class_names[c] for c in episodes.classes[0]]
         names += [f"{m}:{c}" for m in class_metrics(metrics, episodes.spec.per_label) for c in classes]
     return [
-        tuple(_key(source, backbone, probe, params, episodes, metric)[name] for name in CELL)
+        tuple(_key(source, backbone, probe, params, target, episodes, metric)[name] for name in CELL)
         for params in probe.settings(episodes.n_fitted)
         for metric in names
     ]
@@ -356,7 +386,7 @@ def _episode_rows(
                 yield complete(
                     pd.DataFrame(
                         {
-                            **_key(source, backbone, probe, answer.params, episodes, metric),
+                            **_key(source, backbone, probe, answer.params, target, episodes, metric),
                             "episode": numbers,
                             "value": values,
                             "n_queries": np.int32(window.n_queries),

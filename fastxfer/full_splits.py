@@ -15,6 +15,7 @@ from fastxfer.files import available_memory
 from fastxfer.metrics import METRICS, class_metrics
 from fastxfer.probes import Probe, Solution, variant_of
 from fastxfer.progress import progress, say
+from fastxfer.protocol import dropped_of
 from fastxfer.results import CELL, NO_EPISODE, ResultStore, complete
 from fastxfer.statistics import measure_classes, measure_split
 from fastxfer.store import EmbeddingStore
@@ -70,7 +71,7 @@ def evaluate_full(
         "seed": seed,
         "episode": NO_EPISODE,
         "probe": probe.name,
-        "params": f"{on_val.params};chosen={chosen_on}",
+        "params": f"{on_val.params};chosen={chosen_on}" + (f";dropped={target.dropped}" if target.dropped else ""),
         "episodes_hash": "",
     }
     rows = []
@@ -109,13 +110,16 @@ def run_full(
     if per_class:
         have = have[have["metric"].astype(str).str.contains(":")]
     have = have[(have["shots"] == "full") & (have["split"] == "test") & (have["seed"] == seed)]
-    variants = [variant_of(params) for params in have["params"]]
+    variants = [(variant_of(params), dropped_of(params)) for params in have["params"]]
     done = set(zip(have["backbone"], have["target"], have["probe"], variants, strict=True))
-    work = [(b, t) for t, some in plan.items() for b in some if (b, t, probe.name, probe.variant) not in done]
+    work = []
+    for name, some in plan.items():
+        target = store.target(name)
+        work += [(b, target) for b in some if (b, name, probe.name, (probe.variant, target.dropped)) not in done]
     added = 0
     with progress(f"full {probe.name} probes", len(work), "probes") as advance:
-        for backbone, name in work:
-            rows = evaluate_full(store, backbone, store.target(name), probe, seed=seed, per_class=per_class)
+        for backbone, target in work:
+            rows = evaluate_full(store, backbone, target, probe, seed=seed, per_class=per_class)
             rows = rows[[cell not in results for cell in rows[list(CELL)].itertuples(index=False, name=None)]]
             results.append(rows)
             added += len(rows)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass, fields
-from typing import Literal
+from typing import Any, Literal
 
 from fastxfer.episodes import EpisodeSpec
 from fastxfer.errors import UsageError, nearest
@@ -16,20 +16,29 @@ DEFAULT_WAYS = 5
 DEFAULT_QUERIES = 15
 
 # What rows say in `params`, behind the probe's own setting, of episodes that are not the usual ones of their ways and shots.
-EPISODE_OPTIONS = ("queries", "at_least", "labels", "query_prior", "imbalance", "fewer_queries")
+EPISODE_OPTIONS = ("queries", "at_least", "labels", "query_prior", "imbalance", "fewer_queries", "dropped")
 
 
-def params_of(setting: str, spec: EpisodeSpec) -> str:
-    """The `params` of a row: a probe's setting, and whatever sets its episodes apart from the usual ones."""
+def params_of(setting: str, spec: EpisodeSpec, dropped: str = "") -> str:
+    """The `params` of a row: a probe's setting, and whatever sets its episodes apart from the usual ones.
+
+    dropped: what was taken out of test, see `Target`
+    """
     usual = "all" if spec.ways == "all" else DEFAULT_QUERIES
-    options = {"queries": spec.queries} if spec.queries != usual else {}
+    options: dict[str, Any] = {"queries": spec.queries} if spec.queries != usual else {}
     options |= ({"at_least": spec.at_least} if spec.at_least else {}) | spec.unusual()
+    options |= {"dropped": dropped} if dropped else {}
     return ";".join([setting, *(name if value is True else f"{name}={value}" for name, value in options.items())])
 
 
 def episode_options(params: str) -> tuple[str, ...]:
     """What `params_of` has added to a probe's setting."""
     return tuple(word for word in params.split(";") if word.partition("=")[0] in EPISODE_OPTIONS)
+
+
+def dropped_of(params: str) -> str:
+    """What the `params` of a row say was taken out of test; "" for nothing."""
+    return dict(word.partition("=")[::2] for word in params.split(";")).get("dropped", "")
 
 
 @dataclass(frozen=True)

@@ -137,3 +137,20 @@ def test_full_split_entries(capsys, name):
         assert set(FIELDS) <= set(e)
         assert e["checked"]
         assert e["ratio"] == pytest.approx(e["peer_ms"] / e["ours_ms"])
+
+
+def test_neardup_entries(capsys):
+    assert main(["neardup", "--tiny", "--json"]) == 0
+    entries = json.loads(capsys.readouterr().out)
+    changes = ["neardup/half", "neardup/three quarters", "neardup/jpeg 75", "neardup/1024 to 224"]
+    assert [e["name"] for e in entries] == [*changes, "neardup/false pairs", "neardup/search"]
+    for e in entries:
+        assert set(FIELDS) <= set(e)
+        assert e["checked"]
+    assert all(e["recall"] == 1 and e["by_folder"] == {"clouds": 1} for e in entries[:4])
+    assert entries[4]["false_pairs"] == entries[5]["differ"] == 0
+
+
+def test_a_hash_that_finds_no_copies_is_noticed(monkeypatch, capsys):
+    monkeypatch.setattr("benchmarks.neardup.ALIKE", 1.1)
+    assert main(["neardup", "--tiny"]) == 1

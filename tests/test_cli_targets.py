@@ -135,7 +135,9 @@ def test_check(tmp_path: Path) -> None:
         "duplicates: 2 images in 1 groups of identical images; 1 groups across splits, 0 across targets",
         "same file, ACROSS SPLITS: faulty:1.png (train) = faulty:4.png (test)",
         "patients in more than one split: 1",
-        "faulty: 1 patients, 1 images in train (2.png …) and 1 images in test (3.png …)",
+        "faulty: 1 patients, 1 images in train (50.0%; 2.png …) and 1 images in test (50.0%; 3.png …)",
+        "studies in more than one split: 0",
+        "faulty, of 2: copies 1 (50.0%), the same patient 1 (50.0%)",
         "labels without an image in a split: 1",
         "faulty, test: b",
     ):

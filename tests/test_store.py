@@ -79,6 +79,16 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return str(tmp_path / "store") if request.param == "local" else f"memory://{tmp_path.name}-{time.time_ns()}/store"
 
 
+def test_study_view_and_source_come_back(place: str) -> None:
+    words = {name: np.array([f"{name} {i % 3}" for i in range(10)]) for name in ("study", "view", "source")}
+    target = replace(make_target(), **words)
+    EmbeddingStore.open(place, mode="a").add_target(target)
+    back = EmbeddingStore.open(place).target("photos")
+    assert back.fingerprint == target.fingerprint != make_target().fingerprint
+    for name, values in words.items():
+        assert getattr(back, name).tolist() == values.tolist()
+
+
 @pytest.mark.parametrize("patients", [True, False])
 @pytest.mark.parametrize("multi", [True, False])
 def test_what_goes_in_comes_out(place: str, patients: bool, multi: bool) -> None:

@@ -329,8 +329,8 @@ def test_folders_without_classes(names: list[str], message: str, tmp_path: Path)
 
 def test_folder_with_other_files_only(tmp_path: Path) -> None:
     (tmp_path / "src/cat").mkdir(parents=True)
-    (tmp_path / "src/cat/a.dcm").touch()
-    with pytest.raises(DataError, match=r"no images in this folder \(only 1 \.dcm\)"):
+    (tmp_path / "src/cat/a.nii").touch()
+    with pytest.raises(DataError, match=r"no images in this folder \(only 1 \.nii\)"):
         add_target(tmp_path / "src", "x", tmp_path)
 
 
@@ -796,6 +796,7 @@ def test_check_finds_what_is_wrong(workers: int, tmp_path: Path) -> None:
             "splits": ["train", "test"],
             "patients": 2,
             "images": {"train": ["1.png", "5.png"], "test": ["2.png", "7.png"]},
+            "share": {"train": 0.5, "test": 0.5},
         }
     ]
     assert report["empty_classes"] == [{"target": "faulty", "split": "train", "labels": ["c"]}]
@@ -879,6 +880,10 @@ def test_the_24_groups_of_identical_kermany_images_are_found(real: Path, tmp_pat
     assert report["duplicate_images"] == 49
     assert report["n_undecodable"] == 0
     assert report["patients_in_both"] == 0
+    # Its two classes were saved unlike each other: a file's size and a picture's border tell them.
+    flagged = {flag["trait"]: flag["auc"] for flag in report["shortcut_auc"][0]["flagged"]}
+    assert min(flagged["bytes"], flagged["border"], flagged["all"]) > 0.85
+    assert not {"format", "size", "aspect"} & set(flagged)
 
 
 def test_targets_need_no_torch() -> None:

@@ -98,6 +98,49 @@ def same_options(f: F) -> F:
     return click.option("--data-root", expose_value=False, hidden=True, help="Taken, but not needed here.")(f)
 
 
+def drop_leaks_option(f: F) -> F:
+    """`drop_leaks`: None, "copy" or "patient"; comes with `data_root`, where the findings lie."""
+    return click.option(
+        "--drop-leaks",
+        is_flag=False,
+        flag_value="copy",
+        type=click.Choice(["copy", "patient"]),
+        help="Leave out test images that training has seen, as `targets check --save` found them: copies, or with "
+        "`patient` also those of a patient of train or val.",
+    )(data_root_option(f))
+
+
+def open_store(
+    store_path: str, drop_leaks: str | None, data_root: Path, targets: Sequence[str]
+) -> tuple[Any, list[str]]:
+    """The store, without leaking test images if so asked; and what is known of leaks in its targets, which is said, too."""
+    from fastxfer.errors import DataError
+    from fastxfer.evaluation import without_leaks
+    from fastxfer.progress import say
+    from fastxfer.store import EmbeddingStore
+    from fastxfer.targets.findings import load_findings
+
+    store = EmbeddingStore.open(store_path)
+    named = [name for name in targets if name in store.targets()] or store.targets()
+    leaks = []
+    if drop_leaks:
+        store = without_leaks(store, data_root, drop_leaks, named)
+        for name in named:
+            kind, _, count = store.target(name).dropped.partition(":")
+            leaks.append(f"{name}: {int(count or 0):,} test images left out ({kind or drop_leaks})")
+    else:
+        for name in named:
+            try:
+                findings = load_findings(data_root, name, store.fingerprint(name))
+            except DataError as error:
+                leaks.append(str(error))
+                continue
+            leaks += [f"{name}: {sentence}" for sentence in (findings.sentences() if findings else [])]
+    for line in leaks:
+        say(line)
+    return store, leaks
+
+
 def episode_options(f: F) -> F:
     """What else an episode can be: `labels`, `query_prior`, `imbalance`, `fewer_queries`."""
     for option in (

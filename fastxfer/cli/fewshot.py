@@ -15,12 +15,13 @@ from fastxfer.cli.common import (
     NumberOrAll,
     backend_option,
     command_line,
+    drop_leaks_option,
     emit_json,
     episode_options,
     json_option,
+    open_store,
     print_table,
     results_option,
-    same_options,
     seed_option,
     store_option,
     versions,
@@ -93,8 +94,8 @@ from fastxfer.cli.probes import choice_options, class_weight_option, per_class_o
     help="Where --audit writes: support, query, labels, l2, objective and scores, an entry an episode (per-label: and "
     "label) and l2; `note` in the file says how to redo them, transforms included.",
 )
+@drop_leaks_option
 @store_option
-@same_options
 @results_option
 @backend_option
 @seed_option
@@ -104,8 +105,8 @@ def fewshot(
     queries: int | Literal["all"] | None, episodes: int | None, probes: tuple[str, ...], l2: tuple[float, ...],
     l2_by: str, folds: int | None, criterion: str | None, class_weight: str | None, transform: tuple[str, ...], k: tuple[int, ...],
     vote: str | None, metrics: tuple[str, ...], per_class: bool, split: str, labels: str, query_prior: str, imbalance: float | None,
-    fewer_queries: bool, drop_scarce: bool, audit: int | None, audit_out: Path | None, store_path: str,
-    results: str | None, backend: str, seed: int, as_json: bool,
+    fewer_queries: bool, drop_scarce: bool, audit: int | None, audit_out: Path | None, drop_leaks: str | None,
+    data_root: Path, store_path: str, results: str | None, backend: str, seed: int, as_json: bool,
 ) -> None:  # fmt: skip
     """Few-shot episodes on the embeddings of a store: thousands a cell, the same ones for every backbone.
 
@@ -125,7 +126,6 @@ def fewshot(
     from fastxfer.protocol import Protocol
     from fastxfer.results import CELL, ResultStore, results_path
     from fastxfer.statistics import summarise
-    from fastxfer.store import EmbeddingStore
 
     if (audit is None) != (audit_out is None):
         raise UsageError("--audit N and --audit-out FILE.npz go together")
@@ -158,7 +158,11 @@ def fewshot(
         class_weight=class_weight,
         vote=vote,
     )
-    store = EmbeddingStore.open(store_path)
+    if drop_leaks and split != "test":
+        raise UsageError(
+            f"--drop-leaks is about test images, and --split {split} asks for others: leave one of them out"
+        )
+    store, leaks = open_store(store_path, drop_leaks, data_root, targets)
     resolved = resolve_backend(backend)
     if backend == "auto":
         say(f"backend: {resolved}")
@@ -196,6 +200,7 @@ def fewshot(
                 "seconds": summary.seconds,
                 "skipped": summary.skipped,
                 "eased": summary.eased,
+                "leaks": leaks,
                 "audit": audited,
                 "cells": shown.to_dict("records"),
             }

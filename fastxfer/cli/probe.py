@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -11,11 +12,12 @@ import click
 from fastxfer.cli.common import (
     ManyValues,
     command_line,
+    drop_leaks_option,
     emit_json,
     json_option,
+    open_store,
     print_table,
     results_option,
-    same_options,
     seed_option,
     store_option,
     versions,
@@ -51,14 +53,14 @@ target_option = click.option("--target", "targets", multiple=True, metavar="T…
     help="logistic or a preset: `fastxfer probes ls`.",
 )
 @per_class_option
+@drop_leaks_option
 @store_option
-@same_options
 @results_option
 @seed_option
 @json_option
 def probe(
     backbones: tuple[str, ...], targets: tuple[str, ...], l2: tuple[float, ...], class_weight: str | None,
-    transform: tuple[str, ...], name: str, per_class: bool, store_path: str, results: str | None, seed: int, as_json: bool,
+    transform: tuple[str, ...], name: str, per_class: bool, drop_leaks: str | None, data_root: Path, store_path: str, results: str | None, seed: int, as_json: bool,
 ) -> None:  # fmt: skip
     """Linear probe on the full train split: l2 chosen on validation, refitted, scored on test.
 
@@ -70,7 +72,7 @@ def probe(
 
     grid = l2 or (() if name in PRESETS else tuple(10 ** (-6 + i / 2) for i in range(17)))
     (chosen,) = probes_for("probe", [name], l2=grid, transform=transform, class_weight=class_weight)
-    _run("probe", chosen, backbones, targets, per_class, store_path, results, seed, as_json)
+    _run("probe", chosen, backbones, targets, per_class, drop_leaks, data_root, store_path, results, seed, as_json)
 
 
 @click.command(cls=ManyValues)
@@ -101,14 +103,14 @@ def probe(
     help="flat: exact; ivf, hnsw: approximate, for millions of images, and their recall is said.",
 )
 @per_class_option
+@drop_leaks_option
 @store_option
-@same_options
 @results_option
 @seed_option
 @json_option
 def knn(
     backbones: tuple[str, ...], targets: tuple[str, ...], k: tuple[int, ...], temperature: float | None,
-    vote: str | None, transform: tuple[str, ...], name: str, index: str, per_class: bool, store_path: str, results: str | None, seed: int, as_json: bool,
+    vote: str | None, transform: tuple[str, ...], name: str, index: str, per_class: bool, drop_leaks: str | None, data_root: Path, store_path: str, results: str | None, seed: int, as_json: bool,
 ) -> None:  # fmt: skip
     """Nearest neighbours from the full train split: k chosen on validation, scored on test.
 
@@ -127,22 +129,23 @@ def knn(
             raise UsageError("--temperature: a preset brings its own settings. Leave it out, or name a plain probe")
         chosen = replace(chosen, temperature=temperature or None)  # type: ignore[call-arg]
     chosen = replace(chosen, index=index)  # type: ignore[call-arg]
-    _run("knn", chosen, backbones, targets, per_class, store_path, results, seed, as_json)
+    _run("knn", chosen, backbones, targets, per_class, drop_leaks, data_root, store_path, results, seed, as_json)
 
 
 def _run(
     stage: str, chosen: Probe, backbones: tuple[str, ...], targets: tuple[str, ...], per_class: bool,
-    store_path: str, results: str | None, seed: int, as_json: bool,
+    drop_leaks: str | None, data_root: Path, store_path: str, results: str | None, seed: int, as_json: bool,
 ) -> None:  # fmt: skip
+    import numpy as np
     import pandas as pd
 
     from fastxfer.full_splits import run_full
     from fastxfer.probes import variant_of
     from fastxfer.progress import say
+    from fastxfer.protocol import dropped_of
     from fastxfer.results import ResultStore, results_path
-    from fastxfer.store import EmbeddingStore
 
-    store = EmbeddingStore.open(store_path)
+    store, leaks = open_store(store_path, drop_leaks, data_root, targets)
     done = ResultStore.open(results or results_path(store_path))
     started = time.perf_counter()
     added = run_full(
@@ -151,17 +154,26 @@ def _run(
     seconds = time.perf_counter() - started
     done.log_run({"command": command_line(), "stage": stage, "seconds": seconds, "versions": versions()})
     rows = done.read()
+    dropped = {name: store.target(name).dropped for name in store.targets()} if drop_leaks else {}
+    of_these = [dropped_of(p) == dropped.get(t, "") for p, t in zip(rows["params"], rows["target"], strict=True)]
     shown: pd.DataFrame = rows[
         (rows["shots"] == "full")
         & (rows["probe"] == chosen.name)
         & (rows["params"].map(variant_of) == chosen.variant)
         & (rows["seed"] == seed)
+        & np.array(of_these, bool)
         & (rows["target"].isin(targets) if targets else True)
         & (rows["backbone"].isin(backbones) if backbones else True)
     ]
     if as_json:
         emit_json(
-            {"results": str(done.path), "rows_added": added, "seconds": seconds, "rows": shown.to_dict("records")}
+            {
+                "results": str(done.path),
+                "rows_added": added,
+                "seconds": seconds,
+                "leaks": leaks,
+                "rows": shown.to_dict("records"),
+            }
         )
         return
     print_table(

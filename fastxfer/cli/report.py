@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from fastxfer.cli.common import command_line, emit_json, json_option, results_option, same_options, store_option
+from fastxfer.cli.common import command_line, data_root_option, emit_json, json_option, results_option, store_option
 
 
 @click.command()
@@ -18,10 +18,12 @@ from fastxfer.cli.common import command_line, emit_json, json_option, results_op
               help="The plan of `fastxfer select` [default: plan.json beside the results, if there].")  # fmt: skip
 @click.option("--title", default="Which backbone transfers best?", show_default=True, help="The page's heading.")
 @store_option
-@same_options
+@data_root_option
 @results_option
 @json_option
-def report(out: Path, plan_path: Path | None, title: str, store_path: str, results: str | None, as_json: bool) -> None:
+def report(
+    out: Path, plan_path: Path | None, title: str, store_path: str, data_root: Path, results: str | None, as_json: bool
+) -> None:
     """Write the results as one self-contained HTML page: the answer, curves, table, selection, costs, provenance.
 
     \b
@@ -49,6 +51,7 @@ def report(out: Path, plan_path: Path | None, title: str, store_path: str, resul
         command=command_line(),
         title=title,
         runs=rows.runs(),
+        data_root=data_root,
     )
     size = page.stat().st_size
     if as_json:

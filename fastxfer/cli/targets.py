@@ -7,9 +7,9 @@ from typing import Any
 
 import click
 
+from fastxfer.cli.check import check
 from fastxfer.cli.common import ManyValues, data_root_option, emit_json, json_option, print_table
 from fastxfer.cli.reading import given, reading_options
-from fastxfer.errors import UsageError
 
 
 @click.group()
@@ -208,71 +208,4 @@ def show(name: str, data_root: Path, as_json: bool, **options: Any) -> None:
     )
 
 
-@targets.command()
-@click.argument("names", nargs=-1, required=True, metavar="NAME...")
-@data_root_option
-@json_option
-def check(names: tuple[str, ...], data_root: Path, as_json: bool) -> None:
-    """Check targets: undecodable images, copies (also between targets), patients in two splits, empty classes.
-
-    Decodes every image. Exits with 0 whatever it finds; the findings are the result.
-
-    \b
-    Example:
-      fastxfer targets check kermany nih14 --json
-    """
-    from fastxfer.targets import check_targets, load_target
-
-    if len(set(names)) < len(names):
-        raise UsageError(f"a target is named twice: {' '.join(names)}")
-    report = check_targets([load_target(name, data_root) for name in names])
-    if as_json:
-        emit_json(report)
-        return
-    print_table(
-        ["target", "images", "splits"],
-        [
-            [t["name"], t["n_images"], ", ".join(f"{count:,} {s}" for s, count in t["splits"].items())]
-            for t in report["targets"]
-        ],
-    )
-    _say_findings(report)
-
-
-def _say_findings(report: dict[str, Any]) -> None:
-    def list_some(lines: list[str], limit: int = 10) -> None:
-        for line in lines[:limit]:
-            click.echo(f"  {line}")
-        if len(lines) > limit:
-            click.echo(f"  … and {len(lines) - limit:,} more (--json lists all)")
-
-    click.echo(f"undecodable images: {report['n_undecodable']:,}")
-    list_some([entry["error"] for entry in report["undecodable"]])
-
-    groups = report["duplicate_groups"]
-    crossing = sum(group["across_splits"] for group in groups)
-    click.echo(
-        f"duplicates: {report['duplicate_images']:,} images in {len(groups):,} groups of identical images; "
-        f"{crossing:,} groups across splits, {sum(g['across_targets'] for g in groups):,} across targets, "
-        f"{sum(g['labels_differ'] for g in groups):,} with different labels"
-    )
-    list_some(
-        [
-            f"same {group['same']}{', ACROSS SPLITS' if group['across_splits'] else ''}: "
-            + " = ".join(f"{i['target']}:{i['image']} ({i['split']})" for i in group["images"])
-            for group in sorted(groups, key=lambda group: not group["across_splits"])
-        ]
-    )
-
-    click.echo(f"patients in more than one split: {report['patients_in_both']:,}")
-    list_some(
-        [
-            f"{entry['target']}: {entry['patients']:,} patients, "
-            + " and ".join(f"{len(ids):,} images in {s} ({ids[0]} …)" for s, ids in entry["images"].items())
-            for entry in report["patients_in_both_images"]
-        ]
-    )
-
-    empty = report["empty_classes"]
-    click.echo(f"labels without an image in a split: {sum(len(entry['labels']) for entry in empty):,}")
-    list_some([f"{entry['target']}, {entry['split']}: {', '.join(entry['labels'])}" for entry in empty])
+targets.add_command(check)

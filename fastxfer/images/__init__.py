@@ -1,7 +1,7 @@
 """One way from an image file to RGB pixels, used by every room: what is embedded is what was checked."""
 
 from fastxfer.images.containers import member_names, members
-from fastxfer.images.decode import EXTENSIONS, FORMATS, MAX_PIXELS, check_header, decode_image, load_image
+from fastxfer.images.decode import EXTENSIONS, FORMATS, MAX_PIXELS, check_header, decode_image, format_of, load_image
 from fastxfer.images.pixels import DEFAULT, Pixels
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "Pixels",
     "check_header",
     "decode_image",
+    "format_of",
     "load_image",
     "member_names",
     "members",

@@ -123,6 +123,14 @@ def check_header(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) 
             return image.size
 
 
+def format_of(content: bytes) -> str:
+    """The format that a file's first bytes tell ("JPEG", "PNG" …); "" for none that is read here."""
+    try:
+        return "DICOM" if is_dicom(content) else _recognise(content[:16], "")[0]
+    except DataError:
+        return ""
+
+
 @contextmanager
 def _file(name: str) -> Iterator[IO[bytes] | NDArray[np.uint8 | np.uint16]]:
     """The opened file, or pixels that lie in a container; what goes wrong with the file itself becomes a `DataError`."""

@@ -50,6 +50,7 @@ def write_report(
     command: str,
     title: str = "Which backbone transfers best?",
     runs: Sequence[Mapping[str, Any]] = (),
+    data_root: str | Path | None = None,
 ) -> Path:
     """Write `out`/index.html, one file that opens without a network, and return its path.
 
@@ -59,11 +60,12 @@ def write_report(
     plan:       the content of plan.json, or None
     command:    the command line that made it; paths in it are shortened to their last part
     runs:       what `ResultStore.runs` remembers of the commands that made the rows: date, command, stage, seconds
+    data_root:  where `targets check --save` kept its findings, which become flags; None: they aren't looked for
 
     Raises `DataError` where there are no rows. An existing index.html is replaced whole or not at all.
     """
     cells = c.aggregate(results)
-    facts = gather(store_path)
+    facts = gather(store_path, data_root)
     page = _page(results, cells, facts, plan, runs, command, title)
     write_whole(Path(out) / "index.html", page.encode())
     return Path(out) / "index.html"

@@ -15,6 +15,7 @@ import numpy as np
 
 import fastxfer
 from fastxfer.errors import DataError
+from fastxfer.targets.findings import load_findings
 
 _IMAGE = re.compile(r"\S+\.(?:png|jpe?g|tiff?|bmp|gif|webp|dcm|dicom)\b", re.IGNORECASE)
 _PATH = re.compile(
@@ -49,6 +50,9 @@ class Facts:
     targets: dict[str, TargetFacts] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    leaks: dict[str, list[str]] = field(
+        default_factory=dict
+    )  # target -> what `targets check --save` found, in sentences
 
 
 def base_name(path: Any) -> str:
@@ -74,8 +78,9 @@ def without_paths(text: str, names: Collection[str] = ()) -> str:
     return text
 
 
-def gather(store_path: str | Path) -> Facts:
-    """Read what the store knows; a store that is gone, or a part of it, becomes a line of `problems`."""
+def gather(store_path: str | Path, data_root: str | Path | None = None) -> Facts:
+    """Read what the store knows, and, with `data_root`, what was found in its targets; a store that is gone, or a part of
+    it, becomes a line of `problems`."""
     facts = Facts(store=base_name(store_path), versions=versions())
     from fastxfer.store import EmbeddingStore
 
@@ -93,10 +98,20 @@ def gather(store_path: str | Path) -> Facts:
             )
         if key[1] not in facts.targets:
             facts.targets[key[1]] = _target_facts(store.target(key[1]))
+            if data_root is not None:
+                facts.leaks[key[1]] = _leaks(data_root, key[1], store.fingerprint(key[1]))
             if bad := len(store.bad_images(key[1])):
                 facts.problems.append(f"Left out: {bad:,} images of {key[1]} that could not be decoded.")
     facts.digest = str(store.digest())
     return facts
+
+
+def _leaks(data_root: str | Path, target: str, fingerprint: str) -> list[str]:
+    try:
+        findings = load_findings(data_root, target, fingerprint)
+    except DataError as error:
+        return [without_paths(str(error))]
+    return findings.sentences() if findings else []
 
 
 def _target_facts(target: Any) -> TargetFacts:

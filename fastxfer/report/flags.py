@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from fastxfer.protocol import dropped_of
 from fastxfer.report import cells as c
 from fastxfer.report.facts import Facts
 from fastxfer.report.words import joined, plural, probe_name, with_unit
@@ -30,6 +31,7 @@ def flags(cells: pd.DataFrame, facts: Facts) -> list[Flag]:
     """All warnings, what changes the answer first."""
     return [
         *_contaminated(cells),
+        *_leaks(cells, facts),
         *_saturated(cells),
         *_shifted(cells),
         *_unconverged(cells),
@@ -61,6 +63,17 @@ def contaminated(source: str, target: str) -> bool:
 
     parts = re.split(r"[,+;&/]|\bthen\b|\band\b", re.sub(r"\[[^\]]*\]", "", source.lower()))
     return bool(plain(target)) and plain(target) in {plain(part) for part in parts}
+
+
+def _leaks(cells: pd.DataFrame, facts: Facts) -> Iterator[Flag]:
+    """Targets with leaks or shortcuts, by `targets check --save`; and whether some rows were measured without the leaks."""
+    for target, group in cells.groupby("target"):
+        for sentence in facts.leaks.get(str(target), []):
+            yield Flag("Leaks and shortcuts", f"{target}: {sentence}", str(target))
+        dropped = sorted({words for params in group["params"] if (words := dropped_of(str(params)))})
+        if dropped:
+            text = f"Rows on {target} with dropped={joined(dropped)} in their parameters leave out so many test images."
+            yield Flag("Leaks and shortcuts", text)
 
 
 def _saturated(cells: pd.DataFrame) -> Iterator[Flag]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,7 +36,7 @@ from fastxfer.store.layout import (
 )
 from fastxfer.store.rows import StoredRows
 from fastxfer.store.writing import Writer
-from fastxfer.targets.table import Target
+from fastxfer.targets.table import ABOUT, Target
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,7 @@ class EmbeddingStore:
         self.path = str(path)
         self._files = backing
         self.read_only = read_only
+        self._left_out: dict[str, tuple[Collection[str], str]] = {}
 
     def __repr__(self) -> str:
         return f"EmbeddingStore({self.path!r})"
@@ -140,9 +141,8 @@ class EmbeddingStore:
         attrs = self._need_target(name)
         prefix = f"targets/{name}"
         known = files.names(self._files, prefix)
-        column = {
-            n: self._read_table(f"{prefix}/{n}") for n in ("image_id", "labels", "split", "patient") if n in known
-        }
+        column = {n: self._read_table(f"{prefix}/{n}") for n in ("image_id", "labels", "split", *ABOUT) if n in known}
+        about: dict[str, Any] = {name: as_words(column[name]) for name in ABOUT if name in column}
         try:
             whole = Target(
                 name=name,
@@ -150,19 +150,44 @@ class EmbeddingStore:
                 class_names=tuple(attrs["class_names"]),
                 labels=column["labels"],
                 split=as_words(column["split"]),
-                patient=as_words(column["patient"]) if "patient" in column else None,
                 notes=tuple(attrs.get("notes", ())),
+                **about,
             )
         except (KeyError, ValueError) as error:
             raise self._damaged(f"table of target '{name}'", error) from None
         if whole.fingerprint != attrs["fingerprint"]:
             raise self._damaged(f"table of target '{name}'", "its fingerprint differs from the recorded one")
-        bad = bad_rows(attrs)
-        return whole if keep_bad or not len(bad) else whole.take(np.delete(np.arange(whole.n_images), bad))
+        absent = self._absent(name)
+        if keep_bad or not len(absent):
+            return whole
+        gone = len(absent) - len(bad_rows(attrs))
+        dropped = f"{self._left_out[name][1]}:{gone}" if gone else ""
+        return replace(whole.take(np.delete(np.arange(whole.n_images), absent)), dropped=dropped)
+
+    def fingerprint(self, target: str) -> str:
+        """That of the target's full table, as `add_target` was given it."""
+        return str(self._need_target(target)["fingerprint"])
 
     def bad_images(self, target: str) -> dict[int, str]:
         """Row number in the full table -> why that image cannot be decoded."""
         return {int(row): reason for row, reason in self._need_target(target)["bad"].items()}
+
+    def leaving_out(self, images: Mapping[str, Collection[str]], why: str) -> EmbeddingStore:
+        """The same store, for reading, in which some images (target -> image ids) are not there, nor their embeddings.
+
+        Targets then say so: their `dropped` is `why` and how many it were.
+        """
+        store = EmbeddingStore(self.path, self._files, read_only=True)
+        store._left_out = {name: (set(some), why) for name, some in images.items()}
+        return store
+
+    def _absent(self, name: str) -> NDArray[np.int64]:
+        """Rows of the full table that `target` and `embeddings` are without, ascending."""
+        bad = bad_rows(self._need_target(name))
+        if name not in self._left_out:
+            return bad
+        ids = as_words(self._read_table(f"targets/{name}/image_id"))
+        return np.union1d(bad, np.flatnonzero(np.isin(ids, sorted(self._left_out[name][0]))))
 
     def embeddings(self, backbone: str, target: str) -> NDArray[Any]:
         """(n_images, dim) float16 or float32, rows as in `target(target)`.
@@ -171,13 +196,13 @@ class EmbeddingStore:
         """
         array = self._complete(backbone, target)
         values = self._read_rows(array, range(array.shape[0]))
-        bad = bad_rows(self._need_target(target))
-        return np.delete(values, bad, axis=0) if len(bad) else values
+        absent = self._absent(target)
+        return np.delete(values, absent, axis=0) if len(absent) else values
 
     def rows(self, backbone: str, target: str, which: NDArray[Any]) -> StoredRows:
         """Rows `which`, ascending, of `embeddings(backbone, target)`, not read yet. DataError if rows are missing."""
         array = self._complete(backbone, target)
-        there = np.delete(np.arange(array.shape[0]), bad_rows(self._need_target(target)))
+        there = np.delete(np.arange(array.shape[0]), self._absent(target))
         return StoredRows(lambda rows: self._read_rows(array, rows), there[which], array.shape[1], array.dtype)
 
     def _complete(self, backbone: str, target: str) -> zarr.Array[Any]:
@@ -252,8 +277,7 @@ class EmbeddingStore:
                 "labels": target.labels,
                 "split": target.split,
             }
-            if target.patient is not None:
-                columns["patient"] = target.patient
+            columns |= {name: values for name in ABOUT if (values := getattr(target, name)) is not None}
             for column, values in columns.items():
                 words = values.dtype.kind in "UTO"
                 values = values.astype(np.dtypes.StringDType()) if words else values

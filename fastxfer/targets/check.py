@@ -2,33 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
-import os
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import combinations, pairwise
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from fastxfer.errors import DataError
-from fastxfer.images import decode_image
 from fastxfer.progress import progress
+from fastxfer.targets.copies import Member, find_contained, find_copies, image_of
 from fastxfer.targets.describe import count_labels
+from fastxfer.targets.leaks import in_both, test_leaks
+from fastxfer.targets.looks import folder_of, look_at
+from fastxfer.targets.shortcuts import find_shortcuts
 from fastxfer.targets.table import SPLITS, Target
-
-_WINDOW = 1024  # images in flight at once
-
-
-@dataclass(frozen=True)
-class _Digest:
-    file: bytes | None  # of the content; None: could not be read
-    pixels: bytes | None  # of size and RGB values; None: could not be decoded
-    error: str
 
 
 def check_target(target: Target, *, workers: int | None = None) -> dict[str, Any]:
@@ -36,8 +22,17 @@ def check_target(target: Target, *, workers: int | None = None) -> dict[str, Any
     return check_targets([target], workers=workers)
 
 
-def check_targets(targets: Sequence[Target], *, workers: int | None = None) -> dict[str, Any]:
+def check_targets(
+    targets: Sequence[Target],
+    *,
+    source: Target | None = None,
+    workers: int | None = None,
+    labels_only: bool = False,
+) -> dict[str, Any]:
     """Decode every image and report what would spoil an evaluation. Copies are looked for between targets, too.
+
+    source:      a data set that a backbone was trained on; its images are looked at, too, and found among the targets'
+    labels_only: look at the tables alone; what only pixels tell is then absent from the report
 
     Returns, ready for JSON (an image is {"target", "image", "split", "labels"}; no patient is named):
 
@@ -45,35 +40,32 @@ def check_targets(targets: Sequence[Target], *, workers: int | None = None) -> d
     duplicate_groups:     [{"same": "file" | "pixels", "across_splits", "across_targets", "labels_differ",
                           "images": […]}], images that are equal as files, or once decoded
     duplicate_images:     number of images in these groups
+    near_duplicates:      [{"distance", "across_splits", "across_targets", "labels_differ", "images": [one, other]}],
+                          pairs that look alike (see `likeness`) without being equal, nearest first, `MOST_PAIRS` at most
+    n_near_duplicates:    number of such pairs, listed or not
     patients_in_both:     number of patients with images in more than one split of a target
-    patients_in_both_images: those images, per target and pair of splits
+    patients_in_both_images: those images, per target and pair of splits, and their share of each
+    studies_in_both, studies_in_both_images: the same for studies
+    leaks:                per target, the test images that training has seen, see `test_leaks`
+    source_images:        with `source`: the images of the targets that it contains, equal (distance 0) or nearly, each with
+                          its nearest "source_image", and their number, n_source_images
+    shortcut_auc:         per target, how well file format, size, aspect, brightness and border alone predict the labels,
+                          see `find_shortcuts`
     empty_classes:        labels without an image in a split that has images
     targets:              per target: "name", "n_images", "splits", "labels" (counts per split), "notes"
     """
-    for target in targets:
-        if target.root is None:
-            raise DataError(f"target '{target.name}': its images are not at hand (only the table is), nothing to check")
-    undecodable: list[dict[str, Any]] = []
-    copies: dict[bytes, list[_Member]] = defaultdict(list)
-    total = sum(target.n_images for target in targets)
-    with progress(f"check {', '.join(t.name for t in targets)}", total, "images") as advance:
-        for target in targets:
-            for row, digest in enumerate(_digests(target, workers or _cores())):
-                if digest.error:
-                    undecodable.append({**_image(target, row), "error": digest.error})
-                key = digest.pixels or digest.file  # undecodable files can still be copies of each other
-                if key is not None:
-                    copies[key].append(_Member(target, row, digest.file))
-                advance(1)
-    groups = [_group(members) for members in copies.values() if len(members) > 1]
-    shared = [entry for target in targets for entry in _patients_in_both(target)]
+    pixels: dict[str, Any] = {}
+    copied: Sequence[NDArray[np.bool_] | None] = [None] * len(targets)
+    if not labels_only:
+        pixels, copied = _look(targets, source, workers)
+    patients, studies = ([in_both(target, what) for target in targets] for what in ("patient", "study"))
     return {
-        "undecodable": undecodable,
-        "n_undecodable": len(undecodable),
-        "duplicate_images": sum(len(group["images"]) for group in groups),
-        "duplicate_groups": groups,
-        "patients_in_both": sum(_count_shared_patients(target) for target in targets),
-        "patients_in_both_images": shared,
+        **pixels,
+        "patients_in_both": sum(count for count, _ in patients),
+        "patients_in_both_images": [entry for _, entries in patients for entry in entries],
+        "studies_in_both": sum(count for count, _ in studies),
+        "studies_in_both_images": [entry for _, entries in studies for entry in entries],
+        "leaks": [test_leaks(target, copies) for target, copies in zip(targets, copied, strict=True)],
         "empty_classes": [entry for target in targets for entry in _empty_classes(target)],
         "targets": [
             {
@@ -88,69 +80,32 @@ def check_targets(targets: Sequence[Target], *, workers: int | None = None) -> d
     }
 
 
-@dataclass(frozen=True)
-class _Member:
-    target: Target
-    row: int
-    file: bytes | None
-
-
-def _group(members: list[_Member]) -> dict[str, Any]:
-    first = members[0]
-    return {
-        "same": "file" if all(m.file == first.file for m in members) else "pixels",
-        "across_splits": len({(m.target.name, m.target.split[m.row]) for m in members})
-        > len({m.target.name for m in members}),
-        "across_targets": len({m.target.name for m in members}) > 1,
-        "labels_differ": any(
-            # Two targets name their labels as they please; only inside one is a difference a contradiction.
-            a.target is b.target and _labels(a.target, a.row) != _labels(b.target, b.row)
-            for a, b in pairwise(members)
-        ),
-        "images": [_image(m.target, m.row) for m in members],
+def _look(
+    targets: Sequence[Target], source: Target | None, workers: int | None
+) -> tuple[dict[str, Any], list[NDArray[np.bool_]]]:
+    """What the images themselves tell: entries of the report, and, per target, which test images are copies."""
+    everything = [*targets, *([source] if source else [])]
+    for target in everything:
+        folder_of(target)  # before anything is decoded
+    n_images = sum(target.n_images for target in everything)
+    with progress(f"check {', '.join(target.name for target in everything)}", n_images, "images") as advance:
+        seen = [look_at(target, advance, workers) for target in targets]
+        contained = find_contained(targets, seen, source, look_at(source, advance, workers)) if source else []
+    undecodable = [
+        {**image_of(Member(target, row)), "error": error}
+        for looks, target in zip(seen, targets, strict=True)
+        for row, error in enumerate(looks.error)
+        if error
+    ]
+    copies, copied = find_copies(targets, seen)
+    report = {
+        "undecodable": undecodable,
+        "n_undecodable": len(undecodable),
+        **copies,
+        **({"source": source.name, "n_source_images": len(contained), "source_images": contained} if source else {}),
+        "shortcut_auc": [find_shortcuts(target, looks) for target, looks in zip(targets, seen, strict=True)],
     }
-
-
-def _image(target: Target, row: int) -> dict[str, Any]:
-    return {
-        "target": target.name,
-        "image": str(target.image_id[row]),
-        "split": str(target.split[row]),
-        "labels": _labels(target, row),
-    }
-
-
-def _labels(target: Target, row: int) -> list[str]:
-    if not target.multi_label:
-        return [target.class_names[target.labels[row]]]
-    return [name for name, value in zip(target.class_names, target.labels[row], strict=True) if value > 0.5]
-
-
-def _patients_in_both(target: Target) -> list[dict[str, Any]]:
-    """Per pair of splits with common patients: how many, and their images on either side."""
-    if target.patient is None:
-        return []
-    entries = []
-    for one, other in combinations(SPLITS, 2):
-        common = np.intersect1d(target.patient[target.rows(one)], target.patient[target.rows(other)])
-        if len(common):
-            concerned = np.isin(target.patient, common)
-            entries.append(
-                {
-                    "target": target.name,
-                    "splits": [one, other],
-                    "patients": len(common),
-                    "images": {s: target.image_id[concerned & (target.split == s)].tolist() for s in (one, other)},
-                }
-            )
-    return entries
-
-
-def _count_shared_patients(target: Target) -> int:
-    if target.patient is None:
-        return 0
-    pairs = np.unique(np.stack([target.patient, target.split]), axis=1)
-    return int((np.unique(pairs[0], return_counts=True)[1] > 1).sum())
+    return report, copied
 
 
 def _empty_classes(target: Target) -> list[dict[str, Any]]:
@@ -162,29 +117,3 @@ def _empty_classes(target: Target) -> list[dict[str, Any]]:
             if empty:
                 entries.append({"target": target.name, "split": split, "labels": empty})
     return entries
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _digests(target: Target, workers: int) -> Iterator[_Digest]:
-    root = target.root
-    assert root is not None
-    with ThreadPoolExecutor(workers) as pool:
-        for start in range(0, target.n_images, _WINDOW):
-            yield from pool.map(lambda image_id: _digest(root / image_id), target.image_id[start : start + _WINDOW])
-
-
-def _digest(path: Path) -> _Digest:
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        return _Digest(None, None, f"{path}: cannot be read: {error.strerror or error}")
-    file = hashlib.blake2b(content, digest_size=16).digest()
-    try:
-        image = decode_image(io.BytesIO(content), str(path))
-    except DataError as error:
-        return _Digest(file, None, str(error))
-    pixels = hashlib.blake2b(np.asarray(image).tobytes(), digest_size=16, person=b"%dx%d" % image.size).digest()
-    return _Digest(file, pixels, "")

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from fastxfer.errors import DataError
 
 SPLITS = ("train", "val", "test")
+ABOUT = ("patient", "study", "view", "source")
+"""Columns that say more of an image; a target has those that somebody knows."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +36,7 @@ class Target:
     source:      (n_images,) str, which data set it came from, where a target is made of several; or None
     root:        folder that `image_id` starts from; None once the images are left behind (read from a store)
     notes:       what was decided on the way here, for people ("no split found: made one, seed 0 …")
+    dropped:     what was taken out of test on wish ("copy:12", twelve images), which results must tell; "" for nothing
     """
 
     name: str
@@ -47,6 +50,7 @@ class Target:
     study: NDArray[np.str_] | None = None
     view: NDArray[np.str_] | None = None
     source: NDArray[np.str_] | None = None
+    dropped: str = ""
 
     def __post_init__(self) -> None:
         n = len(self.image_id)
@@ -106,8 +110,7 @@ class Target:
 
     def _about(self) -> dict[str, NDArray[np.str_]]:
         """The columns that say more of the images, those that are known."""
-        columns = {"patient": self.patient, "study": self.study, "view": self.view, "source": self.source}
-        return {name: values for name, values in columns.items() if values is not None}
+        return {name: values for name in ABOUT if (values := getattr(self, name)) is not None}
 
     def exactly_one(self) -> NDArray[np.int64]:
         """(n_images,) class index of the images with exactly one positive label, −1 for all others.
