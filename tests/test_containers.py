@@ -13,8 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from fastxfer.cli.targets import add, show
 from fastxfer.errors import DataError
-from fastxfer.images import Pixels, check_header, load_image, member_names, members
+from fastxfer.images import CHOICES, Pixels, check_header, load_image, member_names, members
+from fastxfer.store import EmbeddingStore
+from fastxfer.targets import Target, add_target, check_target, check_targets, load_target
 
 
 @pytest.fixture
@@ -107,3 +110,40 @@ def test_what_is_refused_is_named(images, tmp_path):
             load_image(tmp_path / address)
         assert str(tmp_path / address.split("/")[0]) in str(error.value)
     assert file.is_file()
+
+
+def test_what_pixels_mean_belongs_to_the_target(images, tmp_path):
+    """From `targets add` through the register, the check and the store: one meaning, part of the fingerprint."""
+    for i, label in enumerate("aabb" * 3):
+        path = tmp_path / "x" / label / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(images[i % 7, ..., 0].astype(np.uint16) * 4 + i).save(path)
+    plain = add_target(tmp_path / "x", "plain", tmp_path)
+    ranged = add_target(tmp_path / "x", "ranged", tmp_path, pixels=Pixels(grey16="range"))
+    assert plain.fingerprint != ranged.fingerprint
+    again = load_target("ranged", tmp_path)
+    assert again.pixels == Pixels(grey16="range")
+    assert again.fingerprint == ranged.fingerprint
+    assert load_target("plain", tmp_path, grey16="range").pixels == Pixels(grey16="range")
+    # 12 bits in 16 are nearly black over the full scale, so pixels that differ look the same.
+    assert check_target(plain)["duplicate_images"] + len(check_target(plain)["near_duplicates"]) > 0
+    store = EmbeddingStore.open(tmp_path / "store", mode="a")
+    store.add_target(ranged)
+    stored = store.target("ranged")
+    assert stored.pixels == ranged.pixels
+    assert stored.fingerprint == ranged.fingerprint
+
+
+def test_the_command_line_knows_the_choices():
+    for command in (add, show):
+        assert {p.name: tuple(p.type.choices) for p in command.params if p.name in CHOICES} == CHOICES
+
+
+def test_images_in_a_container_are_checked_like_files(images, tmp_path):
+    np.savez(tmp_path / "a.npz", x=np.concatenate([images, images[:1]]))
+    names = np.array([f"a.npz/x/{i}" for i in range(8)])
+    split = np.array(["train", "test"] * 4)
+    target = Target("t", names, ("a", "b"), np.arange(8) % 2, split, root=tmp_path)
+    found = check_targets([target])
+    assert found["undecodable"] == []
+    assert [[i["image"] for i in g["images"]] for g in found["duplicate_groups"]] == [["a.npz/x/0", "a.npz/x/7"]]

@@ -9,7 +9,7 @@ import click
 
 from fastxfer.cli.check import check
 from fastxfer.cli.common import ManyValues, data_root_option, emit_json, json_option, print_table
-from fastxfer.cli.reading import given, reading_options
+from fastxfer.cli.reading import given, pixel_options, reading_options
 
 
 @click.group()
@@ -77,6 +77,7 @@ def ls(data_root: Path, as_json: bool) -> None:
     help="Whether 'A|B' means two labels.  [default: yes, if any label holds a '|']",
 )
 @click.option("--replace", is_flag=True, help="Replace what was added under this name.")
+@pixel_options
 @data_root_option
 @json_option
 def add(
@@ -90,6 +91,7 @@ def add(
     replace: bool,
     data_root: Path,
     as_json: bool,
+    **meaning: str | None,
 ) -> None:
     """Add a data set under a name. No image is copied or changed.
 
@@ -102,6 +104,7 @@ def add(
       fastxfer targets add xrays/ --name xrays --label-column subtype
       fastxfer targets add tables/photos.csv --root /data/photos --name photos
     """
+    from fastxfer.images import Pixels
     from fastxfer.targets import add_target, describe_target
 
     target = add_target(
@@ -113,6 +116,7 @@ def add(
         test_fraction=test_fraction,
         root=root,
         multi_label=multi_label,
+        pixels=Pixels(**given(meaning)),
         replace=replace,
     )
     summary = describe_target(target)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fastxfer.errors import DataError, UsageError, nearest
+from fastxfer.images import CHOICES, DEFAULT, Pixels
 from fastxfer.progress import say
 from fastxfer.targets.csvfile import read_bytes, read_csv
 from fastxfer.targets.families import FAMILIES, Family
@@ -37,13 +38,15 @@ def add_target(
     test_fraction: float = 0.2,
     root: Path | str | None = None,
     multi_label: bool | None = None,
+    pixels: Pixels = DEFAULT,
     replace: bool = False,
 ) -> Target:
     """Put a data set of one's own under a name.
 
     source: a folder with a ``labels.csv`` (which then decides alone), an ImageFolder with or without train/ and
     test/, or a CSV with ``path,label[,split][,patient]`` whose paths start at `root` (default: the CSV's folder).
-    Labels "A|B" make it multi-label; "No Finding" then stands for none of them. No pixel is read or copied.
+    Labels "A|B" make it multi-label; "No Finding" then stands for none of them. No pixel is read or copied; `pixels`
+    says what they mean, where files leave a choice.
 
     Writes the register entry under `data_root` and returns the table. Adding the same again changes nothing;
     other content under a name in use is a `DataError` unless `replace`.
@@ -75,6 +78,7 @@ def add_target(
         listing = read_folder(base)
         kind = "folder"
     target = build_target(listing, name, multi_label=multi_label, split_seed=split_seed, test_fraction=test_fraction)
+    target = dataclasses.replace(target, pixels=pixels)
     meta = {
         "format": FORMAT,
         "name": name,
@@ -88,6 +92,7 @@ def add_target(
         "n_images": target.n_images,
         "fingerprint": target.fingerprint,
         "notes": list(target.notes),
+        "pixels": pixels.as_dict(),
     }
     _write_entry(register_folder(data_root), name, target, meta, replace)
     for note in target.notes:
@@ -123,10 +128,15 @@ def load_target(name: str, data_root: Path | str, **options: Any) -> Target:
     "a+b" is a merge of targets, with the labels that all have; "union=a+b" (or the option ``labels="union"``) with all.
 
     options: for built-in families only, see their readers (`policy`, `views`, `labels_only` …); those of a merge go
-    to all members that have them, `exactly_one` to the result.
+    to all members that have them, `exactly_one` to the result. `grey16` and `dicom`, for all, are those of `Pixels`.
     Raises `UsageError` for an unknown name (nearest names offered) or option, `DataError` for missing files.
     """
-    data_root = Path(data_root)
+    meaning = {option: options.pop(option) for option in CHOICES if option in options}
+    target = _load(name, Path(data_root), options)
+    return dataclasses.replace(target, pixels=dataclasses.replace(target.pixels, **meaning)) if meaning else target
+
+
+def _load(name: str, data_root: Path, options: dict[str, Any]) -> Target:
     if "+" in name:
         return _load_merge(name, data_root, options)
     check_name(name)
@@ -327,7 +337,8 @@ def _read_entry(folder: Path, name: str) -> Target:
         )
     listing = read_table(read_csv(path, strip=False), root, trusted=True)
     target = build_target(listing, name, multi_label=meta["multi_label"], class_names=meta["class_names"])
-    return dataclasses.replace(target, root=root, notes=tuple(meta["notes"]))
+    pixels = Pixels(**meta.get("pixels", {}))
+    return dataclasses.replace(target, root=root, notes=tuple(meta["notes"]), pixels=pixels)
 
 
 __all__ = [
