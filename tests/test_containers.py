@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import tarfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from PIL import Image
 
 from fastxfer.cli.targets import add, show
 from fastxfer.errors import DataError
-from fastxfer.images import CHOICES, Pixels, check_header, load_image, member_names, members
+from fastxfer.images import CHOICES, Pixels, check_header, exists, load_image, member_names, members, tar_index
 from fastxfer.store import EmbeddingStore
 from fastxfer.targets import Target, add_target, check_target, check_targets, load_target
 
@@ -36,6 +37,31 @@ def parquet(path: Path, images: np.ndarray, nested: bool) -> Path:
     column = pa.array([{"bytes": c, "path": None} for c in content] if nested else content)
     pq.write_table(pa.table({"image": column, "label": list(range(len(images)))}), path, row_group_size=3)
     return path
+
+
+def archive(path: Path, images: np.ndarray) -> Path:
+    """Pictures 0.png … at different depths, a link that leads out, and a folder."""
+    with tarfile.open(path, "w") as tar:
+        for i, pixels in enumerate(images):
+            content = encoded(pixels)
+            entry = tarfile.TarInfo(f"deep/{i}.png" if i % 2 else f"{i}.png")
+            entry.size = len(content)
+            tar.addfile(entry, io.BytesIO(content))
+        link = tarfile.TarInfo("link.png")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(link)
+    return path
+
+
+def test_archives(images, tmp_path):
+    file = archive(tmp_path / "n001.tar", images)
+    assert sorted(tar_index(file)) == ["0.png", "2.png", "4.png", "6.png", "deep/1.png", "deep/3.png", "deep/5.png"]
+    for name, row in (("6.png", 6), ("deep/3.png", 3)):
+        np.testing.assert_array_equal(np.asarray(load_image(file / name)), images[row])
+    assert check_header(file / "0.png") == (4, 5)
+    assert exists(file / "0.png")
+    with pytest.raises(DataError, match=r"no file 'link\.png' in this archive"):
+        load_image(file / "link.png")
 
 
 @pytest.mark.parametrize("compressed", [True, False])
@@ -88,6 +114,10 @@ def test_what_is_refused_is_named(images, tmp_path):
     np.savez(tmp_path / "pickle.npz", x=np.array([{}], dtype=object))
     (tmp_path / "broken.npz").write_bytes((tmp_path / "a.npz").read_bytes()[:200])
     (tmp_path / "broken.parquet").write_bytes(b"PAR1" + b"\0" * 20)
+    (tmp_path / "a.png").write_bytes(encoded(images[0]))
+    whole = archive(tmp_path / "a.tar", images).read_bytes()
+    (tmp_path / "broken.tar").write_bytes(b"no archive at all" * 99)
+    (tmp_path / "cut.tar").write_bytes(whole[:1600])
     file = parquet(tmp_path / "a.parquet", images, True)
     pq.write_table(pa.table({"image": [None, b"no image"]}), tmp_path / "odd.parquet")
     for address, message in [
@@ -102,8 +132,12 @@ def test_what_is_refused_is_named(images, tmp_path):
         ("a.parquet/image/9", "has 7 rows, there is no number 9"),
         ("odd.parquet/image/0", "holds no image bytes"),
         ("odd.parquet/image/1", "not an image"),
-        ("a.npz/x/-1", "there is no such file"),
-        ("a.npz/x", "there is no such file"),
+        ("a.npz/x/-1", "'x/-1' is no address in it; expected MEMBER/ROW"),
+        ("a.npz/x", "'x' is no address in it; expected MEMBER/ROW"),
+        ("a.png/x/0", "there is no such file"),
+        ("a.tar/gone.png", "there is no file 'gone.png' in this archive"),
+        ("broken.tar/a.png", "not a readable, uncompressed tar archive"),
+        ("cut.tar/deep/1.png", "cut.tar"),
         ("gone.npz/x/0", "there is no such file"),
     ]:
         with pytest.raises(DataError, match=message) as error:

@@ -1,6 +1,6 @@
 """One way from an image file to RGB pixels, used by every room: what is embedded is what was checked."""
 
-from fastxfer.images.containers import member_names, members
+from fastxfer.images.containers import member_names, members, read_tar, tar_index
 from fastxfer.images.decode import (
     EXTENSIONS,
     FORMATS,
@@ -31,4 +31,6 @@ __all__ = [
     "member_names",
     "members",
     "read_content",
+    "read_tar",
+    "tar_index",
 ]
