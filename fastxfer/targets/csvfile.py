@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import re
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +14,9 @@ from pathlib import Path
 from fastxfer.errors import DataError, nearest
 
 _DELIMITERS = (",", ";", "\t")
+_LINE_END = re.compile(r"\r\n|\r|\n")
+# Columns whose cells are nobody's business: in a table that has one, a cell in a wrong place may be one of them.
+_OF_PATIENTS = frozenset({"patient", "Patient ID", "PatientID", "subject_id"})
 _BOMS = ((b"\xff\xfe", "UTF-16"), (b"\xfe\xff", "UTF-16"))
 
 
@@ -45,6 +50,10 @@ class Table:
         """``"labels.csv, row 7"`` for the i-th row, for messages."""
         return f"{self.file}, row {self.row_numbers[i]}"
 
+    def shown(self, cell: str) -> str:
+        """A cell that should be one of a few words, as a message may show it: in quotes, but not what may be a patient."""
+        return "(not shown)" if _OF_PATIENTS & set(self.columns) and not cell.isalpha() and cell else f"'{cell}'"
+
 
 def read_bytes(path: Path) -> bytes:
     """The content of a file, unpacked if its name ends in ``.gz``."""
@@ -55,7 +64,7 @@ def read_bytes(path: Path) -> bytes:
         return path.read_bytes()
     except FileNotFoundError:
         raise DataError(f"{path}: there is no such file") from None
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
 
 
@@ -66,10 +75,11 @@ def read_csv(path: Path, *, strip: bool = True, columns: Sequence[str] | None = 
     there), where a table is large.
 
     Raises `DataError` naming file and row: other encodings, broken quoting, rows longer or shorter than the
-    header, a column named twice, no rows at all.
+    header, a column named twice, no rows at all. Where all rows end in the same number of empty cells more than the
+    header, these are left alone; where one does, its cells may have moved.
     """
     text = _decode(path, read_bytes(path))
-    first = text.split("\n", 1)[0]
+    first = text.lstrip("\r\n").split("\n", 1)[0]
     delimiter = max(_DELIMITERS, key=first.count)
     records = _records(path, text, delimiter)
     header = next((cells for _, cells in records if cells), None)
@@ -82,13 +92,20 @@ def read_csv(path: Path, *, strip: bool = True, columns: Sequence[str] | None = 
     kept = [j for j, column in enumerate(names) if columns is None or column in columns]
     rows: list[tuple[str, ...]] = []
     numbers: list[int] = []
+    width, quoted = 0, '"' in text
     for number, cells in records:
         if not cells:
             continue  # a blank line
-        if len(cells) != len(names) and any(cells[len(names) :] or ["short"]):
+        width = width or (len(names) if any(cells[len(names) :]) else max(len(names), len(cells)))
+        if len(cells) != width:
             raise DataError(
                 f"{path}, row {number}: {len(cells)} cells where the header has {len(names)} "
                 "(a comma inside a cell needs quotes around the cell)"
+            )
+        if quoted and any(_holds_rows(cell, j, width, delimiter) for j, cell in enumerate(cells)):
+            raise DataError(
+                f"{path}, row {number}: a quoted cell goes on over line ends and holds what look like rows of their own; "
+                "broken quoting? (a quotation mark that is meant as one is written twice)"
             )
         # Tuples of text are nothing to Python's garbage collector; a million small lists would be.
         rows.append(tuple([cells[j].strip() if strip else cells[j] for j in kept]))
@@ -96,6 +113,32 @@ def read_csv(path: Path, *, strip: bool = True, columns: Sequence[str] | None = 
     if not rows:
         raise DataError(f"{path}: the table has a header but no rows")
     return Table(path, tuple(names[j] for j in kept), rows, numbers)
+
+
+def read_lines(path: Path) -> list[tuple[str, str]]:
+    """The lines of a list that hold anything, stripped, each with ``"test.txt, row 7"`` for messages.
+
+    Raises `DataError` naming file and row: other encodings, NUL characters, no line at all.
+    """
+    lines = [
+        (line.strip(), f"{path}, row {number}")
+        for number, line in enumerate(io.StringIO(_decode(path, read_bytes(path)), newline=None), 1)
+        if line.strip()
+    ]
+    if not lines:
+        raise DataError(f"{path}: the list is empty; expected a line for each image")
+    for line, where in lines:
+        if "\0" in line:
+            raise DataError(f"{where}: contains a NUL character; is this a text file?")
+    return lines
+
+
+def _holds_rows(cell: str, column: int, width: int, delimiter: str) -> bool:
+    """Whether the text of a cell goes on as if it were the rest of its row, whole rows, and the start of one."""
+    if width == 1 or not _LINE_END.search(cell):
+        return False
+    first, *between, last = (line.count(delimiter) for line in _LINE_END.split(cell))
+    return first == width - 1 - column and last == column and all(count == width - 1 for count in between)
 
 
 def _decode(path: Path, raw: bytes) -> str:

@@ -127,12 +127,14 @@ def read_table(table: Table, root: Path, *, label_column: str = "label", trusted
                 f"{where[i]}: the label in column '{label_column}' is {what}; give it a label "
                 f"('{NO_FINDING}' where a multi-label image has none) or remove the row"
             )
+    if not trusted:
+        _refuse_two_spellings(labels, where)
     split = None
     if "split" in table.columns:
         split = []
         for i, word in enumerate(table.column("split")):
             if word.lower() not in SPLIT_WORDS:
-                raise DataError(f"{where[i]}: split '{word}' is not one of train, val, test")
+                raise DataError(f"{where[i]}: split {table.shown(word)} is not one of train, val, test")
             split.append(SPLIT_WORDS[word.lower()])
     ids = paths if trusted else locate_images(root, paths, where)
     first: dict[str, int] = {}
@@ -143,7 +145,18 @@ def read_table(table: Table, root: Path, *, label_column: str = "label", trusted
             )
         first[image_id] = i
     patient = table.column("patient") if "patient" in table.columns else None
+    if patient is not None and not trusted:
+        patient = ["" if whom.lower() in _MISSING else whom for whom in patient]
     return Listing(root, ids, labels, split, patient, where)
+
+
+def _refuse_two_spellings(labels: Sequence[str], where: Sequence[str]) -> None:
+    """Raise `DataError` where a table has both "1" and "1.0": one class, of which programs would make two."""
+    first = {label: i for i, label in reversed(list(enumerate(labels)))}
+    for label, i in first.items():
+        whole = label.rstrip("0").removesuffix(".")
+        if "." in label and whole in first and whole.lstrip("-").isdecimal():
+            raise DataError(f"{where[i]}: label '{label}', but '{whole}' in {where[first[whole]]}; write both alike")
 
 
 def build_target(

@@ -112,14 +112,19 @@ def _read_soft_labels(file: Path, image_id: Sequence[str]) -> NDArray[np.float32
     columns = {j: table.column(label) for j, label in enumerate(LABELS) if label in table.columns}
     if not columns:
         raise DataError(f"{file}: no column with soft labels; expected path and some of {', '.join(LABELS)}")
-    row_of = {path: i for i, path in enumerate(table.column("path"))}
+    row_of: dict[str, int] = {}
+    for i, path in enumerate(table.column("path")):
+        if row_of.setdefault(path, i) != i:
+            raise DataError(
+                f"{table.where(i)}: '{path}' is listed twice, first in row {table.row_numbers[row_of[path]]}"
+            )
     if not row_of.keys() & set(image_id):
         raise DataError(f"{file}: no path of this table is an image of the target; expected such as {image_id[0]}")
     soft = np.full((len(image_id), len(LABELS)), np.nan, dtype=np.float32)
     for k, path in enumerate(image_id):
-        i = row_of.get(path)
-        if i is None:
+        if path not in row_of:
             continue
+        i = row_of[path]
         for j, cells in columns.items():
             try:
                 value = float(cells[i]) if cells[i] else np.nan
