@@ -115,23 +115,36 @@ def find_by_name(root: Path, files: Sequence[str], where: Sequence[str]) -> list
         if lying.setdefault(name, path) != path:
             twice[name] = path
     names = [os.path.basename(file) for file in files]
-    for name in names:
+    check_ids(names, where)
+    for name, place in zip(names, where, strict=True):
         if name in twice:
-            raise DataError(f"{root}: '{name}' lies in two folders, {lying[name]} and {twice[name]}; keep one")
+            raise DataError(f"{place}: '{name}' lies in two folders, {lying[name]} and {twice[name]}; keep one")
     missing = [i for i, name in enumerate(names) if name not in lying]
     if missing:
-        some = "; ".join(f"{where[i]}: '{names[i]}'" for i in missing[:3])
+        few = "; ".join(f"{where[i]}: '{names[i]}'" for i in missing[:3])
         more = ", …" if len(missing) > 3 else ""
-        raise DataError(f"{len(missing):,} of {len(names):,} images are not below {root}: {some}{more}")
+        raise DataError(f"{len(missing):,} of {len(names):,} images are not below {root}: {few}{more}")
     return [lying[name] for name in names]
 
 
-def refuse_repeats(image_id: Sequence[str], where: Sequence[str]) -> None:
-    """Raise `DataError` for the first image that is listed twice, naming both rows."""
+def check_ids(image_id: Sequence[str], where: Sequence[str]) -> None:
+    """Raise `DataError` for the first image whose path is no plain one below a root, or that is listed twice.
+
+    where: what messages call each ("labels.csv, row 7").
+    """
     first: dict[str, int] = {}
     for i, name in enumerate(image_id):
+        if {"", ".", ".."} & set(name.split("/")):
+            raise DataError(
+                f"{where[i]}: '{name}' leaves the data root or names no file; list plain paths, without '..', '.' and '//'"
+            )
         if first.setdefault(name, i) != i:
             raise DataError(f"{where[i]}: '{name}' is listed twice, first in {where[first[name]]}")
+
+
+def some(things: Sequence[str]) -> str:
+    """The first few of what was left out, for notes."""
+    return ", ".join(things[:5]) + (", …" if len(things) > 5 else "")
 
 
 def _relative(path: str, base: str, real_root: str) -> str | None:
@@ -155,7 +168,7 @@ def _list(folder: str, real_root: str) -> dict[str, bool] | None:
     except OSError as error:
         if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):  # no such folder can be there
             return {}
-        raise
+        raise DataError(f"{folder}: cannot be read: {error.strerror or error}") from error
 
 
 def _is_text(name: str) -> bool:

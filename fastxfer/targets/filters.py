@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -19,6 +20,7 @@ def choose_rows(
     name: str,
     n_rows: int,
     *,
+    table: Path,
     views: Sequence[str] | None = None,
     ages: tuple[float, float] | None = None,
     first_of: str | None = None,
@@ -29,7 +31,7 @@ def choose_rows(
 ) -> tuple[NDArray[np.int64], list[str]]:
     """Row numbers that pass, ascending, and notes that count what did not.
 
-    name:     of the target, for messages
+    name:     of the target, for messages; table: where its rows come from, for messages
     views:    of `VIEWS`; None = all
     ages:     youngest and oldest in years, both included; rows of unknown age don't pass. None = all
     first_of: "study" or "patient": the first row of each, among those that pass. None = all
@@ -67,7 +69,7 @@ def choose_rows(
         first = np.unique(_known(name, first_of, columns[first_of])[keep], return_index=True)[1]
         pass_if(np.isin(np.arange(len(keep)), first), f"the first image of each {first_of}")
     if not len(keep):
-        raise DataError(f"target '{name}': no image is left ({'; '.join(notes)})")
+        raise DataError(f"{table}: no image is left ({'; '.join(notes)}) for target '{name}'")
     return keep, notes
 
 
@@ -75,6 +77,14 @@ def _known(name: str, what: str, column: ArrayLike | None) -> NDArray:
     if column is None:
         raise DataError(f"target '{name}': {what} were asked for, but its table has no such column")
     return np.asarray(column)
+
+
+def years_of(age: str) -> float:
+    """Years from "58", or "58.0" where a program took the column for fractions; NaN where there is no number."""
+    try:
+        return float(age) if float(age) >= 0 else np.nan
+    except ValueError:
+        return np.nan
 
 
 def keep_exactly_one(target: Target) -> Target:
