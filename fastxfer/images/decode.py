@@ -150,6 +150,8 @@ def _file(name: str) -> Iterator[IO[bytes] | NDArray[np.uint8 | np.uint16]]:
         raise DataError(f"{name}: there is no such file; expected an image") from None
     except OSError as error:
         raise DataError(f"{name}: cannot be read: {error.strerror or error}") from error
+    except ValueError as error:  # of a path that holds a NUL; what is wrong with the content is a `DataError` by then
+        raise DataError(f"{name!r}: no path of a file ({error})") from error
 
 
 def decode_image(
