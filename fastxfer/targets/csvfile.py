@@ -9,9 +9,10 @@ import re
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from fastxfer.errors import DataError, nearest
+from fastxfer.images import EXTENSIONS
 
 _DELIMITERS = (",", ";", "\t")
 _LINE_END = re.compile(r"\r\n|\r|\n")
@@ -38,6 +39,8 @@ class Table:
 
     def column(self, name: str) -> list[str]:
         """The cells of a column, top to bottom. `DataError` lists the columns there are."""
+        if name not in self.columns and any(_is_content(column) for column in self.columns):
+            raise DataError(f"{self.file}, row 1: no column '{name}' and no names of columns at all, as it seems")
         if name not in self.columns:
             raise DataError(
                 f"{self.file}: no column '{name}'; the columns are: {', '.join(self.columns)}."
@@ -71,7 +74,8 @@ def read_bytes(path: Path) -> bytes:
 def read_csv(path: Path, *, strip: bool = True, columns: Sequence[str] | None = None) -> Table:
     """Read a CSV file: UTF-8 with or without BOM, any line ends, quoted cells; ``,``, ``;`` or tab between cells.
 
-    strip: take blanks around a cell for typing, not for content. columns: keep the cells of these (those that are
+    strip: take blanks around a cell for typing, not for content, and what looks like swallowed rows for broken quoting;
+    False for tables that fastxfer wrote. columns: keep the cells of these (those that are
     there), where a table is large.
 
     Raises `DataError` naming file and row: other encodings, broken quoting, rows longer or shorter than the
@@ -92,7 +96,7 @@ def read_csv(path: Path, *, strip: bool = True, columns: Sequence[str] | None = 
     kept = [j for j, column in enumerate(names) if columns is None or column in columns]
     rows: list[tuple[str, ...]] = []
     numbers: list[int] = []
-    width, quoted = 0, '"' in text
+    width, quoted = 0, strip and '"' in text
     for number, cells in records:
         if not cells:
             continue  # a blank line
@@ -131,6 +135,11 @@ def read_lines(path: Path) -> list[tuple[str, str]]:
         if "\0" in line:
             raise DataError(f"{where}: contains a NUL character; is this a text file?")
     return lines
+
+
+def _is_content(cell: str) -> bool:
+    """Whether a cell of the header is none: a number or an image. Such a "header" may tell who the patients are."""
+    return cell.isdecimal() or PurePath(cell).suffix.lower() in EXTENSIONS
 
 
 def _holds_rows(cell: str, column: int, width: int, delimiter: str) -> bool:

@@ -49,6 +49,7 @@ def read(
     table_file = find_table(name, folder, _TABLES, packaged=_TABLES[-1] if labels_only else None)
     table = read_csv(table_file)
     files, findings, patients = (table.column(c) for c in ("Image Index", "Finding Labels", "Patient ID"))
+    check_ids([f"images/{file}" for file in files], [table.where(i) for i in range(len(table))])
     _check_patients(table, files, patients)
     visits = _optional(table, "Follow-up #")
     study = None if visits is None else np.array([f"{p}-{v}" for p, v in zip(patients, visits, strict=True)])
@@ -78,10 +79,9 @@ def read(
     keep = np.intersect1d(listed, wanted)
     if not len(keep):
         raise DataError(f"{table_file}: no image is left ({'; '.join(left_out)}) for target '{name}'")
-    ids, where = [f"images/{files[i]}" for i in keep], [table.where(i) for i in keep]
-    check_ids(ids, where)
+    ids = [f"images/{files[i]}" for i in keep]
     if not labels_only:
-        ids = find_by_name(folder, ids, where)
+        ids = find_by_name(folder, ids, [table.where(i) for i in keep])
     target = Target(
         name,
         np.array(ids),
