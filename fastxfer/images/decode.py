@@ -210,7 +210,9 @@ def _recognise(head: bytes, name: str) -> tuple[str, _Opener]:
         raise DataError(f"{name}: empty file (0 bytes); expected an image ({FORMATS})")
     if head.startswith(b"version https://"):
         raise DataError(f"{name}: a Git LFS pointer, not the image itself; fetch it with `git lfs pull`")
-    raise DataError(f"{name}: not an image (starts with {head[:8]!r}); expected {FORMATS}")
+    # What begins with a word may be anyone's text, so it is not quoted.
+    start = "" if head[:1].isalnum() else f" (starts with {head[:8]!r})"
+    raise DataError(f"{name}: not an image{start}; expected {FORMATS}")
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -91,6 +91,8 @@ def read_csv(path: Path, *, strip: bool = True, columns: Sequence[str] | None = 
         raise DataError(f"{path}: the table is empty; expected a header such as path,label,split,patient")
     names = tuple(cell.strip() for cell in header)
     twice = sorted({c for c in names if c and names.count(c) > 1})
+    if twice and any(map(_is_content, names)):
+        raise DataError(f"{path}, row 1: a column occurs twice, and there are no names of columns at all, as it seems")
     if twice:
         raise DataError(f"{path}: column '{twice[0]}' occurs more than once in the header")
     kept = [j for j, column in enumerate(names) if columns is None or column in columns]
