@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import csv
 import gzip
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from bad_inputs import SAME, WORLDS, LeftOut, Outcome, Refused, Rng, Sheet, World, judge_all
+from bad_inputs import SAME, WORLDS, Anything, LeftOut, Outcome, Refused, Rng, Sheet, World, judge, judge_all
 
 from fastxfer.errors import DataError
-from fastxfer.targets import Target, padchest
+from fastxfer.targets import Target, add_target, load_target, padchest
 
 SEEDS = 4
 
@@ -319,6 +320,32 @@ def test_images_of_a_table_that_are_none(tmp_path: Path, good: dict[str, Target]
         (folder / path).rmdir() if row % 3 == 1 else (folder / path).unlink(missing_ok=True)
 
 
+def test_what_is_no_table(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.csv")
+    for source in ("/dev/null", tmp_path / "pipe.csv"):
+        with pytest.raises(DataError, match=f"{source}: neither a folder nor a CSV file"):
+            add_target(source, "mine", tmp_path)
+
+
+def test_soft_labels_of_one_image_in_two_rows(tmp_path: Path) -> None:
+    WORLDS["chexpert"].write(tmp_path, {})
+    path = "train/patient00001/study1/view1_frontal.jpg"
+    (tmp_path / "soft.csv").write_text(f"path,Edema\n{path},0.5\nx,1\n{path},0.6\n")
+    with pytest.raises(DataError, match=rf"soft\.csv, row 4: '{path}' is listed twice, first in row 2"):
+        load_target("chexpert", tmp_path, labels_only=True, policy="self-trained", soft_labels=tmp_path / "soft.csv")
+
+
+def test_patients_called_nan_are_unknown(tmp_path: Path) -> None:
+    (sheet,), world = WORLDS["own"].sheets, WORLDS["own"]
+    for word in ("nan", "None", "#N/A", ""):
+        rows = [[*row[:3], word if i < 6 else row[3]] for i, row in enumerate(sheet.rows)]
+        world.write(tmp_path, {sheet.file: sheet.text(rows).encode()})
+        target = world.read(tmp_path)
+        assert target.patient is not None
+        assert len(np.unique(target.patient)) == 6 + 5
+        assert "6 images without a patient: each counts as a patient of its own" in target.notes
+
+
 # ---- lists ---------------------------------------------------------------------------------------------------------
 
 LISTS = [(world, file) for world in WORLDS.values() for file in world.lists]
@@ -341,6 +368,11 @@ LINE_MUTATIONS: dict[str, tuple[str, str, Callable[[list[str]], list[str]]]] = {
     "COVIDx other label": ("covidx-cxr2", "train.txt", lambda words: [*words[:3], "Positive", *words[4:]]),
     "COVIDx label nan": ("covidx-cxr2", "train.txt", lambda words: [*words[:3], "nan"]),
     "COVIDx columns moved": ("covidx-cxr2", "train.txt", lambda words: [words[0], words[3], words[2]]),
+    "COVIDx two lines in one": (
+        "covidx-cxr2",
+        "train.txt",
+        lambda words: [*words[:4], f"{words[4]}9", "img", "b.png", "negative"],
+    ),
     "COVIDx only a label": ("covidx-cxr2", "test.txt", lambda words: words[3:4]),
     "COVIDx no image": ("covidx-cxr2", "test.txt", lambda words: [words[0], *words[3:]]),
     "COVIDx absolute path": ("covidx-cxr2", "test.txt", lambda words: ["/etc/x.png", *words[3:]]),
@@ -384,3 +416,48 @@ def test_lines(kind: str, tmp_path: Path, good: dict[str, Target]) -> None:
             yield WORLDS[name], {file: "\n".join(spoiled).encode()}, Refused(file, row + 1)
 
     judge_all(cases(), tmp_path, good)
+
+
+# ---- anything ------------------------------------------------------------------------------------------------------
+
+PIECES = [
+    p.encode()
+    for p in (
+        '"',
+        ",",
+        ";",
+        "\n",
+        "\r",
+        "\0",
+        "|",
+        "/",
+        "..",
+        "nan",
+        "-1",
+        "²",
+        "٣",
+        "\u2028",
+        "\x85",
+        "\ufeff",
+        "9" * 400,
+    )
+]
+
+
+@pytest.mark.parametrize("name", WORLDS)
+def test_pieces_put_in_and_taken_out_anywhere(name: str, tmp_path: Path, good: dict[str, Target]) -> None:
+    world, faults = WORLDS[name], []
+    files = {sheet.file: sheet.text() for sheet in world.sheets} | world.lists
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        file = str(rng.choice(list(files)))
+        content = bytearray(files[file].encode())
+        for at in rng.integers(len(content), size=2):
+            content[at : at + int(rng.integers(8))] = rng.choice([b"", b"\xff", *PIECES])
+        if fault := judge(world, tmp_path, {file: bytes(content)}, Anything(file), good[name]):
+            faults.append(f"seed {seed}, {file}: {fault}")
+    assert not faults, "\n".join(faults)
+
+
+def test_there_are_a_thousand_cases() -> None:
+    assert sum(len(list(table_cases(kind))) for kind in [*TABLE_MUTATIONS, *PATH_MUTATIONS]) >= 1000

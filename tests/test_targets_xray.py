@@ -104,7 +104,9 @@ def test_nih14_filters(tmp_path: Path) -> None:
         load_target("nih14", tmp_path)
     table.write_text("Image Index,Finding Labels,Patient ID\n00000001_000.png,Mass,1\n")
     assert load_target("nih14", tmp_path).view is None
-    with pytest.raises(DataError, match="'nih14': views were asked for, but its table has no such column"):
+    with pytest.raises(
+        DataError, match=r"Data_Entry_2017\.csv: views were asked for, but this table has no such column"
+    ):
         load_target("nih14", tmp_path, views=("PA",))
 
 

@@ -88,4 +88,6 @@ def _parse(line: str, lying: Collection[str], where: str) -> tuple[str, str, str
     start = next((s for s in starts if rest[s:] in lying), starts[-1])
     if rest[start:] not in lying and PurePath(rest).suffix.lower() not in EXTENSIONS:
         raise DataError(f"{where}: no image's name before the label; expected '[patient ]file label[ source]'")
+    if any(word in CLASSES or PurePath(word).suffix.lower() in EXTENSIONS for word in rest[:start].split()):
+        raise DataError(f"{where}: two images; expected one a line, '[patient ]file label[ source]'")
     return rest[:start].strip(), rest[start:], label, source

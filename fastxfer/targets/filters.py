@@ -51,13 +51,13 @@ def choose_rows(
         if not views or set(views) - set(VIEWS):
             listed = ", ".join(views) or "(none)"
             raise UsageError(f"target '{name}': views {listed}; expected some of {', '.join(VIEWS)}")
-        known = _known(name, "views", view)
+        known = _known(table, "views", view)
         pass_if(np.isin(known[keep], list(views)), f"views {', '.join(views)}")
     if ages is not None:
         low, high = ages
         if not 0 <= low <= high:
             raise UsageError(f"target '{name}': ages {low:g} to {high:g}; expected the youngest, then the oldest")
-        years = _known(name, "ages", age)[keep].astype(np.float64)
+        years = _known(table, "ages", age)[keep].astype(np.float64)
         pass_if(
             (years >= low) & (years <= high),
             f"ages {low:g} to {high:g} ({int(np.isnan(years).sum()):,} images of unknown age)",
@@ -66,16 +66,16 @@ def choose_rows(
         columns = {"study": study, "patient": patient}
         if first_of not in columns:
             raise UsageError(f"target '{name}': first of each '{first_of}'; expected study or patient")
-        first = np.unique(_known(name, first_of, columns[first_of])[keep], return_index=True)[1]
+        first = np.unique(_known(table, first_of, columns[first_of])[keep], return_index=True)[1]
         pass_if(np.isin(np.arange(len(keep)), first), f"the first image of each {first_of}")
     if not len(keep):
         raise DataError(f"{table}: no image is left ({'; '.join(notes)}) for target '{name}'")
     return keep, notes
 
 
-def _known(name: str, what: str, column: ArrayLike | None) -> NDArray:
+def _known(table: Path, what: str, column: ArrayLike | None) -> NDArray:
     if column is None:
-        raise DataError(f"target '{name}': {what} were asked for, but its table has no such column")
+        raise DataError(f"{table}: {what} were asked for, but this table has no such column")
     return np.asarray(column)
 
 

@@ -63,7 +63,9 @@ def add_target(
         table_file = source
         base = Path(root) if root is not None else source.parent
     else:
-        raise DataError(f"{source}: {'neither a' if source.exists() else 'there is no such'} folder or CSV file")
+        raise DataError(
+            f"{source}: {'neither a folder nor a' if source.exists() else 'there is no such folder or'} CSV file"
+        )
     if root is not None and source.is_dir():
         raise UsageError(f"a root is given with a CSV only; {source} is a folder, and its own root")
     if table_file.is_file():
