@@ -86,7 +86,7 @@ def read_csv(path: Path, *, strip: bool = True, columns: Sequence[str] | None = 
     first = text.lstrip("\r\n").split("\n", 1)[0]
     delimiter = max(_DELIMITERS, key=first.count)
     records = _records(path, text, delimiter)
-    header = next((cells for _, cells in records if cells), None)
+    header = next((cells for _, cells, _ in records if cells), None)
     if header is None:
         raise DataError(f"{path}: the table is empty; expected a header such as path,label,split,patient")
     names = tuple(cell.strip() for cell in header)
@@ -98,8 +98,8 @@ def read_csv(path: Path, *, strip: bool = True, columns: Sequence[str] | None = 
     kept = [j for j, column in enumerate(names) if columns is None or column in columns]
     rows: list[tuple[str, ...]] = []
     numbers: list[int] = []
-    width, quoted = 0, strip and '"' in text
-    for number, cells in records:
+    width = 0
+    for number, cells, lines in records:
         if not cells:
             continue  # a blank line
         width = width or (len(names) if any(cells[len(names) :]) else max(len(names), len(cells)))
@@ -108,7 +108,7 @@ def read_csv(path: Path, *, strip: bool = True, columns: Sequence[str] | None = 
                 f"{path}, row {number}: {len(cells)} cells where the header has {len(names)} "
                 "(a comma inside a cell needs quotes around the cell)"
             )
-        if quoted and any(_holds_rows(cell, j, width, delimiter) for j, cell in enumerate(cells)):
+        if strip and lines > 1 and any(_holds_rows(cell, j, width, delimiter) for j, cell in enumerate(cells)):
             raise DataError(
                 f"{path}, row {number}: a quoted cell goes on over line ends and holds what look like rows of their own; "
                 "broken quoting? (a quotation mark that is meant as one is written twice)"
@@ -165,13 +165,16 @@ def _decode(path: Path, raw: bytes) -> str:
         ) from None
 
 
-def _records(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    number = 0
+def _records(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, list[str], int]]:
+    """Row number, cells ([] of a blank line), and over how many lines of the file they go."""
+    number = line = 0
     nul = "\0" in text
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
-        for number, cells in enumerate(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True), 1):
+        for number, cells in enumerate(reader, 1):
             if nul and any("\0" in cell for cell in cells):
                 raise DataError(f"{path}, row {number}: contains a NUL character; is this a text file?")
-            yield number, cells if any(cell.strip() for cell in cells) else []
+            yield number, cells if any(cell.strip() for cell in cells) else [], reader.line_num - line
+            line = reader.line_num
     except csv.Error as error:
         raise DataError(f"{path}, row {number + 1}: broken quoting ({error})") from None
