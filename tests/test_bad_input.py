@@ -229,6 +229,34 @@ SPELLINGS: dict[str, tuple[str, str, str, Callable[[str], str]]] = {
 }
 
 
+# Names of columns that changed places while their cells stayed: (world, table, one, the other)
+SWAPS = [
+    *(("own", "labels.csv", "path", other) for other in ("label", "split", "patient")),
+    *(("own", "labels.csv", "split", other) for other in ("label", "patient")),
+    *(("chexpert", "train.csv", "Path", other) for other in ("Sex", "Age", "AP/PA", "Edema")),
+    *(("chexpert", "valid.csv", "Edema", other) for other in ("Sex", "Age", "Frontal/Lateral", "AP/PA")),
+    *(("nih14", "Data_Entry_2017_v2020.csv", "Image Index", c) for c in ("Finding Labels", "Patient ID", "Patient Age")),
+    *(("nih14", "Data_Entry_2017_v2020.csv", "Patient ID", c) for c in ("Finding Labels", "Follow-up #", "Patient Age")),
+    *(("padchest", padchest.TABLE, "ImageID", other) for other in ("PatientID", "StudyID", "Projection", "Labels")),
+    *(("padchest", padchest.TABLE, "Projection", other) for other in ("PatientID", "ImageDir", "Labels")),
+    *(("mimic-cxr", f"mimic-cxr-2.0.0-{t}.csv", "subject_id", "study_id") for t in ("metadata", "split", "chexpert")),
+    *(("mimic-cxr", f"mimic-cxr-2.0.0-{t}.csv", "subject_id", "dicom_id") for t in ("metadata", "split")),
+    ("mimic-cxr", "mimic-cxr-2.0.0-metadata.csv", "ViewPosition", "subject_id"),
+    ("mimic-cxr", "mimic-cxr-2.0.0-split.csv", "split", "subject_id"),
+    ("mimic-cxr", "mimic-cxr-2.0.0-chexpert.csv", "Edema", "subject_id"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "file", "one", "other"), SWAPS)
+def test_columns_that_changed_places(
+    name: str, file: str, one: str, other: str, tmp_path: Path, good: dict[str, Target]
+) -> None:
+    sheet = next(sheet for sheet in WORLDS[name].sheets if sheet.file == file)
+    swapped = [{one: other, other: one}.get(column, column) for column in sheet.columns]
+    content = Sheet(file, swapped, sheet.rows, [], "").text().encode()
+    judge_all(iter([(WORLDS[name], {file: content}, Refused(file))]), tmp_path, good)
+
+
 @pytest.mark.parametrize("kind", BAD_CELLS)
 def test_cells_are_refused_by_row(kind: str, tmp_path: Path, good: dict[str, Target]) -> None:
     name, files, column, cells = BAD_CELLS[kind]

@@ -92,7 +92,8 @@ def locate_images(root: Path, paths: Sequence[str], where: Iterable[str]) -> lis
         if names is None or (is_link and not _inside(os.path.realpath(full), real_root)):
             raise DataError(f"{place}: '{path}' leads out of the data root {root} through a symbolic link")
         if is_link is None or (is_link and not os.path.isfile(full)):
-            missing.append(f"{place}: '{path}'")
+            # What doesn't look like a path isn't quoted: where columns moved, it may be a patient.
+            missing.append(f"{place}: '{path}'" if {".", "/"} & set(path) else f"{place}: no name of a file")
         ids.append(image_id)
     if missing:
         more = f" and {len(missing) - 5:,} more" if len(missing) > 5 else ""
@@ -128,12 +129,14 @@ def find_by_name(root: Path, files: Sequence[str], where: Sequence[str]) -> list
 
 
 def check_ids(image_id: Sequence[str], where: Sequence[str]) -> None:
-    """Raise `DataError` for the first image whose path is no plain one below a root, or that is listed twice.
+    """Raise `DataError` for the first image that is none by its name, leaves the root by its path, or is listed twice.
 
     where: what messages call each ("labels.csv, row 7").
     """
     first: dict[str, int] = {}
     for i, name in enumerate(image_id):
+        if os.path.splitext(name)[1].lower() not in EXTENSIONS:  # not quoted: where columns moved, it may be a patient
+            raise DataError(f"{where[i]}: the image's name doesn't end as one (.png, .jpg, …); have columns moved?")
         if {"", ".", ".."} & set(name.split("/")):
             raise DataError(
                 f"{where[i]}: '{name}' leaves the data root or names no file; list plain paths, without '..', '.' and '//'"
