@@ -119,6 +119,6 @@ def _visit(image_id: str, where: str) -> tuple[str, str]:
     patient, study = [*image_id.split("/")[-3:-1], "", ""][:2]
     if not (patient.startswith("patient") and study.startswith("study")):
         raise DataError(
-            f"{where}: no patient and study in the path '{image_id}'; expected …/patient00001/study1/view1_frontal.jpg"
+            f"{where}: no patient and study in the path {image_id!r}; expected …/patient00001/study1/view1_frontal.jpg"
         )
     return patient, f"{patient}/{study}"

@@ -42,9 +42,9 @@ class Table:
         if name not in self.columns and any(_is_content(column) for column in self.columns):
             raise DataError(f"{self.file}, row 1: no column '{name}' and no names of columns at all, as it seems")
         if name not in self.columns:
+            there = [column if column.isprintable() else repr(column) for column in self.columns]
             raise DataError(
-                f"{self.file}: no column '{name}'; the columns are: {', '.join(self.columns)}."
-                f"{nearest(name, self.columns)}"
+                f"{self.file}: no column '{name}'; the columns are: {', '.join(there)}.{nearest(name, there)}"
             )
         i = self.columns.index(name)
         return [row[i] for row in self.rows]
@@ -55,7 +55,7 @@ class Table:
 
     def shown(self, cell: str) -> str:
         """A cell that should be one of a few words, as a message may show it: in quotes, but not what may be a patient."""
-        return "(not shown)" if _OF_PATIENTS & set(self.columns) and not cell.isalpha() and cell else f"'{cell}'"
+        return "(not shown)" if _OF_PATIENTS & set(self.columns) and not cell.isalpha() and cell else repr(cell)
 
 
 def read_bytes(path: Path) -> bytes:
@@ -94,7 +94,7 @@ def read_csv(path: Path, *, strip: bool = True, columns: Sequence[str] | None = 
     if twice and any(map(_is_content, names)):
         raise DataError(f"{path}, row 1: a column occurs twice, and there are no names of columns at all, as it seems")
     if twice:
-        raise DataError(f"{path}: column '{twice[0]}' occurs more than once in the header")
+        raise DataError(f"{path}: column {twice[0]!r} occurs more than once in the header")
     kept = [j for j, column in enumerate(names) if columns is None or column in columns]
     rows: list[tuple[str, ...]] = []
     numbers: list[int] = []

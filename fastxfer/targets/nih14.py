@@ -138,7 +138,7 @@ def _splits(folder: Path, files: list[str], patients: list[str]) -> tuple[np.nda
         for path, listed in lists:
             for line, where in read_lines(path):
                 if line in of:
-                    raise DataError(f"{where}: '{line}' is listed twice, first in {of[line][1]}")
+                    raise DataError(f"{where}: {line!r} is listed twice, first in {of[line][1]}")
                 of[line] = (listed, where)
         notes = ["splits: train_val_list.txt and test_list.txt"]
         if unlabelled := sorted(of.keys() - set(files)):

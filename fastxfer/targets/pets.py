@@ -43,15 +43,15 @@ def read(folder: Path, name: str, *, species: bool = False, labels_only: bool = 
             image, *numbers = line.split()
             if len(numbers) != 3 or not all(n.isdecimal() for n in numbers) or numbers[1] not in ("1", "2"):
                 raise DataError(
-                    f"{place}: '{line}'; expected such as 'Abyssinian_100 1 1 1' (image, breed, species, …)"
+                    f"{place}: {line!r}; expected such as 'Abyssinian_100 1 1 1' (image, breed, species, …)"
                 )
             breed = int(numbers[0])
             breed_name, kind = image.rsplit("_", 1)[0], int(numbers[1]) - 1
             if breed_names.setdefault(breed, breed_name) != breed_name:
-                raise DataError(f"{place}: breed {breed} is '{breed_name}' here, '{breed_names[breed]}' before")
+                raise DataError(f"{place}: breed {breed} is {breed_name!r} here, '{breed_names[breed]}' before")
             if about.setdefault(breed_name, (breed, kind)) != (breed, kind):
                 before = f"breed {about[breed_name][0]}, a {SPECIES[about[breed_name][1]]}"
-                raise DataError(f"{place}: '{breed_name}' is breed {breed}, a {SPECIES[kind]}; before, it was {before}")
+                raise DataError(f"{place}: {breed_name!r} is breed {breed}, a {SPECIES[kind]}; before, it was {before}")
             ids.append(f"images/{image}.jpg")
             where.append(place)
             split.append(part)

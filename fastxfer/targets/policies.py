@@ -101,7 +101,7 @@ def read_entries(table: Table) -> NDArray[np.float32]:
         except KeyError:
             i = next(i for i, cell in enumerate(cells) if cell not in _CELLS)
             raise DataError(
-                f"{table.where(i)}: '{cells[i]}' in column '{title}'; expected 1, 0, -1 or nothing"
+                f"{table.where(i)}: {cells[i]!r} in column '{title}'; expected 1, 0, -1 or nothing"
             ) from None
     return entries
 
@@ -116,7 +116,7 @@ def _read_soft_labels(file: Path, image_id: Sequence[str]) -> NDArray[np.float32
     for i, path in enumerate(table.column("path")):
         if row_of.setdefault(path, i) != i:
             raise DataError(
-                f"{table.where(i)}: '{path}' is listed twice, first in row {table.row_numbers[row_of[path]]}"
+                f"{table.where(i)}: {path!r} is listed twice, first in row {table.row_numbers[row_of[path]]}"
             )
     if not row_of.keys() & set(image_id):
         raise DataError(f"{file}: no path of this table is an image of the target; expected such as {image_id[0]}")
@@ -131,6 +131,6 @@ def _read_soft_labels(file: Path, image_id: Sequence[str]) -> NDArray[np.float32
             except ValueError:
                 value = -1.0
             if not (np.isnan(value) or 0 <= value <= 1):
-                raise DataError(f"{table.where(i)}: '{cells[i]}' in column '{LABELS[j]}'; expected 0 to 1, or nothing")
+                raise DataError(f"{table.where(i)}: {cells[i]!r} in column '{LABELS[j]}'; expected 0 to 1, or nothing")
             soft[k, j] = value
     return soft
