@@ -48,7 +48,7 @@ def read(folder: Path, name: str, *, species: bool = False, labels_only: bool = 
             breed = int(numbers[0])
             breed_name, kind = image.rsplit("_", 1)[0], int(numbers[1]) - 1
             if breed_names.setdefault(breed, breed_name) != breed_name:
-                raise DataError(f"{place}: breed {breed} is {breed_name!r} here, '{breed_names[breed]}' before")
+                raise DataError(f"{place}: breed {breed} is {breed_name!r} here, {breed_names[breed]!r} before")
             if about.setdefault(breed_name, (breed, kind)) != (breed, kind):
                 before = f"breed {about[breed_name][0]}, a {SPECIES[about[breed_name][1]]}"
                 raise DataError(f"{place}: {breed_name!r} is breed {breed}, a {SPECIES[kind]}; before, it was {before}")
