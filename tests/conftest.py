@@ -5,8 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from fastxfer.targets import Target
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the command line does: tests run beside each other, too
 
@@ -17,6 +21,17 @@ REAL = Path(os.environ.get("FASTXFER_REAL") or Path(__file__).parents[2] / "shar
 def real() -> Path:
     """The folder of real images and weights; tests that use it carry the marker ``real``."""
     return REAL
+
+
+@pytest.fixture(scope="session")
+def good(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Target]:
+    """The good inputs of `bad_inputs`, as read."""
+    from bad_inputs import WORLDS
+
+    root = tmp_path_factory.mktemp("good")
+    for world in WORLDS.values():
+        world.write(root, {})
+    return {name: world.read(root) for name, world in WORLDS.items()}
 
 
 def _missing(item: pytest.Item) -> str | None:

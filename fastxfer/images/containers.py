@@ -98,7 +98,9 @@ def members(file: str | os.PathLike[str]) -> dict[str, tuple[int, ...]]:
                 if dtype.hasobject:
                     raise DataError(f"{file}: '{entry}' holds Python objects (a pickle), which are never loaded")
                 found[entry.removesuffix(".npy")] = shape
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zipfile.LargeZipFile) as error:
+    except DataError:
+        raise
+    except Exception as error:  # zipfile, zlib and NumPy raise whatever they trip over
         raise DataError(f"{file}: not a readable .npz file ({error})") from error
     return found
 
@@ -150,7 +152,7 @@ def _array(file: str, _time: int, _size: int, member: str) -> NDArray[Any]:
     try:
         with np.load(file, allow_pickle=False) as arrays:
             images: NDArray[Any] = arrays[member]
-    except (ValueError, EOFError, MemoryError, zipfile.BadZipFile) as error:
+    except Exception as error:
         raise DataError(f"{file}: '{member}' cannot be read ({error})") from error
     if images.dtype not in (np.uint8, np.uint16):
         raise DataError(f"{file}: '{member}' holds {images.dtype}; expected 8 or 16 bits without sign (uint8, uint16)")
@@ -172,8 +174,8 @@ def _column(file: str, _time: int, _size: int, member: str, group: int) -> Any:
         raise DataError(f"{file}: no column '{member}'; there are {', '.join(content.schema_arrow.names)}")
     try:
         return content.read_row_group(group, columns=[member]).column(member)
-    except pyarrow.ArrowException as error:
-        raise DataError(f"{file}: column '{member}' cannot be read ({error})") from error
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"{file}: column '{member}' cannot be read ({_line(error)})") from error
 
 
 def _open(file: str) -> Any:
@@ -183,4 +185,9 @@ def _open(file: str) -> Any:
     try:
         return pyarrow.parquet.ParquetFile(file)
     except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{file}: not a readable Parquet file ({error})") from error
+        raise DataError(f"{file}: not a readable Parquet file ({_line(error)})") from error
+
+
+def _line(error: Exception) -> str:
+    """What Arrow says, in one line."""
+    return " ".join(str(error).split())

@@ -174,6 +174,8 @@ def _file(name: str) -> Iterator[IO[bytes] | Stored]:
         raise DataError(f"{name}: there is no such file; expected an image") from None
     except OSError as error:
         raise DataError(f"{name}: cannot be read: {error.strerror or error}") from error
+    except ValueError as error:  # of a path that holds a NUL; what is wrong with the content is a `DataError` by then
+        raise DataError(f"{name!r}: no path of a file ({error})") from error
 
 
 def decode_image(
@@ -232,7 +234,9 @@ def _recognise(head: bytes, name: str) -> tuple[str, _Opener]:
         raise DataError(f"{name}: empty file (0 bytes); expected an image ({FORMATS})")
     if head.startswith(b"version https://"):
         raise DataError(f"{name}: a Git LFS pointer, not the image itself; fetch it with `git lfs pull`")
-    raise DataError(f"{name}: not an image (starts with {head[:8]!r}); expected {FORMATS}")
+    # What begins with a word may be anyone's text, so it is not quoted.
+    start = "" if head[:1].isalnum() else f" (starts with {head[:8]!r})"
+    raise DataError(f"{name}: not an image{start}; expected {FORMATS}")
 
 
 def _upright(image: Image.Image) -> Image.Image:

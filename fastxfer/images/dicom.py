@@ -6,6 +6,7 @@ range, MONOCHROME1 inverted. Colour: palettes looked up, YBR converted.
 
 from __future__ import annotations
 
+import re
 from typing import IO, Any
 
 import numpy as np
@@ -38,7 +39,9 @@ def dicom_size(stream: IO[bytes], name: str, max_pixels: int) -> tuple[int, int]
         frames = 1 if header is None else int(header.get("NumberOfFrames") or 1)
         size = (0, 0) if header is None else (int(header.get("Columns") or 0), int(header.get("Rows") or 0))
     except Exception as error:
-        raise DataError(f"{name}: truncated or damaged DICOM file, its header cannot be read ({error})") from error
+        raise DataError(
+            f"{name}: truncated or damaged DICOM file, its header cannot be read ({_said(error)})"
+        ) from error
     if header is None:
         raise DataError(f"{name}: a deflated DICOM file, which isn't read; dcmtk's `dcmconv +te` writes it undeflated")
     if not size[0] or not size[1]:
@@ -67,7 +70,12 @@ def decode_dicom(stream: IO[bytes], name: str, max_pixels: int, pixels: Pixels) 
     except Exception as error:  # parsers and plug-ins raise whatever they trip over
         missing = "plugin" in str(error).lower() or "dependencies" in str(error).lower()
         hint = f"; {_EXTRA} brings the usual decoders" if missing else ""
-        raise DataError(f"{name}: truncated, damaged or unsupported DICOM file ({error}){hint}") from error
+        raise DataError(f"{name}: truncated, damaged or unsupported DICOM file ({_said(error)}){hint}") from error
+
+
+def _said(error: Exception) -> str:
+    """What pydicom says, in one line, without the values that it quotes: in a damaged file they may be a patient's."""
+    return " ".join(re.sub(r"'[^']*'|\"[^\"]*\"", "…", str(error)).split())
 
 
 def _image(pydicom: Any, dataset: Any, stored: NDArray[Any], pixels: Pixels) -> Image.Image:

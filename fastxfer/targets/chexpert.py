@@ -9,8 +9,8 @@ import numpy as np
 
 from fastxfer.errors import DataError
 from fastxfer.targets.csvfile import Table, read_csv
-from fastxfer.targets.files import locate_images, refuse_repeats
-from fastxfer.targets.filters import choose_rows, keep_exactly_one
+from fastxfer.targets.files import check_ids, locate_images
+from fastxfer.targets.filters import choose_rows, keep_exactly_one, years_of
 from fastxfer.targets.labeltables import packaged_table
 from fastxfer.targets.policies import COLUMNS, LABELS, Policy, read_entries
 from fastxfer.targets.table import Target
@@ -69,7 +69,7 @@ def read(
         where += [table.where(i) for i in range(len(table))]
         view += _views(table)
         years = table.column("Age") if "Age" in table.columns else [""] * len(table)
-        age += [float(a) if a.isdecimal() else np.nan for a in years]
+        age += [years_of(a) for a in years]
         split += [part] * len(table)
         entries.append(read_entries(table))
     visits = [_visit(image_id, place) for image_id, place in zip(ids, where, strict=True)]
@@ -77,6 +77,7 @@ def read(
     keep, left_out = choose_rows(
         name,
         len(ids),
+        table=files[0][0],
         views=views,
         ages=ages,
         first_of=first_of,
@@ -88,7 +89,7 @@ def read(
     ids, where = [ids[i] for i in keep], [where[i] for i in keep]
     if not labels_only and root is not None:
         ids = locate_images(root, ids, where)
-    refuse_repeats(ids, where)
+    check_ids(ids, where)
     labels, done = rule.settle(np.concatenate(entries)[keep], ids)
     notes += [*left_out, *done]
     if len(files) > 1:
@@ -118,6 +119,6 @@ def _visit(image_id: str, where: str) -> tuple[str, str]:
     patient, study = [*image_id.split("/")[-3:-1], "", ""][:2]
     if not (patient.startswith("patient") and study.startswith("study")):
         raise DataError(
-            f"{where}: no patient and study in the path '{image_id}'; expected …/patient00001/study1/view1_frontal.jpg"
+            f"{where}: no patient and study in the path {image_id!r}; expected …/patient00001/study1/view1_frontal.jpg"
         )
     return patient, f"{patient}/{study}"

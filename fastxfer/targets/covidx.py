@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 
 from fastxfer.errors import DataError
-from fastxfer.targets.csvfile import read_bytes
-from fastxfer.targets.files import locate_images, refuse_repeats
+from fastxfer.images import EXTENSIONS
+from fastxfer.targets.csvfile import read_lines
+from fastxfer.targets.files import check_ids, locate_images
 from fastxfer.targets.table import Target
 
 CLASSES = ("negative", "positive")
@@ -43,19 +44,17 @@ def read(folder: Path, name: str, *, labels_only: bool = False) -> Target:
         lying: Collection[str] = ()
         if not labels_only and (folder / part).is_dir():
             lying = {entry.name for entry in (folder / part).iterdir()}
-        for number, line in enumerate(read_bytes(lines_file).decode("utf-8-sig", "replace").splitlines(), 1):
-            if not line.strip():
-                continue
-            where.append(f"{lines_file}, row {number}")
-            whom, file, label, origin = _parse(line.strip(), lying, where[-1])
+        for line, place in read_lines(lines_file):
+            where.append(place)
+            whom, file, label, origin = _parse(line, lying, place)
             ids.append(f"{part}/{file}")
             labels.append(CLASSES.index(label))
             split.append(part)
             patient.append(whom)
             source.append(origin)
+    check_ids(ids, where)
     if not labels_only:
         ids = locate_images(folder, ids, where)
-    refuse_repeats(ids, where)
     notes = []
     if any(patient) and not all(patient):
         notes.append(f"{patient.count(''):,} images without a patient: each counts as a patient of its own")
@@ -87,4 +86,8 @@ def _parse(line: str, lying: Collection[str], where: str) -> tuple[str, str, str
         label, source = said
     starts = [0, *(blank.end() for blank in re.finditer(r"\s+", rest))]
     start = next((s for s in starts if rest[s:] in lying), starts[-1])
+    if rest[start:] not in lying and PurePath(rest).suffix.lower() not in EXTENSIONS:
+        raise DataError(f"{where}: no image's name before the label; expected '[patient ]file label[ source]'")
+    if any(word in CLASSES or PurePath(word).suffix.lower() in EXTENSIONS for word in rest[:start].split()):
+        raise DataError(f"{where}: two images; expected one a line, '[patient ]file label[ source]'")
     return rest[:start].strip(), rest[start:], label, source

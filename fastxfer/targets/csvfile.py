@@ -5,13 +5,19 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import re
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from fastxfer.errors import DataError, nearest
+from fastxfer.images import EXTENSIONS
 
 _DELIMITERS = (",", ";", "\t")
+_LINE_END = re.compile(r"\r\n|\r|\n")
+# Columns whose cells are nobody's business: in a table that has one, a cell in a wrong place may be one of them.
+_OF_PATIENTS = frozenset({"patient", "Patient ID", "PatientID", "subject_id"})
 _BOMS = ((b"\xff\xfe", "UTF-16"), (b"\xfe\xff", "UTF-16"))
 
 
@@ -33,10 +39,12 @@ class Table:
 
     def column(self, name: str) -> list[str]:
         """The cells of a column, top to bottom. `DataError` lists the columns there are."""
+        if name not in self.columns and any(_is_content(column) for column in self.columns):
+            raise DataError(f"{self.file}, row 1: no column '{name}' and no names of columns at all, as it seems")
         if name not in self.columns:
+            there = [column if column.isprintable() else repr(column) for column in self.columns]
             raise DataError(
-                f"{self.file}: no column '{name}'; the columns are: {', '.join(self.columns)}."
-                f"{nearest(name, self.columns)}"
+                f"{self.file}: no column '{name}'; the columns are: {', '.join(there)}.{nearest(name, there)}"
             )
         i = self.columns.index(name)
         return [row[i] for row in self.rows]
@@ -44,6 +52,10 @@ class Table:
     def where(self, i: int) -> str:
         """``"labels.csv, row 7"`` for the i-th row, for messages."""
         return f"{self.file}, row {self.row_numbers[i]}"
+
+    def shown(self, cell: str) -> str:
+        """A cell that should be one of a few words, as a message may show it: in quotes, but not what may be a patient."""
+        return "(not shown)" if _OF_PATIENTS & set(self.columns) and not cell.isalpha() and cell else repr(cell)
 
 
 def read_bytes(path: Path) -> bytes:
@@ -55,40 +67,51 @@ def read_bytes(path: Path) -> bytes:
         return path.read_bytes()
     except FileNotFoundError:
         raise DataError(f"{path}: there is no such file") from None
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
 
 
 def read_csv(path: Path, *, strip: bool = True, columns: Sequence[str] | None = None) -> Table:
     """Read a CSV file: UTF-8 with or without BOM, any line ends, quoted cells; ``,``, ``;`` or tab between cells.
 
-    strip: take blanks around a cell for typing, not for content. columns: keep the cells of these (those that are
+    strip: take blanks around a cell for typing, not for content, and what looks like swallowed rows for broken quoting;
+    False for tables that fastxfer wrote. columns: keep the cells of these (those that are
     there), where a table is large.
 
     Raises `DataError` naming file and row: other encodings, broken quoting, rows longer or shorter than the
-    header, a column named twice, no rows at all.
+    header, a column named twice, no rows at all. Where all rows end in the same number of empty cells more than the
+    header, these are left alone; where one does, its cells may have moved.
     """
     text = _decode(path, read_bytes(path))
-    first = text.split("\n", 1)[0]
+    first = text.lstrip("\r\n").split("\n", 1)[0]
     delimiter = max(_DELIMITERS, key=first.count)
     records = _records(path, text, delimiter)
-    header = next((cells for _, cells in records if cells), None)
+    header = next((cells for _, cells, _ in records if cells), None)
     if header is None:
         raise DataError(f"{path}: the table is empty; expected a header such as path,label,split,patient")
     names = tuple(cell.strip() for cell in header)
     twice = sorted({c for c in names if c and names.count(c) > 1})
+    if twice and any(map(_is_content, names)):
+        raise DataError(f"{path}, row 1: a column occurs twice, and there are no names of columns at all, as it seems")
     if twice:
-        raise DataError(f"{path}: column '{twice[0]}' occurs more than once in the header")
+        raise DataError(f"{path}: column {twice[0]!r} occurs more than once in the header")
     kept = [j for j, column in enumerate(names) if columns is None or column in columns]
     rows: list[tuple[str, ...]] = []
     numbers: list[int] = []
-    for number, cells in records:
+    width = 0
+    for number, cells, lines in records:
         if not cells:
             continue  # a blank line
-        if len(cells) != len(names) and any(cells[len(names) :] or ["short"]):
+        width = width or (len(names) if any(cells[len(names) :]) else max(len(names), len(cells)))
+        if len(cells) != width:
             raise DataError(
                 f"{path}, row {number}: {len(cells)} cells where the header has {len(names)} "
                 "(a comma inside a cell needs quotes around the cell)"
+            )
+        if strip and lines > 1 and any(_holds_rows(cell, j, width, delimiter) for j, cell in enumerate(cells)):
+            raise DataError(
+                f"{path}, row {number}: a quoted cell goes on over line ends and holds what look like rows of their own; "
+                "broken quoting? (a quotation mark that is meant as one is written twice)"
             )
         # Tuples of text are nothing to Python's garbage collector; a million small lists would be.
         rows.append(tuple([cells[j].strip() if strip else cells[j] for j in kept]))
@@ -96,6 +119,37 @@ def read_csv(path: Path, *, strip: bool = True, columns: Sequence[str] | None = 
     if not rows:
         raise DataError(f"{path}: the table has a header but no rows")
     return Table(path, tuple(names[j] for j in kept), rows, numbers)
+
+
+def read_lines(path: Path) -> list[tuple[str, str]]:
+    """The lines of a list that hold anything, stripped, each with ``"test.txt, row 7"`` for messages.
+
+    Raises `DataError` naming file and row: other encodings, NUL characters, no line at all.
+    """
+    lines = [
+        (line.strip(), f"{path}, row {number}")
+        for number, line in enumerate(io.StringIO(_decode(path, read_bytes(path)), newline=None), 1)
+        if line.strip()
+    ]
+    if not lines:
+        raise DataError(f"{path}: the list is empty; expected a line for each image")
+    for line, where in lines:
+        if "\0" in line:
+            raise DataError(f"{where}: contains a NUL character; is this a text file?")
+    return lines
+
+
+def _is_content(cell: str) -> bool:
+    """Whether a cell of the header is none: a number or an image. Such a "header" may tell who the patients are."""
+    return cell.isdecimal() or PurePath(cell).suffix.lower() in EXTENSIONS
+
+
+def _holds_rows(cell: str, column: int, width: int, delimiter: str) -> bool:
+    """Whether the text of a cell goes on as if it were the rest of its row, whole rows, and the start of one."""
+    if width == 1 or not _LINE_END.search(cell):
+        return False
+    first, *between, last = (line.count(delimiter) for line in _LINE_END.split(cell))
+    return first == width - 1 - column and last == column and all(count == width - 1 for count in between)
 
 
 def _decode(path: Path, raw: bytes) -> str:
@@ -111,13 +165,16 @@ def _decode(path: Path, raw: bytes) -> str:
         ) from None
 
 
-def _records(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    number = 0
+def _records(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, list[str], int]]:
+    """Row number, cells ([] of a blank line), and over how many lines of the file they go."""
+    number = line = 0
     nul = "\0" in text
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
-        for number, cells in enumerate(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True), 1):
+        for number, cells in enumerate(reader, 1):
             if nul and any("\0" in cell for cell in cells):
                 raise DataError(f"{path}, row {number}: contains a NUL character; is this a text file?")
-            yield number, cells if any(cell.strip() for cell in cells) else []
+            yield number, cells if any(cell.strip() for cell in cells) else [], reader.line_num - line
+            line = reader.line_num
     except csv.Error as error:
         raise DataError(f"{path}, row {number + 1}: broken quoting ({error})") from None

@@ -82,7 +82,7 @@ def locate_images(root: Path, paths: Sequence[str], where: Iterable[str]) -> lis
     for path, place in zip(paths, where, strict=True):
         image_id = _relative(path, base, real_root)
         if image_id is None:
-            raise DataError(f"{place}: '{path}' leaves the data root {root}; list paths relative to it, without '..'")
+            raise DataError(f"{place}: {path!r} leaves the data root {root}; list paths relative to it, without '..'")
         folder, _, name = image_id.rpartition("/")
         if folder not in listings:
             listings[folder] = _list(os.path.join(base, folder), real_root)
@@ -90,9 +90,10 @@ def locate_images(root: Path, paths: Sequence[str], where: Iterable[str]) -> lis
         is_link = None if names is None else names.get(name)
         full = f"{base}/{image_id}"
         if names is None or (is_link and not _inside(os.path.realpath(full), real_root)):
-            raise DataError(f"{place}: '{path}' leads out of the data root {root} through a symbolic link")
+            raise DataError(f"{place}: {path!r} leads out of the data root {root} through a symbolic link")
         if is_link is None or (is_link and not os.path.isfile(full)):
-            missing.append(f"{place}: '{path}'")
+            # What doesn't look like a path isn't quoted: where columns moved, it may be a patient.
+            missing.append(f"{place}: {path!r}" if {".", "/"} & set(path) else f"{place}: no name of a file")
         ids.append(image_id)
     if missing:
         more = f" and {len(missing) - 5:,} more" if len(missing) > 5 else ""
@@ -115,23 +116,38 @@ def find_by_name(root: Path, files: Sequence[str], where: Sequence[str]) -> list
         if lying.setdefault(name, path) != path:
             twice[name] = path
     names = [os.path.basename(file) for file in files]
-    for name in names:
+    check_ids(names, where)
+    for name, place in zip(names, where, strict=True):
         if name in twice:
-            raise DataError(f"{root}: '{name}' lies in two folders, {lying[name]} and {twice[name]}; keep one")
+            raise DataError(f"{place}: {name!r} lies in two folders, {lying[name]} and {twice[name]}; keep one")
     missing = [i for i, name in enumerate(names) if name not in lying]
     if missing:
-        some = "; ".join(f"{where[i]}: '{names[i]}'" for i in missing[:3])
+        few = "; ".join(f"{where[i]}: {names[i]!r}" for i in missing[:3])
         more = ", …" if len(missing) > 3 else ""
-        raise DataError(f"{len(missing):,} of {len(names):,} images are not below {root}: {some}{more}")
+        raise DataError(f"{len(missing):,} of {len(names):,} images are not below {root}: {few}{more}")
     return [lying[name] for name in names]
 
 
-def refuse_repeats(image_id: Sequence[str], where: Sequence[str]) -> None:
-    """Raise `DataError` for the first image that is listed twice, naming both rows."""
+def check_ids(image_id: Sequence[str], where: Sequence[str]) -> None:
+    """Raise `DataError` for the first image that is none by its name, leaves the root by its path, or is listed twice.
+
+    where: what messages call each ("labels.csv, row 7").
+    """
     first: dict[str, int] = {}
     for i, name in enumerate(image_id):
+        if os.path.splitext(name)[1].lower() not in EXTENSIONS:  # not quoted: where columns moved, it may be a patient
+            raise DataError(f"{where[i]}: the image's name doesn't end as one (.png, .jpg, …); have columns moved?")
+        if {"", ".", ".."} & set(name.split("/")):
+            raise DataError(
+                f"{where[i]}: {name!r} leaves the data root or names no file; list plain paths, without '..', '.' and '//'"
+            )
         if first.setdefault(name, i) != i:
-            raise DataError(f"{where[i]}: '{name}' is listed twice, first in {where[first[name]]}")
+            raise DataError(f"{where[i]}: {name!r} is listed twice, first in {where[first[name]]}")
+
+
+def some(things: Sequence[str]) -> str:
+    """The first few of what was left out, for notes."""
+    return ", ".join(things[:5]) + (", …" if len(things) > 5 else "")
 
 
 def _relative(path: str, base: str, real_root: str) -> str | None:
@@ -155,7 +171,7 @@ def _list(folder: str, real_root: str) -> dict[str, bool] | None:
     except OSError as error:
         if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):  # no such folder can be there
             return {}
-        raise
+        raise DataError(f"{folder}: cannot be read: {error.strerror or error}") from error
 
 
 def _is_text(name: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -19,6 +20,7 @@ def choose_rows(
     name: str,
     n_rows: int,
     *,
+    table: Path,
     views: Sequence[str] | None = None,
     ages: tuple[float, float] | None = None,
     first_of: str | None = None,
@@ -29,7 +31,7 @@ def choose_rows(
 ) -> tuple[NDArray[np.int64], list[str]]:
     """Row numbers that pass, ascending, and notes that count what did not.
 
-    name:     of the target, for messages
+    name:     of the target, for messages; table: where its rows come from, for messages
     views:    of `VIEWS`; None = all
     ages:     youngest and oldest in years, both included; rows of unknown age don't pass. None = all
     first_of: "study" or "patient": the first row of each, among those that pass. None = all
@@ -49,13 +51,13 @@ def choose_rows(
         if not views or set(views) - set(VIEWS):
             listed = ", ".join(views) or "(none)"
             raise UsageError(f"target '{name}': views {listed}; expected some of {', '.join(VIEWS)}")
-        known = _known(name, "views", view)
+        known = _known(table, "views", view)
         pass_if(np.isin(known[keep], list(views)), f"views {', '.join(views)}")
     if ages is not None:
         low, high = ages
         if not 0 <= low <= high:
             raise UsageError(f"target '{name}': ages {low:g} to {high:g}; expected the youngest, then the oldest")
-        years = _known(name, "ages", age)[keep].astype(np.float64)
+        years = _known(table, "ages", age)[keep].astype(np.float64)
         pass_if(
             (years >= low) & (years <= high),
             f"ages {low:g} to {high:g} ({int(np.isnan(years).sum()):,} images of unknown age)",
@@ -64,17 +66,25 @@ def choose_rows(
         columns = {"study": study, "patient": patient}
         if first_of not in columns:
             raise UsageError(f"target '{name}': first of each '{first_of}'; expected study or patient")
-        first = np.unique(_known(name, first_of, columns[first_of])[keep], return_index=True)[1]
+        first = np.unique(_known(table, first_of, columns[first_of])[keep], return_index=True)[1]
         pass_if(np.isin(np.arange(len(keep)), first), f"the first image of each {first_of}")
     if not len(keep):
-        raise DataError(f"target '{name}': no image is left ({'; '.join(notes)})")
+        raise DataError(f"{table}: no image is left ({'; '.join(notes)}) for target '{name}'")
     return keep, notes
 
 
-def _known(name: str, what: str, column: ArrayLike | None) -> NDArray:
+def _known(table: Path, what: str, column: ArrayLike | None) -> NDArray:
     if column is None:
-        raise DataError(f"target '{name}': {what} were asked for, but its table has no such column")
+        raise DataError(f"{table}: {what} were asked for, but this table has no such column")
     return np.asarray(column)
+
+
+def years_of(age: str) -> float:
+    """Years from "58", or "58.0" where a program took the column for fractions; NaN where there is no number."""
+    try:
+        return float(age) if float(age) >= 0 else np.nan
+    except ValueError:
+        return np.nan
 
 
 def keep_exactly_one(target: Target) -> Target:

@@ -40,13 +40,17 @@ def read(folder: Path, name: str, *, split: str = "official", labels_only: bool 
         numbers += of_set
         parts += [part] * len(of_set)
         where += [f"{sets_file}, {array}[{i}]" for i in range(len(of_set))]
-    unique, counts = np.unique(numbers, return_counts=True)
-    if (counts > 1).any():
-        raise DataError(f"{sets_file}: image {unique[counts > 1][0]} is listed more than once")
+    first: dict[int, str] = {}
+    for number, place in zip(numbers, where, strict=True):
+        if first.setdefault(number, place) != place:
+            raise DataError(f"{place}: image {number} is listed more than once, first in {first[number]}")
+    notes = [] if split == "official" else ["split: the paper's; the official test images are train, all others test"]
+    if left_out := sorted(set(range(1, len(labels) + 1)) - set(numbers)):
+        images = ", ".join(map(str, left_out[:5])) + (", …" if len(left_out) > 5 else "")
+        notes.append(f"left out {len(left_out):,} images of {labels_file.name} that are in no set: {images}")
     ids = [f"jpg/image_{number:05}.jpg" for number in numbers]
     if not labels_only:
         ids = locate_images(root, ids, where)
-    notes = [] if split == "official" else ["split: the paper's; the official test images are train, all others test"]
     return Target(
         name,
         np.array(ids),
@@ -66,14 +70,14 @@ def _numbers(file: Path, array: str, largest: int) -> NDArray[np.int64]:
         raise DataError(f"{file}: there is no such file; it comes with the data set, beside the folder jpg/")
     try:
         values = np.atleast_1d(np.squeeze(loadmat(file, variable_names=[array])[array]))
-        numbers = values.astype(np.int64)
+        with np.errstate(invalid="ignore"):
+            numbers = values.astype(np.int64)
     except Exception as error:  # a damaged file ends in errors of many kinds inside SciPy
         raise DataError(f"{file}: no array '{array}' of numbers can be read from it ({error})") from None
-    if (
-        numbers.ndim != 1
-        or not len(numbers)
-        or (numbers != values).any()
-        or not 1 <= numbers.min() <= numbers.max() <= largest
-    ):
-        raise DataError(f"{file}: array '{array}' holds other than whole numbers from 1 to {largest:,}")
+    if numbers.ndim != 1 or not len(numbers):
+        raise DataError(f"{file}: array '{array}' is no row of numbers but {numbers.shape}")
+    wrong = np.flatnonzero((numbers != values) | (numbers < 1) | (numbers > largest))
+    if len(wrong):
+        at = f"{array}[{wrong[0]}] is {values[wrong[0]]}"
+        raise DataError(f"{file}: array '{array}' holds other than whole numbers from 1 to {largest:,}: {at}")
     return numbers

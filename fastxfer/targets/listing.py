@@ -122,28 +122,41 @@ def read_table(table: Table, root: Path, *, label_column: str = "label", trusted
             raise DataError(f"{where[i]}: the path is empty")
     for i, label in enumerate(labels):
         if label.lower() in _MISSING and not trusted:
-            what = f"'{label}', a missing value" if label else "empty"
+            what = f"{label!r}, a missing value" if label else "empty"
             raise DataError(
                 f"{where[i]}: the label in column '{label_column}' is {what}; give it a label "
                 f"('{NO_FINDING}' where a multi-label image has none) or remove the row"
             )
+    if not trusted:
+        _refuse_two_spellings(labels, where)
     split = None
     if "split" in table.columns:
         split = []
         for i, word in enumerate(table.column("split")):
             if word.lower() not in SPLIT_WORDS:
-                raise DataError(f"{where[i]}: split '{word}' is not one of train, val, test")
+                raise DataError(f"{where[i]}: split {table.shown(word)} is not one of train, val, test")
             split.append(SPLIT_WORDS[word.lower()])
     ids = paths if trusted else locate_images(root, paths, where)
     first: dict[str, int] = {}
     for i, image_id in enumerate(ids):
         if image_id in first:
             raise DataError(
-                f"{where[i]}: '{paths[i]}' is listed twice, first in row {table.row_numbers[first[image_id]]}"
+                f"{where[i]}: {paths[i]!r} is listed twice, first in row {table.row_numbers[first[image_id]]}"
             )
         first[image_id] = i
     patient = table.column("patient") if "patient" in table.columns else None
+    if patient is not None and not trusted:
+        patient = ["" if whom.lower() in _MISSING else whom for whom in patient]
     return Listing(root, ids, labels, split, patient, where)
+
+
+def _refuse_two_spellings(labels: Sequence[str], where: Sequence[str]) -> None:
+    """Raise `DataError` where a table has both "1" and "1.0": one class, of which programs would make two."""
+    first = {label: i for i, label in reversed(list(enumerate(labels)))}
+    for label, i in first.items():
+        whole = label.rstrip("0").removesuffix(".")
+        if "." in label and whole in first and whole.lstrip("-").isdecimal():
+            raise DataError(f"{where[i]}: label {label!r}, but '{whole}' in {where[first[whole]]}; write both alike")
 
 
 def build_target(
@@ -179,7 +192,7 @@ def build_target(
         labels = np.array([column[label] for label in listing.labels], dtype=np.int64)
         needed = 2
     if len(names) < needed:
-        found = f"only one class, '{names[0]}'" if names else f"no label but '{NO_FINDING}'"
+        found = f"only one class, {names[0]!r}" if names else f"no label but '{NO_FINDING}'"
         raise DataError(f"target '{name}': {found}, in {listing.root}; expected at least {needed}")
 
     image_id = np.array(listing.image_id, dtype=np.str_)
@@ -203,10 +216,10 @@ def build_target(
 def _label_set(cell: str, where: str) -> set[str]:
     parts = [part.strip() for part in cell.split(SEPARATOR)]
     if any(part.lower() in _MISSING for part in parts):
-        raise DataError(f"{where}: '{cell}' has an empty label between the '{SEPARATOR}'")
+        raise DataError(f"{where}: {cell!r} has an empty label between the '{SEPARATOR}'")
     present = set(parts)
     if NO_FINDING in present and len(present) > 1:
-        raise DataError(f"{where}: '{cell}' says '{NO_FINDING}' and names findings")
+        raise DataError(f"{where}: {cell!r} says '{NO_FINDING}' and names findings")
     return present - {NO_FINDING}
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from fastxfer.errors import DataError, UsageError
 from fastxfer.targets.csvfile import Table, read_csv
-from fastxfer.targets.files import locate_images
+from fastxfer.targets.files import check_ids, locate_images, some
 from fastxfer.targets.filters import choose_rows, keep_exactly_one
 from fastxfer.targets.labeltables import find_table
 from fastxfer.targets.policies import COLUMNS, LABELS, Policy, read_entries
@@ -59,24 +59,38 @@ def read(
     splits = table_of("split", (*_IMAGE, "split"))
     reports = table_of(labeler, (*_STUDY, *COLUMNS))
     split_row, label_row = _index(splits, _IMAGE), _index(reports, _STUDY)
-    image_keys = list(zip(*(images.column(c) for c in _IMAGE), strict=True))
-    with_split = [i for i, key in enumerate(image_keys) if key in split_row]
-    rows = [i for i in with_split if image_keys[i][:2] in label_row]
-    notes = [
-        f"labels by {labeler}; left out {len(images) - len(with_split):,} images without a split "
-        f"and {len(with_split) - len(rows):,} without labels"
-    ]
+    image_keys = list(_index(images, _IMAGE))
+    without = {
+        "without a split": [i for i, key in enumerate(image_keys) if key not in split_row],
+        "without labels": [i for i, key in enumerate(image_keys) if key in split_row and key[:2] not in label_row],
+    }
+    rows = [i for i, key in enumerate(image_keys) if key in split_row and key[:2] in label_row]
+    counted = (
+        f"{len(lack):,} images {what}"
+        + (f" ({some([images.column('dicom_id')[i] for i in lack[:6]])})" if lack else "")
+        for what, lack in without.items()
+    )
+    notes = [f"labels by {labeler}; left out {' and '.join(counted)}"]
+    for table, lost in (
+        (splits, split_row.keys() - set(image_keys)),
+        (reports, label_row.keys() - {key[:2] for key in image_keys}),
+    ):
+        if lost:
+            row = table.row_numbers[min((split_row if table is splits else label_row)[key] for key in lost)]
+            notes.append(f"left out {len(lost):,} rows of {table.file.name} without an image, the first in row {row}")
     if not rows:
         raise DataError(f"{images.file}: none of its images is both in {splits.file.name} and in {reports.file.name}")
     keys = [image_keys[i] for i in rows]
     patient, view = np.array([key[0] for key in keys]), np.array(images.column("ViewPosition"))[rows]
     study = np.array([f"{subject}-{study}" for subject, study, _ in keys])
     keep, left_out = choose_rows(
-        name, len(rows), views=views, first_of=first_of, view=view, study=study, patient=patient
+        name, len(rows), table=images.file, views=views, first_of=first_of, view=view, study=study, patient=patient
     )
     ids = [f"files/p{subject[:2]}/p{subject}/s{study}/{dicom}.jpg" for subject, study, dicom in (keys[i] for i in keep)]
+    where = [images.where(rows[i]) for i in keep]
+    check_ids(ids, where)
     if not labels_only:
-        ids = locate_images(folder, ids, [images.where(rows[i]) for i in keep])
+        ids = locate_images(folder, ids, where)
     entries = read_entries(reports)[[label_row[keys[i][:2]] for i in keep]]
     labels, done = rule.settle(entries, ids)
     target = Target(
@@ -95,9 +109,13 @@ def read(
 
 
 def _index(table: Table, columns: tuple[str, ...]) -> dict[tuple[str, ...], int]:
-    """Row number by the values of these columns, which must not repeat."""
+    """Row number by the values of these columns, in the table's order; they must be there and not repeat."""
     rows: dict[tuple[str, ...], int] = {}
     for i, key in enumerate(zip(*(table.column(c) for c in columns), strict=True)):
+        for column, cell in zip(columns, key, strict=True):
+            if not (cell.isdecimal() if column in _STUDY else cell):
+                what = "no whole number" if column in _STUDY else "nothing"
+                raise DataError(f"{table.where(i)}: {what} in column '{column}'; have columns moved?")
         if rows.setdefault(key, i) != i:
             same = table.row_numbers[rows[key]]
             raise DataError(f"{table.where(i)}: the same {', '.join(columns)} as in row {same}; expected one row each")
@@ -108,5 +126,5 @@ def _splits(table: Table, rows: list[int]) -> np.ndarray:
     words = table.column("split")
     for i in rows:
         if words[i] not in _SPLITS:
-            raise DataError(f"{table.where(i)}: split '{words[i]}' is not one of {', '.join(_SPLITS)}")
+            raise DataError(f"{table.where(i)}: split {table.shown(words[i])} is not one of {', '.join(_SPLITS)}")
     return np.array([_SPLITS[words[i]] for i in rows])

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from importlib import resources
 from pathlib import Path
 
 import numpy as np
 
 from fastxfer.errors import DataError
-from fastxfer.targets.csvfile import Table, read_bytes, read_csv
-from fastxfer.targets.files import find_by_name, refuse_repeats
-from fastxfer.targets.filters import choose_rows, keep_exactly_one
+from fastxfer.targets.csvfile import Table, read_csv, read_lines
+from fastxfer.targets.files import check_ids, find_by_name, some
+from fastxfer.targets.filters import choose_rows, keep_exactly_one, years_of
 from fastxfer.targets.labeltables import find_table
 from fastxfer.targets.listing import NO_FINDING, SEPARATOR
 from fastxfer.targets.table import Target
@@ -20,6 +21,7 @@ LABELS = (
     *("Infiltration", "Mass", "Nodule", "Pleural_Thickening", "Pneumonia", "Pneumothorax"),
 )
 _TABLES = ("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv", "Data_Entry_2017_v2020.csv.gz")
+_NAME = re.compile(r"(\d{8})_\d{3}\.png")
 _LISTS = (("train_val_list.txt", "train"), ("test_list.txt", "test"))
 
 
@@ -47,6 +49,8 @@ def read(
     table_file = find_table(name, folder, _TABLES, packaged=_TABLES[-1] if labels_only else None)
     table = read_csv(table_file)
     files, findings, patients = (table.column(c) for c in ("Image Index", "Finding Labels", "Patient ID"))
+    check_ids([f"images/{file}" for file in files], [table.where(i) for i in range(len(table))])
+    _check_patients(table, files, patients)
     visits = _optional(table, "Follow-up #")
     study = None if visits is None else np.array([f"{p}-{v}" for p, v in zip(patients, visits, strict=True)])
     view, ages_told = (_optional(table, c) for c in ("View Position", "Patient Age"))
@@ -54,10 +58,16 @@ def read(
     split, notes = _splits(folder, files, patients)
     listed = np.flatnonzero(split != "")
     if len(listed) < len(files):
-        notes.append(f"left out {len(files) - len(listed):,} images of {table_file.name} that are in neither list")
+        unlisted = [files[i] for i in np.flatnonzero(split == "")]
+        notes.append(
+            f"left out {len(unlisted):,} images of {table_file.name} that are in neither list: {some(unlisted)}"
+        )
+    if not len(listed):
+        raise DataError(f"{table_file}: none of its images is in {_LISTS[0][0]} or {_LISTS[1][0]}")
     wanted, left_out = choose_rows(
         name,
         len(files),
+        table=table_file,
         views=views,
         ages=ages,
         first_of=first_of,
@@ -67,10 +77,11 @@ def read(
         patient=patients,
     )
     keep = np.intersect1d(listed, wanted)
-    ids, where = [f"images/{files[i]}" for i in keep], [table.where(i) for i in keep]
+    if not len(keep):
+        raise DataError(f"{table_file}: no image is left ({'; '.join(left_out)}) for target '{name}'")
+    ids = [f"images/{files[i]}" for i in keep]
     if not labels_only:
-        ids = find_by_name(folder, ids, where)
-    refuse_repeats(ids, where)
+        ids = find_by_name(folder, ids, [table.where(i) for i in keep])
     target = Target(
         name,
         np.array(ids),
@@ -90,12 +101,20 @@ def _optional(table: Table, column: str) -> list[str] | None:
     return table.column(column) if column in table.columns else None
 
 
+def _check_patients(table: Table, files: list[str], patients: list[str]) -> None:
+    """Raise `DataError` for the first patient that is no number, or another than the image's name begins with: columns
+    that moved, or numbers turned into fractions, would put images of one patient on both sides."""
+    for i, (file, patient) in enumerate(zip(files, patients, strict=True)):
+        named = _NAME.match(file)
+        if not patient.isdecimal() or (named and int(named[1]) != int(patient)):
+            what = "isn't the one in the image's name" if patient.isdecimal() else "is no whole number"
+            raise DataError(f"{table.where(i)}: the patient in column 'Patient ID' {what}; have columns moved?")
+
+
 def _years(age: str) -> float:
     """ "58" as the table of 2020 has it, or "058Y" as the older one; months and days count as 0 years."""
-    number = age.rstrip("YMD")
-    if not number.isdecimal():
-        return np.nan
-    return 0.0 if age.endswith(("M", "D")) else float(number)
+    years = years_of(age.rstrip("YMD"))
+    return 0.0 * years if age.endswith(("M", "D")) else years
 
 
 def _labels(table: Table, findings: list[str]) -> np.ndarray:
@@ -107,7 +126,7 @@ def _labels(table: Table, findings: list[str]) -> np.ndarray:
                 labels[i, column[finding]] = 1
             elif finding != NO_FINDING:
                 raise DataError(
-                    f"{table.where(i)}: finding '{finding}' is none of the 14 ({', '.join(LABELS)}) nor '{NO_FINDING}'"
+                    f"{table.where(i)}: finding {table.shown(finding)} is none of the 14 ({', '.join(LABELS)}) nor '{NO_FINDING}'"
                 )
     return labels
 
@@ -115,12 +134,16 @@ def _labels(table: Table, findings: list[str]) -> np.ndarray:
 def _splits(folder: Path, files: list[str], patients: list[str]) -> tuple[np.ndarray, list[str]]:
     lists = [(folder / file, split) for file, split in _LISTS]
     if all(path.is_file() for path, _ in lists):
-        of: dict[str, str] = {}
+        of: dict[str, tuple[str, str]] = {}
         for path, listed in lists:
-            for line in read_bytes(path).decode("utf-8-sig", "replace").split():
-                if of.setdefault(line, listed) != listed:
-                    raise DataError(f"{path}: '{line}' is in both lists, {_LISTS[0][0]} and {_LISTS[1][0]}")
-        return np.array([of.get(file, "") for file in files]), ["splits: train_val_list.txt and test_list.txt"]
+            for line, where in read_lines(path):
+                if line in of:
+                    raise DataError(f"{where}: {line!r} is listed twice, first in {of[line][1]}")
+                of[line] = (listed, where)
+        notes = ["splits: train_val_list.txt and test_list.txt"]
+        if unlabelled := sorted(of.keys() - set(files)):
+            notes.append(f"left out {len(unlabelled):,} listed images without a row in the table: {some(unlabelled)}")
+        return np.array([of[file][0] if file in of else "" for file in files]), notes
     text = resources.files("fastxfer.targets").joinpath("nih14_test_patients.csv").read_text()
     test = set(text.split()[1:])
     split = np.where([patient.lstrip("0") in test for patient in patients], "test", "train")

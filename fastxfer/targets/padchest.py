@@ -12,7 +12,7 @@ import numpy as np
 
 from fastxfer.errors import DataError, UsageError
 from fastxfer.targets.csvfile import Table, read_csv
-from fastxfer.targets.files import find_by_name, refuse_repeats
+from fastxfer.targets.files import check_ids, find_by_name, some
 from fastxfer.targets.filters import choose_rows, keep_exactly_one
 from fastxfer.targets.labeltables import find_table
 from fastxfer.targets.table import Target
@@ -73,6 +73,7 @@ def read(
     keep, left_out = choose_rows(
         name,
         len(rows),
+        table=table_file,
         views=views,
         ages=ages,
         first_of=first_of,
@@ -83,9 +84,9 @@ def read(
     )
     notes += left_out
     ids, where = [f"{column['ImageDir'][i]}/{files_of[i]}" for i in keep], [table.where(rows[i]) for i in keep]
+    check_ids(ids, where)
     if not labels_only:
         ids = find_by_name(folder, ids, where)
-    refuse_repeats(ids, where)
     target = Target(
         name,
         np.array(ids),
@@ -102,15 +103,26 @@ def read(
 
 
 def _usable(table: Table) -> tuple[list[int], list[str]]:
-    views, labels, files = (table.column(c) for c in ("Projection", "Labels", "ImageID"))
+    views, labels, files, patients = (table.column(c) for c in ("Projection", "Labels", "ImageID", "PatientID"))
     broken = set(_data("padchest_dropped_files.csv").split()[1:])
-    of_view = [i for i, view in enumerate(views) if _VIEWS.get(view, view) in VIEWS]
-    labelled = [i for i in of_view if labels[i] not in ("", "nan")]
-    rows = [i for i in labelled if files[i] not in broken]
-    return rows, [
-        f"left out {len(table) - len(of_view):,} rows of views other than {', '.join(VIEWS)}, "
-        f"{len(of_view) - len(labelled):,} without labels, {len(labelled) - len(rows):,} with files known as broken"
-    ]
+    reasons = (f"of views other than {', '.join(VIEWS)}", "without labels", "with files known as broken")
+    left_out: dict[str, list[str]] = {reason: [] for reason in reasons}
+    rows = []
+    for i, view in enumerate(views):
+        if _VIEWS.get(view, view) not in VIEWS:
+            left_out[reasons[0]].append(files[i])
+        elif labels[i].lower() in ("", "nan"):
+            left_out[reasons[1]].append(files[i])
+        elif files[i] in broken:
+            left_out[reasons[2]].append(files[i])
+        else:
+            rows.append(i)
+    for i in rows:
+        for column, cell in (("ImageID", files[i]), ("PatientID", patients[i])):
+            if cell.lower() in ("", "nan"):
+                raise DataError(f"{table.where(i)}: nothing in column '{column}'; have columns moved?")
+    counted = (f"{len(gone):,} rows {reason}{f' ({some(gone)})' if gone else ''}" for reason, gone in left_out.items())
+    return rows, [f"left out {'; '.join(counted)}"]
 
 
 def _labels(texts: list[str]) -> tuple[tuple[str, ...], np.ndarray]:

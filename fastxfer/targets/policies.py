@@ -101,7 +101,7 @@ def read_entries(table: Table) -> NDArray[np.float32]:
         except KeyError:
             i = next(i for i, cell in enumerate(cells) if cell not in _CELLS)
             raise DataError(
-                f"{table.where(i)}: '{cells[i]}' in column '{title}'; expected 1, 0, -1 or nothing"
+                f"{table.where(i)}: {cells[i]!r} in column '{title}'; expected 1, 0, -1 or nothing"
             ) from None
     return entries
 
@@ -112,20 +112,25 @@ def _read_soft_labels(file: Path, image_id: Sequence[str]) -> NDArray[np.float32
     columns = {j: table.column(label) for j, label in enumerate(LABELS) if label in table.columns}
     if not columns:
         raise DataError(f"{file}: no column with soft labels; expected path and some of {', '.join(LABELS)}")
-    row_of = {path: i for i, path in enumerate(table.column("path"))}
+    row_of: dict[str, int] = {}
+    for i, path in enumerate(table.column("path")):
+        if row_of.setdefault(path, i) != i:
+            raise DataError(
+                f"{table.where(i)}: {path!r} is listed twice, first in row {table.row_numbers[row_of[path]]}"
+            )
     if not row_of.keys() & set(image_id):
         raise DataError(f"{file}: no path of this table is an image of the target; expected such as {image_id[0]}")
     soft = np.full((len(image_id), len(LABELS)), np.nan, dtype=np.float32)
     for k, path in enumerate(image_id):
-        i = row_of.get(path)
-        if i is None:
+        if path not in row_of:
             continue
+        i = row_of[path]
         for j, cells in columns.items():
             try:
                 value = float(cells[i]) if cells[i] else np.nan
             except ValueError:
                 value = -1.0
             if not (np.isnan(value) or 0 <= value <= 1):
-                raise DataError(f"{table.where(i)}: '{cells[i]}' in column '{LABELS[j]}'; expected 0 to 1, or nothing")
+                raise DataError(f"{table.where(i)}: {cells[i]!r} in column '{LABELS[j]}'; expected 0 to 1, or nothing")
             soft[k, j] = value
     return soft

@@ -62,11 +62,13 @@ def add_target(
     if source.is_dir():
         table_file = source / "labels.csv"
         base = source
-    elif source.exists():
+    elif source.is_file():
         table_file = source
         base = Path(root) if root is not None else source.parent
     else:
-        raise DataError(f"{source}: there is no such folder or CSV file")
+        raise DataError(
+            f"{source}: {'neither a folder nor a' if source.exists() else 'there is no such folder or'} CSV file"
+        )
     if root is not None and source.is_dir():
         raise UsageError(f"a root is given with a CSV only; {source} is a folder, and its own root")
     if table_file.is_file():

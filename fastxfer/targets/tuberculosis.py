@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 
 from fastxfer.errors import DataError, UsageError
-from fastxfer.targets.files import walk_images
+from fastxfer.targets.files import some, walk_images
 from fastxfer.targets.split import make_split
 from fastxfer.targets.table import Target
 
 CLASSES = ("normal", "tuberculosis")
 # source -> how its files' names start, how many there are
 SOURCES = {"shenzhen": ("CHNCXR", 662), "montgomery": ("MCUCXR", 138)}
-_NAME = re.compile(r"(?:CHNCXR|MCUCXR)_\d+_([01])")
+_NAME = re.compile(r"(?:CHNCXR|MCUCXR)_(\d+)_([01])")
 _TRAIN_SHARE = 0.85
 
 
@@ -31,6 +31,9 @@ def read(folder: Path, name: str, *, split: str = "stratified", split_seed: int 
         raise UsageError(f"target '{name}': split '{split}' is not one of stratified, paper")
     notes: list[str] = []
     found = [path for path in walk_images(folder).images if "mask" not in path.lower()]
+    others = [p for p in found if not p.rsplit("/", 1)[-1].startswith(tuple(start for start, _ in SOURCES.values()))]
+    if others:
+        notes.append(f"left out {len(others):,} images with names of neither source: {some(others)}")
     ids: list[str] = []
     labels: list[int] = []
     source: list[str] = []
@@ -44,12 +47,15 @@ def read(folder: Path, name: str, *, split: str = "stratified", split_seed: int 
             raise DataError(f"target '{name}': no {start}_*.png below {folder}; expected the {count} of {origin}")
         if len(by_name) != count:
             notes.append(f"{len(by_name):,} images of {origin} where the data set has {count}")
+        numbered: dict[str, str] = {}
         for file, path in sorted(by_name.items()):
             match = _NAME.fullmatch(file.rsplit(".", 1)[0])
             if match is None:
                 raise DataError(f"{folder / path}: no label; expected a name like {start}_0001_0.png, ending in 0 or 1")
+            if numbered.setdefault(match.group(1), path) != path:
+                raise DataError(f"{folder / path}: the number of {numbered[match.group(1)]}; expected one image each")
             ids.append(path)
-            labels.append(int(match.group(1)))
+            labels.append(int(match.group(2)))
             source.append(origin)
     image_id, label, origins = np.array(ids), np.array(labels, dtype=np.int64), np.array(source)
     if split == "paper":
