@@ -57,15 +57,29 @@ def ls(data_root: Path, as_json: bool) -> None:
 
 
 @targets.command()
-@click.argument("source", type=click.Path(path_type=Path), metavar="FOLDER|CSV")
+@click.argument("source", type=click.Path(path_type=Path), metavar="FOLDER|FILE")
 @click.option("--name", required=True, help="What to call it: letters, digits, '.', '_', '-'.")
-@click.option("--label-column", default="label", show_default=True, help="Column of the table that holds the label.")
+@click.option(
+    "--label-column",
+    default="label",
+    show_default=True,
+    help="Column of the table that holds the label; or several, A,B,C: a column a label, with 0 to 1 or nothing.",
+)
+@click.option(
+    "--missing-labels",
+    type=click.Choice(["unknown", "drop", "error"]),
+    help="What a blank label means.  [default: error; unknown in a column a label]",
+)
+@click.option(
+    "--group", help="Column of what must not be torn apart: a patient, a drawer, a video.  [default: patient]"
+)
 @click.option(
     "--split-seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of a split made here."
 )
 @click.option(
     "--test-fraction", type=float, default=0.2, show_default=True, help="Share of test images in a split made here."
 )
+@click.option("--val", "val_fraction", type=float, help="Share of the train images that becomes val.  [default: none]")
 @click.option(
     "--root",
     type=click.Path(path_type=Path, file_okay=False, exists=True),
@@ -83,8 +97,11 @@ def add(
     source: Path,
     name: str,
     label_column: str,
+    missing_labels: str | None,
+    group: str | None,
     split_seed: int,
     test_fraction: float,
+    val_fraction: float | None,
     root: Path | None,
     multi_label: bool | None,
     replace: bool,
@@ -109,8 +126,11 @@ def add(
         name,
         data_root,
         label_column=label_column,
+        missing_labels=missing_labels,
+        group=group,
         split_seed=split_seed,
         test_fraction=test_fraction,
+        val_fraction=val_fraction,
         root=root,
         multi_label=multi_label,
         replace=replace,

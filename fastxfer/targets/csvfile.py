@@ -6,8 +6,9 @@ import csv
 import gzip
 import io
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
 from fastxfer.errors import DataError, nearest
 
@@ -44,6 +45,10 @@ class Table:
     def where(self, i: int) -> str:
         """``"labels.csv, row 7"`` for the i-th row, for messages."""
         return f"{self.file}, row {self.row_numbers[i]}"
+
+    def take(self, rows: Sequence[int]) -> Self:
+        """The same table with these rows only."""
+        return replace(self, rows=[self.rows[i] for i in rows], row_numbers=[self.row_numbers[i] for i in rows])
 
 
 def read_bytes(path: Path) -> bytes:

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fastxfer.errors import DataError
-from fastxfer.images import EXTENSIONS
+from fastxfer.images import EXTENSIONS, member_names, members
+from fastxfer.images.containers import ENDINGS
 
 
 @dataclass
@@ -19,6 +20,7 @@ class Found:
 
     images: list[str] = field(default_factory=list)
     folders: list[str] = field(default_factory=list)
+    shards: list[str] = field(default_factory=list)  # Parquet files
     others: Counter[str] = field(default_factory=Counter)  # ending of files that are no images by name -> count
 
 
@@ -62,16 +64,19 @@ def walk_images(root: Path) -> Found:
             elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS:
                 found.images.append(path)
             else:
+                if entry.name.lower().endswith(".parquet"):
+                    found.shards.append(path)
                 found.others[os.path.splitext(entry.name)[1].lower() or "no ending"] += 1
     found.images.sort()
     found.folders.sort()
+    found.shards.sort()
     return found
 
 
 def locate_images(root: Path, paths: Sequence[str], where: Iterable[str]) -> list[str]:
     """Turn listed paths into image ids: relative to `root`, normalised, "/" between folders.
 
-    paths: as listed; absolute ones are fine if they lead into `root`. where: what messages call each
+    paths: as listed; absolute ones are fine if they lead into `root`; FILE/MEMBER/ROW is an image in a container. where: what messages call each
     ("labels.csv, row 7"). Every file must exist, and be inside `root` after links were followed.
     Raises `DataError` for the first path that leaves, and for missing files together (first few named, all counted).
     """
@@ -150,12 +155,26 @@ def _list(folder: str, real_root: str) -> dict[str, bool] | None:
         return None
     try:
         return {e.name: e.is_symlink() for e in os.scandir(folder) if e.is_symlink() or e.is_file()}
-    except (FileNotFoundError, NotADirectoryError):
+    except NotADirectoryError:
+        return {str(row): False for row in range(_count_rows(folder))}
+    except FileNotFoundError:
         return {}
     except OSError as error:
         if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):  # no such folder can be there
             return {}
         raise
+
+
+def _count_rows(address: str) -> int:
+    """How many images a container's member has, FILE/MEMBER; 0 where there is no such member or file."""
+    file, member = os.path.split(address)
+    if not file.lower().endswith(ENDINGS) or not os.path.isfile(file):
+        return 0
+    if file.lower().endswith(".npz"):
+        return members(file).get(member, (0,))[0]
+    import pyarrow.parquet
+
+    return pyarrow.parquet.read_metadata(file).num_rows if member in member_names(file) else 0
 
 
 def _is_text(name: str) -> bool:

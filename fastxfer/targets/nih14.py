@@ -11,8 +11,8 @@ from fastxfer.errors import DataError
 from fastxfer.targets.csvfile import Table, read_bytes, read_csv
 from fastxfer.targets.files import find_by_name, refuse_repeats
 from fastxfer.targets.filters import choose_rows, keep_exactly_one
+from fastxfer.targets.labels import NO_FINDING, SEPARATOR
 from fastxfer.targets.labeltables import find_table
-from fastxfer.targets.listing import NO_FINDING, SEPARATOR
 from fastxfer.targets.table import Target
 
 LABELS = (

@@ -1,0 +1,213 @@
+"""Users' own data beyond folders and plain tables: containers, several label columns, soft and missing labels, groups."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from fastxfer.errors import DataError, UsageError
+from fastxfer.images import load_image
+from fastxfer.targets import Target, add_target, load_target
+
+GREY = np.random.default_rng(0).integers(0, 256, (12, 6, 5), dtype=np.uint8)
+
+
+def png(pixels: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def write_images(root: Path, names: list[str]) -> Path:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(png(GREY[0]))
+    return root
+
+
+def table(root: Path, text: str) -> Path:
+    names = [line.split(",")[0] for line in text.splitlines()[1:]]
+    write_images(root, names)
+    (root / "labels.csv").write_text(text)
+    return root
+
+
+def round_trip(target: Target, data: Path) -> None:
+    """What the register holds is the target, and adding its table by hand gives it once more."""
+    loaded = load_target(target.name, data)
+    assert loaded.fingerprint == target.fingerprint
+    assert loaded.notes == target.notes
+    again = add_target(data / "targets" / f"{target.name}.csv", f"{target.name}-again", data, root=target.root)
+    assert again.fingerprint == target.fingerprint
+
+
+# ---- .npz in MedMNIST's layout ------------------------------------------------------------------------------------
+
+
+def npz(file: Path, labels: np.ndarray, **other: Any) -> Path:
+    arrays = {}
+    for part, rows in (("train", slice(0, 6)), ("val", slice(6, 8)), ("test", slice(8, 12))):
+        arrays |= {f"{part}_images": GREY[rows], f"{part}_labels": labels[rows]}
+    np.savez_compressed(file, **(arrays | other))
+    return file
+
+
+def test_npz_of_classes(tmp_path: Path) -> None:
+    labels = np.array([[0], [1], [10], [0], [1], [10], [0], [1], [0], [1], [10], [1]], np.uint8)
+    target = add_target(npz(tmp_path / "x.npz", labels), "medal", tmp_path)
+    assert target.class_names == ("00", "01", "10")
+    assert target.labels.tolist() == [0, 1, 2, 0, 1, 2, 0, 1, 0, 1, 2, 1]
+    assert Counter(target.split.tolist()) == {"train": 6, "val": 2, "test": 4}
+    assert target.image_id[[0, 6, 11]].tolist() == [
+        f"x.npz/{part}" for part in ("train_images/0", "val_images/0", "test_images/3")
+    ]
+    assert target.root is not None
+    assert np.array_equal(np.asarray(load_image(target.root / target.image_id[9]))[..., 0], GREY[9])
+    round_trip(target, tmp_path)
+
+
+def test_npz_of_many_labels(tmp_path: Path) -> None:
+    labels = np.zeros((12, 3), np.uint8)
+    labels[::2, 0] = labels[::3, 2] = 1  # and none of the second
+    target = add_target(npz(tmp_path / "x.npz", labels), "chest", tmp_path)
+    assert target.class_names == ("0", "1", "2")
+    assert np.array_equal(target.labels, labels.astype(np.float32))
+    assert target.notes == ("1 labels without an image in train: 1", "1 labels without an image in test: 1")
+    round_trip(target, tmp_path)
+
+
+CLASSES = np.array([[0], [1]] * 6)
+BAD_NPZ = {
+    "pickles": ({"train_labels": np.array([["a"]] * 6, object)}, "holds Python objects"),
+    "volumes": (
+        {"train_images": np.zeros((6, 4, 4, 4), np.uint8)},
+        r"'train_images' is \(6, 4, 4, 4\); expected images",
+    ),
+    "lengths": ({"test_labels": CLASSES[:3]}, r"'test_labels' is \(3, 1\); expected \(4, 1\)"),
+    "numbers": ({"val_labels": CLASSES[:2] + 0.5}, "labels are float64"),
+    "negative": ({"val_labels": CLASSES[:2] - 1}, "labels are int64, from -1"),
+    "columns": ({"val_labels": np.zeros((2, 3), int)}, "different numbers of columns"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_NPZ)
+def test_bad_npz(case: str, tmp_path: Path) -> None:
+    arrays, message = BAD_NPZ[case]
+    file = npz(tmp_path / "x.npz", CLASSES, **arrays)
+    with pytest.raises(DataError, match=message) as caught:
+        add_target(file, "bad", tmp_path)
+    assert str(file) in str(caught.value)
+
+
+def test_other_npz_and_damaged_ones(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", images=GREY)
+    with pytest.raises(DataError, match=r"x\.npz: holds images; expected train_images and train_labels"):
+        add_target(tmp_path / "x.npz", "bad", tmp_path)
+    (tmp_path / "y.npz").write_bytes((tmp_path / "x.npz").read_bytes()[:60])
+    with pytest.raises(DataError, match=r"y\.npz: not a readable \.npz file"):
+        add_target(tmp_path / "y.npz", "bad", tmp_path)
+    with pytest.raises(UsageError, match="a root is given with a CSV only"):
+        add_target(tmp_path / "x.npz", "bad", tmp_path, root=tmp_path)
+
+
+# ---- Parquet ------------------------------------------------------------------------------------------------------
+
+
+def parquet(
+    file: Path, features: dict[str, Any] | None = None, rows: slice = slice(None), **columns: list[Any]
+) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    image = pa.array([{"bytes": png(g), "path": None} for g in GREY[rows]])
+    content = pa.table({"image": image, **columns})
+    if features:
+        content = content.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    pq.write_table(content, file, row_group_size=4)
+    return file
+
+
+PETS = {"image": {"_type": "Image"}, "label": {"names": ["dog", "cat"], "_type": "ClassLabel"}}
+
+
+def test_parquet_shards_as_hugging_face_writes_them(tmp_path: Path) -> None:
+    data = tmp_path / "src" / "data"
+    parquet(data / "train-00000-of-00002.parquet", PETS, slice(0, 4), label=[0, 1, 0, 1])
+    parquet(data / "train-00001-of-00002.parquet", PETS, slice(4, 8), label=[1, 1, 0, 1])
+    parquet(data / "validation-00000-of-00001.parquet", PETS, slice(8, 10), label=[0, 1])
+    parquet(data / "test-00000-of-00001.parquet", PETS, slice(10, 12), label=[1, 0])
+    (tmp_path / "src" / "README.md").touch()
+    target = add_target(tmp_path / "src", "pets2", tmp_path)
+    assert target.class_names == ("cat", "dog")
+    assert Counter(target.split.tolist()) == {"train": 8, "val": 2, "test": 2}
+    row = target.image_id.tolist().index("data/train-00001-of-00002.parquet/image/2")
+    assert (target.class_names[target.labels[row]], target.root) == ("dog", tmp_path / "src")
+    assert np.array_equal(np.asarray(load_image(tmp_path / "src" / target.image_id[row]))[..., 0], GREY[6])
+    round_trip(target, tmp_path)
+
+
+def test_one_parquet_with_columns(tmp_path: Path) -> None:
+    split = ["train"] * 8 + ["validation"] * 2 + ["test"] * 2
+    file = parquet(tmp_path / "x.parquet", fine=["a", "b"] * 6, split=split, drawer=[i // 2 for i in range(12)])
+    with pytest.raises(
+        DataError, match="no column 'label'; say which with --label-column; the columns are: image, fine"
+    ):
+        add_target(file, "x", tmp_path)
+    target = add_target(file, "x", tmp_path, label_column="fine", group="drawer")
+    assert target.class_names == ("a", "b")
+    assert Counter(target.split.tolist()) == {"train": 8, "val": 2, "test": 2}
+    assert target.patient is not None
+    assert target.patient.tolist() == [str(i // 2) for i in range(12)]
+    round_trip(target, tmp_path)
+
+
+def test_parquet_of_many_labels(tmp_path: Path) -> None:
+    several = {"label": {"feature": {"names": ["Mass", "Edema"], "_type": "ClassLabel"}, "_type": "Sequence"}}
+    lists = add_target(parquet(tmp_path / "l.parquet", several, label=[[0, 1], [], [1]] * 4), "lists", tmp_path)
+    assert lists.class_names == ("Edema", "Mass")
+    assert lists.labels[:3].tolist() == [[1, 1], [0, 0], [1, 0]]
+    round_trip(lists, tmp_path)
+    file = parquet(tmp_path / "c.parquet", Mass=[1.0, 0.0, None, 0.25] * 3, Edema=[True, False, True] * 4)
+    soft = add_target(file, "soft", tmp_path, label_column="Mass,Edema")
+    assert np.array_equal(soft.labels[:4], [[1, 1], [0, 0], [np.nan, 1], [0.25, 1]], equal_nan=True)
+    round_trip(soft, tmp_path)
+
+
+def test_bad_parquet(tmp_path: Path) -> None:
+    def refused(message: str, source: Path, **options: Any) -> None:
+        with pytest.raises(DataError, match=message):
+            add_target(source, "bad", tmp_path, **options)
+
+    refused(
+        r"x\.parquet/image/2: the label in column 'label' is empty",
+        parquet(tmp_path / "x.parquet", PETS, label=[0, 1, -1] * 4),
+    )
+    refused(
+        "column 'label' holds other values than its type says", parquet(tmp_path / "x.parquet", PETS, label=[0, 2] * 6)
+    )
+    pq.write_table(pa.table({"label": ["a", "b"]}), tmp_path / "x.parquet")
+    refused("no image column among label", tmp_path / "x.parquet")
+    pq.write_table(pa.table({"a": [b"1"], "b": [b"2"], "label": ["a"]}), tmp_path / "x.parquet")
+    refused("several image columns: a, b", tmp_path / "x.parquet")
+    (tmp_path / "x.parquet").write_bytes(b"PAR1")
+    refused("not a readable Parquet file", tmp_path / "x.parquet")
+    parquet(tmp_path / "s" / "train-0.parquet", label=["a"] * 12)
+    parquet(tmp_path / "s" / "more.parquet", label=["a"] * 12)
+    refused(r"more\.parquet: other files say their split by their name", tmp_path / "s")
+    parquet(tmp_path / "s" / "more.parquet").rename(tmp_path / "s" / "test-0.parquet")
+    refused("no column 'label'", tmp_path / "s")
+
+
+def test_addresses_in_hand_written_tables_must_exist(tmp_path: Path) -> None:
+    npz(tmp_path / "x.npz", CLASSES)
+    rows = ["train_images/0,a", "train_images/5,b", "train_images/6,a", "gone_images/0,a"]
+    (tmp_path / "mine.csv").write_text("path,label\n" + "".join(f"x.npz/{row}\n" for row in rows))
+    with pytest.raises(DataError, match=r"2 of 4 listed images .*row 4: 'x\.npz/train_images/6'; .*row 5"):
+        add_target(tmp_path / "mine.csv", "mine", tmp_path)
