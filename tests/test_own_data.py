@@ -211,3 +211,123 @@ def test_addresses_in_hand_written_tables_must_exist(tmp_path: Path) -> None:
     (tmp_path / "mine.csv").write_text("path,label\n" + "".join(f"x.npz/{row}\n" for row in rows))
     with pytest.raises(DataError, match=r"2 of 4 listed images .*row 4: 'x\.npz/train_images/6'; .*row 5"):
         add_target(tmp_path / "mine.csv", "mine", tmp_path)
+
+
+# ---- label columns, soft and missing labels -----------------------------------------------------------------------
+
+COLUMNS = """path,Mass,Edema,split,drawer,view,study
+a.png,1,0,train,1,PA,s1
+b.png,0.25,,train,1,,s1
+c.png,nan,TRUE,train,2,L,
+d.png,,,test,3,PA,
+e.png,0,1.0,test,3,PA,s2
+"""
+
+
+def test_columns_of_labels(tmp_path: Path) -> None:
+    folder = table(tmp_path / "src", COLUMNS)
+    target = add_target(folder, "cxr", tmp_path, label_column="Mass, Edema", group="drawer")
+    nan = np.nan
+    assert np.array_equal(target.labels, [[1, 0], [0.25, nan], [nan, 1], [nan, nan], [0, 1]], equal_nan=True)
+    assert (target.class_names, target.labels.dtype) == (("Mass", "Edema"), np.float32)
+    assert (target.patient is not None, target.view is not None, target.study is not None) == (True, True, True)
+    assert target.patient.tolist() == ["1", "1", "2", "3", "3"]
+    assert target.view.tolist() == ["PA", "unknown", "L", "PA", "PA"]
+    assert target.study.tolist() == ["s1", "s1", "unknown:c.png", "unknown:d.png", "s2"]
+    assert target.notes == (
+        "4 of 10 labels are unknown (blank)",
+        "1 soft labels (between 0 and 1): above 0.5 counts as positive",
+        "patients are what column 'drawer' says",
+        "2 images without a study: each counts as a study of its own",
+        "1 images without a view: 'unknown'",
+        "1 labels without an image in test: Mass",
+    )
+    round_trip(target, tmp_path)
+    dropped = add_target(folder, "known", tmp_path, label_column="Mass,Edema", missing_labels="drop")
+    assert dropped.image_id.tolist() == ["a.png", "b.png", "c.png", "e.png"]
+    assert dropped.notes[0] == f"left out 1 images without a label: {folder / 'labels.csv'}, row 5"
+
+
+def test_bad_columns_of_labels(tmp_path: Path) -> None:
+    folder = table(tmp_path / "src", COLUMNS)
+
+    def refused(kind: type[Exception], message: str, columns: str = "Mass,Edema", **options: Any) -> None:
+        with pytest.raises(kind, match=message):
+            add_target(folder, "bad", tmp_path / "data", label_column=columns, **options)
+
+    refused(DataError, "row 3: column 'Edema' is empty, and --missing-labels is error", missing_labels="error")
+    refused(DataError, "no column 'Oedema'", "Mass,Oedema")
+    refused(UsageError, "'Mass' occurs twice", "Mass,Mass")
+    refused(UsageError, "a column a label makes it multi-label", multi_label=False)
+    refused(DataError, "no column 'box'", group="box")
+    for wrong in ("-1", "1.5", "yes", "1,0"):
+        (folder / "labels.csv").write_text(COLUMNS.replace("0.25,", f'"{wrong}",'))
+        refused(DataError, f"labels.csv, row 3: '{wrong}' in column 'Mass'; expected 0 to 1, or nothing")
+    assert not (tmp_path / "data").exists()
+
+
+def test_columns_with_a_prefix_need_no_option(tmp_path: Path) -> None:
+    folder = table(
+        tmp_path / "src", "path,label:Pleural Effusion,label:a|b\na.png,1,0\nb.png,0,1\nc.png,1,\nd.png,0,1\n"
+    )
+    target = add_target(folder, "odd", tmp_path)
+    assert target.class_names == ("Pleural Effusion", "a|b")
+    round_trip(target, tmp_path)
+
+
+NAMES = (
+    "path,label,split\na.png,cat,train\nb.png,,train\nc.png,dog,train\nd.png,cat,test\ne.png,N/A,test\nf.png,dog,test\n"
+)
+
+
+def test_missing_names(tmp_path: Path) -> None:
+    folder = table(tmp_path / "src", NAMES)
+    with pytest.raises(DataError, match=r"row 3: the label in column 'label' is empty; .* --missing-labels"):
+        add_target(folder, "x", tmp_path)
+    dropped = add_target(folder, "dropped", tmp_path, missing_labels="drop")
+    assert dropped.image_id.tolist() == ["a.png", "c.png", "d.png", "f.png"]
+    file = folder / "labels.csv"
+    assert dropped.notes == (f"left out 2 images without a label: {file}, row 3; {file}, row 6",)
+    round_trip(dropped, tmp_path)
+    with pytest.raises(UsageError, match=r"unknown labels \(.*row 3\) can be in a multi-label target only"):
+        add_target(folder, "x", tmp_path, missing_labels="unknown")
+    file.write_text(NAMES.replace("a.png,cat", "a.png,cat|dog"))
+    several = add_target(folder, "several", tmp_path, missing_labels="unknown")
+    assert np.isnan(several.labels[[1, 4]]).all()
+    assert several.labels[[0, 2]].tolist() == [[1, 1], [0, 1]]
+    assert several.notes == ("2 images without a label: all their labels are unknown",)
+    round_trip(several, tmp_path)
+    for name in "abcdef":
+        file.write_text(
+            file.read_text().replace(f"{name}.png,cat,", f"{name}.png,,").replace("cat|dog", "").replace("dog", "")
+        )
+    with pytest.raises(DataError, match="not one of its 6 images has a label"):
+        add_target(folder, "x", tmp_path, missing_labels="drop")
+
+
+def test_folders_take_no_options_of_tables(tmp_path: Path) -> None:
+    write_images(tmp_path / "src", ["cat/a.png", "dog/b.png"])
+    for option in ({"group": "drawer"}, {"missing_labels": "drop"}):
+        with pytest.raises(DataError, match=r"asked for, but there is no labels\.csv"):
+            add_target(tmp_path / "src", "x", tmp_path, **option)
+
+
+# ---- val ----------------------------------------------------------------------------------------------------------
+
+
+def test_val_is_drawn_from_train(tmp_path: Path) -> None:
+    rows = [f"{i:02}.png,{'ab'[i % 2]},p{i // 4}" for i in range(80)]
+    folder = table(tmp_path / "src", "path,label,patient\n" + "\n".join(rows) + "\n")
+    plain = add_target(folder, "plain", tmp_path)
+    target = add_target(folder, "val", tmp_path, val_fraction=0.25)
+    assert Counter(target.split.tolist()) == {"train": 48, "val": 16, "test": 16}
+    assert np.array_equal(target.split == "test", plain.split == "test")
+    assert target.patient is not None
+    parts = [set(target.patient[target.split == split].tolist()) for split in ("train", "val", "test")]
+    assert sum(map(len, parts)) == len(set().union(*parts)) == 20
+    assert target.notes[-1] == "16 of 64 train images became val, stratified by label, seed 0"
+    round_trip(target, tmp_path)
+    with pytest.raises(UsageError, match=r"--val 0.5: there are 16 val images already"):
+        add_target(tmp_path / "targets" / "val.csv", "again", tmp_path, root=folder, val_fraction=0.5)
+    with pytest.raises(UsageError, match="the share of val images must lie between 0 and 1, not 1"):
+        add_target(folder, "x", tmp_path, val_fraction=1.0)
