@@ -17,6 +17,7 @@ from PIL import Image
 from fastxfer.errors import DataError, UsageError
 from fastxfer.images import load_image
 from fastxfer.targets import Target, add_target, load_target
+from fastxfer.targets.pattern import read_pattern
 
 GREY = np.random.default_rng(0).integers(0, 256, (12, 6, 5), dtype=np.uint8)
 
@@ -331,3 +332,53 @@ def test_val_is_drawn_from_train(tmp_path: Path) -> None:
         add_target(tmp_path / "targets" / "val.csv", "again", tmp_path, root=folder, val_fraction=0.5)
     with pytest.raises(UsageError, match="the share of val images must lie between 0 and 1, not 1"):
         add_target(folder, "x", tmp_path, val_fraction=1.0)
+
+
+# ---- patterns -----------------------------------------------------------------------------------------------------
+
+
+def test_a_pattern_says_what_paths_mean(tmp_path: Path) -> None:
+    names = [f"{s}/{c}/p{i}_{c}_0.png" for s in ("Train", "Testing") for c in ("cat", "dog") for i in range(2)]
+    root = write_images(tmp_path / "src", [*names, "Train/cat/odd.png", "extra/cat/p1_x.png", "Train/p1_x.png"])
+    (root / "labels.csv").write_text("of something else")
+    target = add_target(root, "x", tmp_path, pattern="{split}/{label}/{patient}_*.png")
+    assert target.image_id.tolist() == sorted(names)
+    assert target.class_names == ("cat", "dog")
+    assert Counter(target.split.tolist()) == {"train": 4, "test": 4}
+    assert target.patient is not None
+    assert set(target.patient.tolist()) == {"p0", "p1"}
+    some = "Train/cat/odd.png, Train/p1_x.png, extra/cat/p1_x.png"
+    assert target.notes[0] == f"left out 3 images that aren't as the pattern says: {some}"
+    round_trip(target, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "matched"),
+    [
+        ("{label}/*.png", ["a/1.png", "b/1.png"]),
+        ("**/{label}/?.png", ["a/1.png", "b/1.png", "b/deep/2.png", "b/deep/d/3.png"]),
+        ("{label}/**/?.png", ["a/1.png", "b/1.png", "b/deep/2.png", "b/deep/d/3.png"]),
+        ("{label}/**", ["a/1.png", "a/x.10.jpg", "b/1.png", "b/deep/2.png", "b/deep/d/3.png"]),
+        ("*/{label}.*", ["a/1.png", "a/x.10.jpg", "b/1.png"]),
+    ],
+)
+def test_globs(pattern: str, matched: list[str], tmp_path: Path) -> None:
+    root = write_images(tmp_path, ["a/1.png", "a/x.10.jpg", "b/1.png", "b/deep/2.png", "b/deep/d/3.png"])
+    assert read_pattern(root, pattern).image_id == matched
+
+
+def test_bad_patterns(tmp_path: Path) -> None:
+    root = write_images(tmp_path / "src", ["a/1.png"])
+    for pattern, message in {
+        "**/*.png": r"expected \{label\} in it",
+        "{label}/{lable}.png": r"'\{lable\}' is none of \{label\}, \{split\}, \{patient\}.*Did you mean: label",
+        "{label}/{label}.png": r"'\{label\}' occurs twice",
+    }.items():
+        with pytest.raises(UsageError, match=message):
+            add_target(root, "x", tmp_path, pattern=pattern)
+    with pytest.raises(DataError, match=r"of 1 images none is as --pattern '\{label\}\.png' says: a/1\.png"):
+        add_target(root, "x", tmp_path, pattern="{label}.png")
+    with pytest.raises(UsageError, match="--pattern goes with a folder of images"):
+        add_target(table(tmp_path / "t", NAMES) / "labels.csv", "x", tmp_path, pattern="{label}/*")
+    with pytest.raises(DataError, match="group 'a' asked for, but --pattern reads no table"):
+        add_target(root, "x", tmp_path, pattern="{label}/*", group="a")

@@ -74,6 +74,10 @@ def ls(data_root: Path, as_json: bool) -> None:
     "--group", help="Column of what must not be torn apart: a patient, a drawer, a video.  [default: patient]"
 )
 @click.option(
+    "--pattern",
+    help="What the paths in FOLDER say, as in '{split}/{label}/{patient}_*.jpg'; '**' spans folders.",
+)
+@click.option(
     "--split-seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of a split made here."
 )
 @click.option(
@@ -99,6 +103,7 @@ def add(
     label_column: str,
     missing_labels: str | None,
     group: str | None,
+    pattern: str | None,
     split_seed: int,
     test_fraction: float,
     val_fraction: float | None,
@@ -110,14 +115,20 @@ def add(
 ) -> None:
     """Add a data set under a name. No image is copied or changed.
 
-    FOLDER holds a labels.csv, or one folder a class, or train/ and test/ (and val/) with one folder a class each. CSV
-    has the columns path, label and, if known, split and patient. Labels like "Mass|Edema" make it multi-label ("No
-    Finding": none of them). Without a split one is made: stratified, no patient on both sides.
+    FOLDER holds a labels.csv, or one folder a class, or train/ and test/ (and val/) with one folder a class each, or
+    Parquet shards; or --pattern says what its paths mean. FILE is a CSV with the columns path, label and, if known,
+    split, patient, study, view and source; an .npz in MedMNIST's layout; or a .parquet with an image column. Labels like
+    "Mass|Edema" make it multi-label ("No Finding": none of them), so does a column a label. Without a split one is made:
+    stratified, no patient on both sides.
 
     \b
     Example:
       fastxfer targets add xrays/ --name xrays --label-column subtype
       fastxfer targets add tables/photos.csv --root /data/photos --name photos
+      fastxfer targets add cxr.csv --name cxr --label-column Mass,Edema --missing-labels drop --group film_drawer
+      fastxfer targets add photos/ --name photos --pattern '{split}/{label}/{patient}_*.jpg' --val 0.1
+      fastxfer targets add bloodmnist.npz --name blood
+      fastxfer targets add beans/ --name beans --label-column labels   # train-00000-of-00001.parquet …
     """
     from fastxfer.targets import add_target, describe_target
 
@@ -128,6 +139,7 @@ def add(
         label_column=label_column,
         missing_labels=missing_labels,
         group=group,
+        pattern=pattern,
         split_seed=split_seed,
         test_fraction=test_fraction,
         val_fraction=val_fraction,
