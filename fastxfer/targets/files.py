@@ -61,12 +61,14 @@ def walk_images(root: Path) -> Found:
                 if real not in above:
                     found.folders.append(path)
                     stack.append((entry.path, path, (*above, real)))
-            elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS:
+                continue
+            ending = os.path.splitext(entry.name)[1].lower()
+            if ending in EXTENSIONS:
                 found.images.append(path)
             else:
-                if entry.name.lower().endswith(".parquet"):
+                if ending == ".parquet":
                     found.shards.append(path)
-                found.others[os.path.splitext(entry.name)[1].lower() or "no ending"] += 1
+                found.others[ending or "no ending"] += 1
     found.images.sort()
     found.folders.sort()
     found.shards.sort()
