@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -382,3 +384,61 @@ def test_bad_patterns(tmp_path: Path) -> None:
         add_target(table(tmp_path / "t", NAMES) / "labels.csv", "x", tmp_path, pattern="{label}/*")
     with pytest.raises(DataError, match="group 'a' asked for, but --pattern reads no table"):
         add_target(root, "x", tmp_path, pattern="{label}/*", group="a")
+
+
+# ---- files that change --------------------------------------------------------------------------------------------
+
+
+def test_changed_files_are_noticed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = write_images(tmp_path / "src", [f"{c}/{i}.png" for c in ("cat", "dog") for i in range(4)])
+    added = add_target(root, "pets2", tmp_path)
+    assert load_target("pets2", tmp_path).notes == added.notes
+    (root / "cat/1.png").write_bytes(png(GREY[1]))
+    os.utime(root / "cat/1.png", (time.time() + 1,) * 2)  # clocks of file systems tick coarsely
+    (root / "dog/2.png").unlink()
+    loaded = load_target("pets2", tmp_path)
+    what = "its files have changed since they were added: 1 missing (dog/2.png), 1 written later (cat/1.png)"
+    assert loaded.notes == (*added.notes, what)
+    assert loaded.fingerprint == added.fingerprint
+    assert f"pets2: {what}; what was embedded before is of the old ones" in capsys.readouterr().err
+    (root / "dog/2.png").write_bytes(png(GREY[0]))
+    with pytest.raises(DataError, match=r"the same table, but its files have changed .*store rm --target pets2"):
+        add_target(root, "pets2", tmp_path)
+    assert add_target(root, "pets2", tmp_path, replace=True).fingerprint == added.fingerprint
+    assert load_target("pets2", tmp_path).notes == added.notes
+    os.utime(root / "cat/0.png", ns=(0, 0))
+    assert load_target("pets2", tmp_path).notes[-1].endswith("since they were added: other sizes or times")
+
+
+def test_changed_containers_are_noticed(tmp_path: Path) -> None:
+    file = npz(tmp_path / "x.npz", CLASSES)
+    added = add_target(file, "packed", tmp_path)
+    os.utime(file, (time.time() + 1,) * 2)
+    assert load_target("packed", tmp_path).notes == (
+        *added.notes,
+        "its files have changed since they were added: 1 written later (x.npz)",
+    )
+
+
+def test_entries_of_before_are_read(tmp_path: Path) -> None:
+    root = write_images(tmp_path / "src", [f"{c}/{i}.png" for c in ("cat", "dog") for i in range(4)])
+    added = add_target(root, "pets2", tmp_path)
+    entry = tmp_path / "targets" / "pets2.json"
+    meta = json.loads(entry.read_text())
+    del meta["files"]
+    entry.write_text(json.dumps(meta))
+    os.utime(root / "cat/0.png", (0, 0))
+    assert load_target("pets2", tmp_path).notes == added.notes
+    assert add_target(root, "pets2", tmp_path).fingerprint == added.fingerprint
+
+
+def test_ten_thousand_files_in_a_second(tmp_path: Path) -> None:
+    for c in range(100):
+        (tmp_path / "src" / f"class{c:02}").mkdir(parents=True)
+        for i in range(100):
+            (tmp_path / "src" / f"class{c:02}" / f"{i}.jpg").touch()
+    start = time.process_time()
+    target = add_target(tmp_path / "src", "many", tmp_path)
+    assert load_target("many", tmp_path).fingerprint == target.fingerprint
+    assert time.process_time() - start < 1  # measured: 0.13 s
+    assert target.n_images == 10_000

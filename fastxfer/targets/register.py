@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from fastxfer.errors import DataError, UsageError, nearest
 from fastxfer.progress import say
+from fastxfer.targets.changes import find_changes, record_files
 from fastxfer.targets.csvfile import read_bytes, read_csv
 from fastxfer.targets.families import FAMILIES, Family
 from fastxfer.targets.filters import keep_exactly_one
@@ -92,6 +93,7 @@ def add_target(
         "class_names": list(target.class_names),
         "n_images": target.n_images,
         "fingerprint": target.fingerprint,
+        "files": record_files(listing.root, listing.image_id),
         "notes": list(target.notes),
     }
     _write_entry(register_folder(data_root), name, target, meta, replace)
@@ -249,9 +251,15 @@ def _write_entry(folder: Path, name: str, target: Target, meta: dict[str, Any], 
     """Both files are written in full beside their places before either is renamed: a full disk changes nothing."""
     if (folder / f"{name}.json").is_file() and not replace:
         old = _read_meta(folder, name)
-        if old["fingerprint"] == meta["fingerprint"] and old["root"] == meta["root"]:
+        same_table = old["fingerprint"] == meta["fingerprint"] and old["root"] == meta["root"]
+        if same_table and old.get("files", meta["files"]) == meta["files"]:
             say(f"{name}: already added, with the same content")
             return
+        if same_table:
+            raise DataError(
+                f"target '{name}' exists with the same table, but its files have changed since; take them over with "
+                f"--replace, and remove what was embedded of the old ones: fastxfer store rm --target {name}"
+            )
         raise DataError(
             f"target '{name}' exists with other content ({old['n_images']:,} images in {old['root']}); "
             "choose another name, or replace it with --replace"
@@ -312,6 +320,7 @@ def _read_meta(folder: Path, name: str) -> dict[str, Any]:
             "fingerprint",
             "table_sha256",
         } <= meta.keys()
+        complete = complete and {"digest", "latest"} <= meta.get("files", {"digest": "", "latest": 0}).keys()
     except (ValueError, KeyError, TypeError, AttributeError):
         newer = complete = False
     if newer:
@@ -335,7 +344,12 @@ def _read_entry(folder: Path, name: str) -> Target:
         )
     listing = read_table(read_csv(path, strip=False), root, trusted=True)
     target = build_target(listing, name, multi_label=meta["multi_label"], class_names=meta["class_names"])
-    return dataclasses.replace(target, root=root, notes=tuple(meta["notes"]))
+    notes = list(meta["notes"])
+    changes = find_changes(root, listing.image_id, meta["files"]) if "files" in meta else ""
+    if changes:
+        say(f"{name}: {changes}; what was embedded before is of the old ones")
+        notes.append(changes)
+    return dataclasses.replace(target, root=root, notes=tuple(notes))
 
 
 __all__ = [
