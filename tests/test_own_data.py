@@ -183,6 +183,29 @@ def test_parquet_of_many_labels(tmp_path: Path) -> None:
     round_trip(soft, tmp_path)
 
 
+def test_parquet_rows_without_a_label(tmp_path: Path) -> None:
+    target = add_target(
+        parquet(tmp_path / "x.parquet", PETS, label=[0, 1, -1] * 4), "x", tmp_path, missing_labels="drop"
+    )
+    assert target.n_images == 8
+    assert "x.parquet/image/1" in target.image_id
+    assert "x.parquet/image/2" not in target.image_id
+    assert target.notes[0].startswith(f"left out 4 images without a label: {tmp_path}/x.parquet/image/2; ")
+
+
+def test_hugging_faces_cache_is_added_by_the_folder_that_holds_the_blobs(tmp_path: Path) -> None:
+    cache = tmp_path / "datasets--pets"
+    for part, rows in (("train", slice(0, 8)), ("test", slice(8, 12))):
+        blob = parquet(cache / "blobs" / f"0a1b2c-{part}", PETS, rows, label=[0, 1] * ((rows.stop - rows.start) // 2))
+        link = cache / "snapshots" / "abc" / "data" / f"{part}-00000-of-00001.parquet"
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(blob)
+    target = add_target(cache, "pets2", tmp_path)
+    assert Counter(target.split.tolist()) == {"train": 8, "test": 4}
+    with pytest.raises(DataError, match="this link leads out of"):
+        add_target(cache / "snapshots" / "abc", "pets3", tmp_path)
+
+
 def test_bad_parquet(tmp_path: Path) -> None:
     def refused(message: str, source: Path, **options: Any) -> None:
         with pytest.raises(DataError, match=message):
@@ -271,10 +294,11 @@ def test_bad_columns_of_labels(tmp_path: Path) -> None:
 
 def test_columns_with_a_prefix_need_no_option(tmp_path: Path) -> None:
     folder = table(
-        tmp_path / "src", "path,label:Pleural Effusion,label:a|b\na.png,1,0\nb.png,0,1\nc.png,1,\nd.png,0,1\n"
+        tmp_path / "src",
+        'path,label:Pleural Effusion,"label:a|b\tc;d;e;f;g"\na.png,1,0\nb.png,0,1\nc.png,1,\nd.png,0,1\n',
     )
     target = add_target(folder, "odd", tmp_path)
-    assert target.class_names == ("Pleural Effusion", "a|b")
+    assert target.class_names == ("Pleural Effusion", "a|b\tc;d;e;f;g")
     round_trip(target, tmp_path)
 
 
@@ -380,6 +404,8 @@ def test_bad_patterns(tmp_path: Path) -> None:
             add_target(root, "x", tmp_path, pattern=pattern)
     with pytest.raises(DataError, match=r"of 1 images none is as --pattern '\{label\}\.png' says: a/1\.png"):
         add_target(root, "x", tmp_path, pattern="{label}.png")
+    with pytest.raises(DataError, match="no such folder or CSV file; a glob goes into --pattern"):
+        add_target(tmp_path / "src/**/*.jpg", "x", tmp_path)
     with pytest.raises(UsageError, match="--pattern goes with a folder of images"):
         add_target(table(tmp_path / "t", NAMES) / "labels.csv", "x", tmp_path, pattern="{label}/*")
     with pytest.raises(DataError, match="group 'a' asked for, but --pattern reads no table"):

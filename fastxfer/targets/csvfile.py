@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -74,8 +75,8 @@ def read_csv(path: Path, *, strip: bool = True, columns: Sequence[str] | None = 
     header, a column named twice, no rows at all.
     """
     text = _decode(path, read_bytes(path))
-    first = text.split("\n", 1)[0]
-    delimiter = max(_DELIMITERS, key=first.count)
+    bare = re.sub(r'"[^"]*"', "", text.split("\n", 1)[0])  # what is quoted separates nothing
+    delimiter = max(_DELIMITERS, key=bare.count)
     records = _records(path, text, delimiter)
     header = next((cells for _, cells in records if cells), None)
     if header is None:

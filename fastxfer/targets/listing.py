@@ -219,7 +219,7 @@ def _number_labels(
     if isinstance(cells, np.ndarray):
         if multi_label is False:
             raise UsageError(f"target '{name}': a column a label makes it multi-label, so --single-label cannot be")
-        return listing.label_names, cells
+        return tuple(class_names or listing.label_names), cells
     if multi_label is None:
         multi_label = any(SEPARATOR in label for label in cells)
     if not multi_label:

@@ -88,7 +88,12 @@ def add_target(
         "source": str(source.absolute()),
         "root": str(target.root),
         "label_column": label_column,
+        "group": group,
+        "pattern": pattern,
+        "missing_labels": missing_labels,
         "split_seed": split_seed,
+        "test_fraction": test_fraction,
+        "val_fraction": val_fraction,
         "multi_label": target.multi_label,
         "class_names": list(target.class_names),
         "n_images": target.n_images,
@@ -302,8 +307,10 @@ def _table_bytes(target: Target) -> bytes:
         return text.getvalue()
 
     text = write(csv.QUOTE_MINIMAL)
-    # Of the line ends, csv quotes those that it writes itself; a lone "\r" would be left bare.
-    return (write(csv.QUOTE_ALL) if "\r" in text else text).encode()
+    # csv quotes the line ends and delimiters that it writes itself; a lone "\r", and a ";" or tab in the name of a label,
+    # would be left bare, and mean something to a reader.
+    odd = "\r" in text or any(mark in title for title in columns for mark in ";\t")
+    return (write(csv.QUOTE_ALL) if odd else text).encode()
 
 
 def _read_meta(folder: Path, name: str) -> dict[str, Any]:

@@ -30,7 +30,8 @@ def read_source(
     The other options are those of `read_table`.
     """
     if not source.exists():
-        raise DataError(f"{source}: there is no such folder or CSV file")
+        glob = "; a glob goes into --pattern, as in '{label}/**/*.jpg'" if "*" in str(source) else ""
+        raise DataError(f"{source}: there is no such folder or CSV file{glob}")
     packed = source.suffix.lower() in ENDINGS
     if root is not None and (source.is_dir() or packed):
         raise UsageError(
