@@ -245,7 +245,7 @@ COLUMNS = """path,Mass,Edema,split,drawer,view,study
 a.png,1,0,train,1,PA,s1
 b.png,0.25,,train,1,,s1
 c.png,nan,TRUE,train,2,L,
-d.png,,,test,3,PA,
+d.png,,,test,NaN,PA,
 e.png,0,1.0,test,3,PA,s2
 """
 
@@ -257,13 +257,14 @@ def test_columns_of_labels(tmp_path: Path) -> None:
     assert np.array_equal(target.labels, [[1, 0], [0.25, nan], [nan, 1], [nan, nan], [0, 1]], equal_nan=True)
     assert (target.class_names, target.labels.dtype) == (("Mass", "Edema"), np.float32)
     assert (target.patient is not None, target.view is not None, target.study is not None) == (True, True, True)
-    assert target.patient.tolist() == ["1", "1", "2", "3", "3"]
+    assert target.patient.tolist() == ["1", "1", "2", "unknown:d.png", "3"]
     assert target.view.tolist() == ["PA", "unknown", "L", "PA", "PA"]
     assert target.study.tolist() == ["s1", "s1", "unknown:c.png", "unknown:d.png", "s2"]
     assert target.notes == (
         "4 of 10 labels are unknown (blank)",
         "1 soft labels (between 0 and 1): above 0.5 counts as positive",
         "patients are what column 'drawer' says",
+        "1 images without a patient: each counts as a patient of its own",
         "2 images without a study: each counts as a study of its own",
         "1 images without a view: 'unknown'",
         "1 labels without an image in test: Mass",

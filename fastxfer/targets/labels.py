@@ -56,7 +56,8 @@ def read_names(table: Table, column: str, missing: str) -> tuple[Table, list[str
             "--missing-labels"
         )
     if gone and missing == "drop":
-        return *_drop(table, gone, cells), [_dropped(table, gone)]
+        kept, note = _without(table, gone)
+        return kept, kept.column(column), [note]
     for i in gone:
         cells[i] = ""
     return table, cells, [f"{len(gone):,} images without a label: all their labels are unknown"] if gone else []
@@ -81,11 +82,11 @@ def read_values(table: Table, columns: Sequence[str], missing: str) -> tuple[Tab
         i, j = np.argwhere(blank)[0]
         raise DataError(f"{table.where(int(i))}: column '{columns[j]}' is empty, and --missing-labels is error")
     notes = []
-    if missing == "drop" and blank.all(axis=1).any():
-        keep = ~blank.all(axis=1)
-        gone = np.flatnonzero(~keep).tolist()
-        notes.append(_dropped(table, gone))
-        table, values, blank = _drop(table, gone, [])[0], values[keep], blank[keep]
+    nothing = blank.all(axis=1)
+    if missing == "drop" and nothing.any():
+        table, note = _without(table, np.flatnonzero(nothing).tolist())
+        notes.append(note)
+        values, blank = values[~nothing], blank[~nothing]
     if blank.any():
         notes.append(f"{int(blank.sum()):,} of {blank.size:,} labels are unknown (blank)")
     soft = int(((values > 0) & (values < 1)).sum())
@@ -148,14 +149,11 @@ def _value(cell: str) -> float | None:
     return value if 0 <= value <= 1 else None
 
 
-def _drop(table: Table, gone: Sequence[int], cells: Sequence[str]) -> tuple[Table, list[str]]:
-    out = set(gone)
-    keep = [i for i in range(len(table)) if i not in out]
-    return table.take(keep), [cells[i] for i in keep] if cells else []
-
-
-def _dropped(table: Table, gone: Sequence[int]) -> str:
+def _without(table: Table, gone: Sequence[int]) -> tuple[Table, str]:
+    """The table without the rows that have no label, and the note that names them."""
     if len(gone) == len(table):
         raise DataError(f"{table.file}: not one of its {len(table):,} images has a label")
     some = "; ".join(table.where(i) for i in gone[:3])
-    return f"left out {len(gone):,} images without a label: {some}{'; …' if len(gone) > 3 else ''}"
+    out = set(gone)
+    kept = table.take([i for i in range(len(table)) if i not in out])
+    return kept, f"left out {len(gone):,} images without a label: {some}{'; …' if len(gone) > 3 else ''}"

@@ -14,7 +14,16 @@ from numpy.typing import NDArray
 from fastxfer.errors import DataError, UsageError
 from fastxfer.targets.csvfile import Table
 from fastxfer.targets.files import Found, locate_images, walk_images
-from fastxfer.targets.labels import NO_FINDING, PREFIX, SEPARATOR, label_columns, label_set, read_names, read_values
+from fastxfer.targets.labels import (
+    NO_FINDING,
+    PREFIX,
+    SEPARATOR,
+    is_missing,
+    label_columns,
+    label_set,
+    read_names,
+    read_values,
+)
 from fastxfer.targets.split import make_split
 from fastxfer.targets.table import ABOUT, Target
 
@@ -158,11 +167,14 @@ def read_table(
             raise DataError(
                 f"{table.where(i)}: '{paths[i]}' is listed twice, first in row {table.row_numbers[first[image_id]]}"
             )
-    about = {column: table.column(column) for column in ABOUT if column in table.columns}
-    if group is not None:
-        about["patient"] = table.column(group)
-        if group != "patient":
-            notes.append(f"patients are what column '{group}' says")
+    taken = {"patient": group} if group is not None else {}
+    taken |= {column: column for column in ABOUT if column in table.columns and column not in taken}
+    about = {
+        column: ["" if not trusted and is_missing(cell) else cell for cell in table.column(title)]
+        for column, title in taken.items()
+    }
+    if group not in (None, "patient"):
+        notes.append(f"patients are what column '{group}' says")
     return Listing(root, ids, labels, split, table.where, about, names, notes)
 
 

@@ -135,7 +135,7 @@ def _read_shard(file: Path, root: Path, columns: Sequence[str], image: str) -> t
         there = [c for c in dict.fromkeys([*columns, *ABOUT, "split"]) if c in schema.names]
         there += [c for c in schema.names if c.startswith(PREFIX)]
         table = content.read(columns=there)
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError) as error:  # ValueError: names that aren't UTF-8
         raise DataError(f"{file}: not a readable Parquet file ({error})") from error
     if image not in schema.names:
         raise DataError(f"{file}: no column '{image}'; the columns are: {', '.join(schema.names)}")

@@ -52,7 +52,8 @@ def add_target(
     test/, a CSV with ``path,label[,split][,patient]`` whose paths start at `root` (default: the CSV's folder), an
     ``.npz`` in MedMNIST's layout, a ``.parquet`` with an image column or a folder of such shards. Labels "A|B" make it
     multi-label; "No Finding" then stands for none of them. No pixel is read or copied.
-    pattern: what a folder's paths say, see `read_pattern`. label_column, group, missing_labels: see `read_table`. split_seed, test_fraction, val_fraction: see `build_target`.
+    pattern: what a folder's paths say, see `read_pattern`. label_column, group, missing_labels: see `read_table`.
+    split_seed, test_fraction, val_fraction, multi_label: see `build_target`.
 
     Writes the register entry under `data_root` and returns the table. Adding the same again changes nothing;
     other content under a name in use is a `DataError` unless `replace`.
