@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import os
 import time
 from collections import Counter
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from fastxfer.errors import DataError, UsageError
 from fastxfer.images import load_image
 from fastxfer.targets import Target, add_target, load_target
+from fastxfer.targets.labels import write_labels
 from fastxfer.targets.pattern import read_pattern
 
 GREY = np.random.default_rng(0).integers(0, 256, (12, 6, 5), dtype=np.uint8)
@@ -469,3 +474,31 @@ def test_ten_thousand_files_in_a_second(tmp_path: Path) -> None:
     assert load_target("many", tmp_path).fingerprint == target.fingerprint
     assert time.process_time() - start < 1  # measured: 0.13 s
     assert target.n_images == 10_000
+
+
+# ---- the register holds all of it ---------------------------------------------------------------------------------
+
+words = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=6).filter(lambda w: w == w.strip())
+entries = st.sampled_from([0.0, 1.0, float("nan"), 0.25, 1e-7, 0.1])
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data(), st.lists(words, min_size=1, max_size=4, unique=True), st.booleans())
+def test_whatever_the_labels_the_written_table_gives_them_back(
+    data: st.DataObject, names: list[str], plain: bool
+) -> None:
+    shape = (6, len(names))
+    cells = st.sampled_from([0.0, 1.0]) if plain else entries
+    labels = np.array(data.draw(st.lists(cells, min_size=6 * len(names), max_size=6 * len(names))), np.float32)
+    columns = write_labels(labels.reshape(shape), names)
+    split = np.array(["train", "test"] * 3)
+    with TemporaryDirectory() as folder:
+        root = write_images(Path(folder), [f"{i}.png" for i in range(6)])
+        with open(root / "mine.csv", "w", newline="", encoding="utf-8") as stream:
+            writer = csv.writer(stream, quoting=csv.QUOTE_ALL)
+            writer.writerow(["path", *columns, "split"])
+            writer.writerows(zip([f"{i}.png" for i in range(6)], *columns.values(), split, strict=True))
+        target = add_target(root / "mine.csv", "mine", root)
+        assert target.class_names == tuple(names)
+        assert np.array_equal(target.labels, labels.reshape(shape), equal_nan=True)
+        round_trip(target, root)
