@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from fastxfer import __version__
 from fastxfer.backbones import PRECISIONS, Backbone
 from fastxfer.errors import DataError, UsageError
-from fastxfer.images import check_header, load_image
+from fastxfer.images import check_header, exists, load_image
 from fastxfer.progress import progress, say
 from fastxfer.store import BLOCK_ROWS, EmbeddingStore, Writer, check_name
 from fastxfer.targets.table import Target
@@ -217,7 +217,7 @@ class _Run:
             for i in range(part, len(rows), parts):
                 if rows[i] not in known_bad:
                     try:
-                        pixels[i] = geometry(load_image(_path(target, rows[i])))
+                        pixels[i] = geometry(load_image(_path(target, rows[i]), pixels=target.pixels))
                     except DataError as error:
                         if not self.skip_bad or _is_lost(target, rows[i], error):
                             raise
@@ -297,13 +297,13 @@ def _check_images(target: Target, rows: Sequence[int], threads: int, *, contents
 
     def look(row: int) -> str | None:
         path = _path(target, row)
-        if not os.path.isfile(path):
+        if not exists(path):
             return f"{path}: there is no such file"
         if contents:
             try:
                 check_header(path)
                 if not _looks_whole(path):
-                    load_image(path)
+                    load_image(path, pixels=target.pixels)
             except DataError as error:
                 return str(error)
         return None
@@ -326,6 +326,8 @@ def _check_images(target: Target, rows: Sequence[int], threads: int, *, contents
 
 def _looks_whole(path: str) -> bool:
     """Whether an image's first and last bytes are those of a whole JPEG or PNG; if not, only decoding can tell."""
+    if not os.path.isfile(path):  # inside a container
+        return False
     with open(path, "rb") as file:
         head = file.read(8)
         size = file.seek(0, os.SEEK_END)
@@ -340,7 +342,7 @@ def _is_lost(target: Target, row: int, error: DataError) -> bool:
     """Whether a file went away or its disk failed, which is no fault of the image: leaving it out would hide it."""
     cause = error.__cause__
     gone = isinstance(cause, OSError) and cause.errno is not None
-    return gone or not os.path.isfile(_path(target, row))
+    return gone or not exists(_path(target, row))
 
 
 def _path(target: Target, row: int) -> str:

@@ -302,7 +302,7 @@ def _fit(
     """Train; (loss of each step, seconds)."""
     rule, schedule = PRESETS[settings.preset], settings.schedule
     rows = target.rows("train")
-    images = Images(_paths(target, rows), _resize(settings.resize, rule.square), cache_bytes)
+    images = Images(_paths(target, rows), _resize(settings.resize, rule.square), cache_bytes, target.pixels)
     images.load(f"decode {target.name}")
     labels = torch.from_numpy(target.labels[rows])
     weights = None
@@ -350,7 +350,7 @@ def _score(
     workers: int,
 ) -> list[dict[str, Any]]:
     rows = target.rows(split)
-    images = Images(_paths(target, rows), _resize(settings.crop, square=True))
+    images = Images(_paths(target, rows), _resize(settings.crop, square=True), pixels=target.pixels)
     scores = predict(network, images, _to_pixels(len(normalise.mean)), normalise, batch_size, workers)
     labels = target.labels[rows]
     groups = None if target.patient is None else target.patient[rows]

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from fastxfer.errors import UsageError
-from fastxfer.images import load_image
+from fastxfer.images import DEFAULT, Pixels, load_image
 from fastxfer.progress import progress
 
 Transform = Callable[[Image.Image], Tensor]
@@ -36,7 +36,7 @@ AGC_EPS = 1e-3  # Brock et al. (2021): a parameter at zero may still move
 class Images:
     """Decoded RGB images of a list of files, held in memory as uint8 as far as `cache_bytes` reaches.
 
-    prepare: what is done to an image once, right after decoding (a resize), or None
+    prepare: what is done to an image once, right after decoding (a resize), or None; pixels: of the target
     """
 
     def __init__(
@@ -44,17 +44,19 @@ class Images:
         paths: Sequence[Path],
         prepare: Callable[[Image.Image], Image.Image] | None = None,
         cache_bytes: int = 1 << 30,
+        pixels: Pixels = DEFAULT,
     ) -> None:
         self.paths = list(paths)
         self.prepare = prepare
         self.cache_bytes = cache_bytes
+        self.meaning = pixels
         self._pixels: dict[int, NDArray[np.uint8]] = {}
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def _decode(self, i: int) -> Image.Image:
-        image = load_image(self.paths[i])
+        image = load_image(self.paths[i], pixels=self.meaning)
         return image if self.prepare is None else self.prepare(image)
 
     def load(self, description: str) -> bool:

@@ -194,8 +194,8 @@ class _Run:
         if source.held_out:
             say(f"no val split: {len(source.val.paths):,} train images held out for validation (seed {recipe.seed})")
         images, val = (
-            Images(source.train.paths, cache_bytes=cache_bytes),
-            Images(source.val.paths, cache_bytes=cache_bytes),
+            Images(source.train.paths, cache_bytes=cache_bytes, pixels=source.train.pixels),
+            Images(source.val.paths, cache_bytes=cache_bytes, pixels=source.val.pixels),
         )
         in_memory = images.load("decode train") and val.load("decode val")
         if workers is None:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastxfer.errors import DataError, UsageError, nearest
+from fastxfer.images import DEFAULT, Pixels
 from fastxfer.targets import Target, make_split
 
 
@@ -22,6 +23,7 @@ class Part:
 
     paths: list[Path]
     labels: NDArray[Any]
+    pixels: Pixels = DEFAULT
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ def open_source(
 
     def part(of_rows: NDArray[np.int64]) -> Part:
         assert target.root is not None
-        return Part([target.root / str(i) for i in target.image_id[of_rows]], labels[of_rows])
+        return Part([target.root / str(i) for i in target.image_id[of_rows]], labels[of_rows], target.pixels)
 
     return Source(name or _name(target, names), names, part(train), part(val), held_out)
 

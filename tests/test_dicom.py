@@ -149,3 +149,39 @@ def test_what_is_refused_is_named(tmp_path):
     refused(odd, "photometric interpretation 'HSV'; expected MONOCHROME1 or 2")
     with pytest.raises(UsageError, match="dicom 'full': expected window or range"):
         Pixels(dicom="full")
+
+
+def test_dicom_folders_are_targets_that_are_checked_and_embedded(tmp_path):
+    """From a folder of X-rays in DICOM to embeddings; the same pixels as PNG give the same ones."""
+    import torch
+    from PIL import Image
+
+    from fastxfer.backbones import load_backbone
+    from fastxfer.embed import embed
+    from fastxfer.store import EmbeddingStore
+    from fastxfer.targets import add_target, check_target
+
+    rng = np.random.default_rng(0)
+    for i in range(8):
+        values = rng.integers(0, 4096, (40, 40), dtype=np.uint16)
+        folder = tmp_path / "dcm" / "ab"[i % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        shown = load_image(write(folder / f"{i}.dcm", values, PhotometricInterpretation="MONOCHROME1"))
+        folder = tmp_path / "png" / "ab"[i % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.asarray(shown)).save(folder / f"{i}.png")
+    targets = [add_target(tmp_path / kind, kind, tmp_path) for kind in ("dcm", "png")]
+    found = check_target(targets[0])
+    assert found["undecodable"] == []
+    (tmp_path / "net.py").write_text(
+        "import torch\n\n\nclass Net(torch.nn.Module):\n    input_size, mean, std = (3, 32, 32), 0.5, 0.5\n\n"
+        "    def __init__(self):\n        super().__init__()\n        self.scale = torch.nn.Parameter(torch.ones(1))\n\n"
+        "    def forward(self, x):\n        return torch.nn.functional.avg_pool2d(x * self.scale, 8).flatten(1)\n\n\nbuild = Net\n"
+    )
+    torch.save({"scale": torch.full((1,), 2.0)}, tmp_path / "net.pt")
+    backbone = load_backbone(tmp_path / "net.pt", arch=f"{tmp_path / 'net.py'}:build", name="net")
+    store = EmbeddingStore.open(tmp_path / "store", mode="a")
+    embed(backbone, targets, store)
+    dicom, png = (np.asarray(store.embeddings("net", name)) for name in ("dcm", "png"))
+    assert dicom.shape == (8, 48)
+    np.testing.assert_array_equal(dicom, png)

@@ -333,7 +333,7 @@ def test_queries_meet_weights_where_these_are_fewer_than_images(monkeypatch):
 def test_gram_is_made_where_it_pays_whatever_was_asked_before(plain):
     x, s, y, q = plain
     pool = ops.Pool(x, threads=1, backend="cpu")
-    for _ in range(9):  # 20 · 21 / 2 + 20 · 11 inner products, a quarter more for being few, are less than 90² / 2
+    for _ in range(9):  # 20 · 21 / 2 + 20 · 11 inner products, half as many again for being few, are less than 90² / 2
         few = ops.ridge(pool, s[:1], y[:1], q[:1], 5, [0.1])
         assert pool._gram is None
     ops.ridge(pool, s, y, q, 5, [0.1])

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import tarfile
 import time
 from collections import Counter
 from pathlib import Path
@@ -242,6 +243,35 @@ def test_addresses_in_hand_written_tables_must_exist(tmp_path: Path) -> None:
     (tmp_path / "mine.csv").write_text("path,label\n" + "".join(f"x.npz/{row}\n" for row in rows))
     with pytest.raises(DataError, match=r"2 of 4 listed images .*row 4: 'x\.npz/train_images/6'; .*row 5"):
         add_target(tmp_path / "mine.csv", "mine", tmp_path)
+
+
+# ---- tar ----------------------------------------------------------------------------------------------------------
+
+
+def test_archives_and_shards(tmp_path: Path) -> None:
+    for label in ("cat", "dog"):
+        write_images(tmp_path / "loose", [f"{label}/deep/{i}.png" for i in range(5)])
+        (tmp_path / "src").mkdir(exist_ok=True)
+        with tarfile.open(tmp_path / "src" / f"{label}.tar", "w") as archive:
+            archive.add(tmp_path / "loose" / label, arcname="in")
+    target = add_target(tmp_path / "src", "classes", tmp_path)
+    assert (target.class_names, target.n_images) == (("cat", "dog"), 10)
+    assert "cat.tar/in/deep/3.png" in target.image_id
+    assert target.root is not None
+    assert load_image(target.root / str(target.image_id[0])).size == (5, 6)
+    round_trip(target, tmp_path)
+    os.utime(tmp_path / "src" / "cat.tar", (time.time() + 1,) * 2)
+    assert load_target("classes", tmp_path).notes[-1].endswith("1 written later (cat.tar)")
+    with tarfile.open(tmp_path / "shard.tar", "w") as archive:
+        for i in range(8):
+            for ending, content in (("png", png(GREY[i])), ("cls", str(i % 2).encode())):
+                about = tarfile.TarInfo(f"{i}.{ending}")
+                about.size = len(content)
+                archive.addfile(about, io.BytesIO(content))
+    shard = add_target(tmp_path / "shard.tar", "shard", tmp_path)
+    assert (shard.class_names, shard.n_images) == (("00000", "00001"), 8)
+    with pytest.raises(DataError, match="group 'a' asked for"):
+        add_target(tmp_path / "shard.tar", "x", tmp_path, group="a")
 
 
 # ---- label columns, soft and missing labels -----------------------------------------------------------------------

@@ -367,6 +367,10 @@ def test_small_words():
     assert not contaminated("digits[0,1,2,3,4]", "digits-unseen")
     assert not contaminated("digits 0-4", "digits-5-9")
     assert not contaminated("unknown", "nih14")
+    assert contaminated("chexpert+padchest", "padchest-cl")
+    assert contaminated("PadChest-paper", "padchest")
+    assert contaminated("mimic-cxr, nih14", "union=nih14+chexpert")
+    assert not contaminated("mimic-cxr", "nih14+chexpert")
 
 
 # ---- nothing leaks, nothing runs -------------------------------------------------------------------------------------

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import itertools
 import json
 import os
 import pickle
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +193,69 @@ def test_imagenet21k(tmp_path: Path) -> None:
     touch(root, "train/n00004475/a.JPEG", "train/n00005787/b.JPEG")
     with pytest.raises(DataError, match=r"no folder .*imagenet21k/val; expected class folders n01440764"):
         load_target("imagenet21k", tmp_path)
+
+
+def pack(path: Path, files: dict[str, bytes]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name, content in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            tar.addfile(entry, io.BytesIO(content))
+
+
+def png(seed: int) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (6, 5, 3), dtype=np.uint8)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def test_imagenet_in_class_archives(tmp_path: Path) -> None:
+    root = tmp_path / "imagenet21k"
+    for c in ("n00004475", "n00005787"):
+        pack(root / f"{c}.tar", {f"{c}_{i}.JPEG": png(i) for i in range(5)} | {"readme.txt": b"x"})
+    target = load_target("imagenet21k", tmp_path)
+    assert target.class_names == ("n00004475", "n00005787")
+    assert describe_target(target)["splits"] == {"train": 8, "test": 2}
+    assert "left out 2 files in archives that are no images by their name" in target.notes
+    assert load_image(root / str(target.image_id[0])).size == (5, 6)
+    for split in ("train", "val"):
+        for c in ("n01440764", "n01443537"):
+            pack(tmp_path / "imagenet1k" / split / f"{c}.tar", {f"{split}_{c}.JPEG": png(1)})
+    target = load_target("imagenet1k", tmp_path)
+    assert describe_target(target)["splits"] == {"train": 2, "test": 2}
+    assert target.image_id[0] == "train/n01440764.tar/train_n01440764.JPEG"
+
+
+def test_imagenet_in_shards(tmp_path: Path) -> None:
+    root = tmp_path / "imagenet1k"
+    for split, count in (("train", 12), ("validation", 4)):
+        files = {}
+        for i in range(count):
+            files |= {f"k{i}.jpg": png(i), f"k{i}.cls": str(i % 11).encode(), f"k{i}.json": b"{}"}
+        pack(root / f"imagenet1k-{split}-0000.tar", files)
+    target = load_target("imagenet1k", tmp_path)
+    assert describe_target(target)["splits"] == {"train": 12, "test": 4}
+    assert target.class_names[:3] == ("00000", "00001", "00002")
+    assert (
+        target.class_names[target.labels[list(target.image_id).index("imagenet1k-train-0000.tar/k10.jpg")]] == "00010"
+    )
+    pack(root / "imagenet1k-train-0001.tar", {"a.jpg": png(0), "b.cls": b"1"})
+    with pytest.raises(
+        DataError, match=r"imagenet1k-train-0001\.tar: 'a' has no class, 'a\.cls' isn't in this archive"
+    ):
+        load_target("imagenet1k", tmp_path)
+    pack(root / "imagenet1k-train-0001.tar", {"a.jpg": png(0), "a.cls": b"cat"})
+    with pytest.raises(DataError, match=r"'a\.cls' holds b'cat'; expected the number of a class"):
+        load_target("imagenet1k", tmp_path)
+    (root / "imagenet1k-train-0001.tar").rename(root / "imagenet1k-0001.tar")
+    with pytest.raises(DataError, match=r"imagenet1k-0001\.tar: in which split\?"):
+        load_target("imagenet1k", tmp_path)
+    for file in root.glob("*.tar"):
+        file.unlink()
+    pack(root / "n01440764.tar", {"a.jpg": png(0)})
+    with pytest.raises(DataError, match="holds 1 archives; expected some of train and of val"):
+        load_target("imagenet1k", tmp_path)
 
 
 # ---- merges -------------------------------------------------------------------------------------------------------

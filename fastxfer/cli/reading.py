@@ -10,6 +10,19 @@ import click
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+# `fastxfer.images.Pixels`
+_PIXELS = (
+    click.option(
+        "--grey16",
+        type=click.Choice(["full", "range"]),
+        help="White of 16-bit grey images: 65,535, or each image's largest value.  [default: full]",
+    ),
+    click.option(
+        "--dicom",
+        type=click.Choice(["window", "range"]),
+        help="Grey of DICOM images: through their own window, or over each image's range.  [default: window]",
+    ),
+)
 # How built-in targets and merges are read; a reader says which of these it has.
 _READING = (
     click.option(
@@ -38,7 +51,14 @@ _READING = (
 
 def reading_options(f: F) -> F:
     """Add the options of built-in targets and merges to a command; `given` picks those that were used."""
-    for option in reversed(_READING):
+    for option in reversed((*_READING, *_PIXELS)):
+        f = option(f)
+    return f
+
+
+def pixel_options(f: F) -> F:
+    """Add the options of `Pixels` alone."""
+    for option in reversed(_PIXELS):
         f = option(f)
     return f
 

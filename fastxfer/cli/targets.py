@@ -9,7 +9,7 @@ import click
 
 from fastxfer.cli.check import check
 from fastxfer.cli.common import ManyValues, data_root_option, emit_json, json_option, print_table
-from fastxfer.cli.reading import given, reading_options
+from fastxfer.cli.reading import given, pixel_options, reading_options
 
 
 @click.group()
@@ -95,6 +95,7 @@ def ls(data_root: Path, as_json: bool) -> None:
     help="Whether 'A|B' means two labels.  [default: yes, if any label holds a '|']",
 )
 @click.option("--replace", is_flag=True, help="Replace what was added under this name.")
+@pixel_options
 @data_root_option
 @json_option
 def add(
@@ -112,12 +113,13 @@ def add(
     replace: bool,
     data_root: Path,
     as_json: bool,
+    **meaning: str | None,
 ) -> None:
     """Add a data set under a name. No image is copied or changed.
 
     FOLDER holds a labels.csv, or one folder a class, or train/ and test/ (and val/) with one folder a class each, or
     Parquet shards; or --pattern says what its paths mean. FILE is a CSV with the columns path, label and, if known,
-    split, patient, study, view and source; an .npz in MedMNIST's layout; or a .parquet with an image column. Labels like
+    split, patient, study, view and source; an .npz in MedMNIST's layout; a .parquet with an image column; or a .tar. Labels like
     "Mass|Edema" make it multi-label ("No Finding": none of them), so does a column a label. Without a split one is made:
     stratified, no patient on both sides.
 
@@ -130,6 +132,7 @@ def add(
       fastxfer targets add bloodmnist.npz --name blood
       fastxfer targets add beans/ --name beans --label-column labels   # train-00000-of-00001.parquet …
     """
+    from fastxfer.images import Pixels
     from fastxfer.targets import add_target, describe_target
 
     target = add_target(
@@ -145,6 +148,7 @@ def add(
         val_fraction=val_fraction,
         root=root,
         multi_label=multi_label,
+        pixels=Pixels(**given(meaning)),
         replace=replace,
     )
     summary = describe_target(target)

@@ -1,14 +1,16 @@
-"""Images that lie in one file together, addressed like files in a folder: ``FILE/MEMBER/ROW``.
+"""Images that lie in one file together, addressed like files in a folder: ``FILE/MEMBER/ROW``, or ``FILE/MEMBER``.
 
+``.tar``      MEMBER is the name of a file in it (uncompressed archives: ImageNet's classes, webdataset's shards), no ROW
 ``.npz``      MEMBER is an array (n, h, w) or (n, h, w, 3), 8 or 16 bits, as in MedMNIST; pickles are refused
 ``.parquet``  MEMBER is a column of encoded images: bytes, or a struct with `bytes`, as Hugging Face writes them
 
-What was read last is kept (an array, or a row group), so that neighbours cost nothing more.
+What was read last is kept (an array, a row group, an archive's index), so that neighbours cost nothing more.
 """
 
 from __future__ import annotations
 
 import os
+import tarfile
 import threading
 import zipfile
 from collections.abc import Callable
@@ -20,24 +22,37 @@ from numpy.typing import NDArray
 
 from fastxfer.errors import DataError
 
-ENDINGS = (".npz", ".parquet")
+ENDINGS = (".tar", ".npz", ".parquet")
 _lock = threading.Lock()  # two threads that miss the same entry must not both read it
 
 
-def split_address(path: str) -> tuple[str, str, int] | None:
-    """(file, member, row) of a path that leads into a container, None for any other."""
-    above, row = os.path.split(path)
-    file, member = os.path.split(above)
-    if not file.lower().endswith(ENDINGS) or not row.isdecimal() or not os.path.isfile(file):
-        return None
-    return file, member, int(row)
+def split_address(path: str) -> tuple[str, str] | None:
+    """(file, address inside) of a path that leads into a container, None for any other."""
+    file, inside = os.path.split(path)
+    while file and inside != path:
+        if file.lower().endswith(ENDINGS) and os.path.isfile(file):
+            return file, inside
+        file, above = os.path.split(file)
+        if not above:
+            return None
+        inside = f"{above}/{inside}"
+    return None
 
 
-def read_member(file: str, member: str, row: int) -> NDArray[Any] | bytes:
-    """Pixels (h, w) or (h, w, 3) of a row of an ``.npz``, or the encoded bytes of a row of a ``.parquet``.
+def read_member(file: str, address: str) -> NDArray[Any] | bytes:
+    """Pixels (h, w) or (h, w, 3) of a row of an ``.npz``, or encoded bytes of a row of a ``.parquet`` or a file in a ``.tar``.
 
-    `DataError` names file, member and row.
+    `DataError` names the container and what isn't in it.
     """
+    if file.lower().endswith(".tar"):
+        place = tar_index(file).get(address)
+        if place is None:
+            raise DataError(f"{file}: there is no file '{address}' in this archive")
+        return _read_at(file, *place)
+    member, _, number = address.rpartition("/")
+    if not member or not number.isdecimal():
+        raise DataError(f"{file}: '{address}' is no address in it; expected MEMBER/ROW")
+    row = int(number)
     if file.lower().endswith(".npz"):
         images = _kept(_array, file, member)
         if row >= len(images):
@@ -53,6 +68,17 @@ def read_member(file: str, member: str, row: int) -> NDArray[Any] | bytes:
             return value
         first += length
     raise DataError(f"{file}: has {first:,} rows, there is no number {row:,}")
+
+
+def tar_index(file: str | os.PathLike[str]) -> dict[str, tuple[int, int]]:
+    """Files in an uncompressed archive: name -> (offset, bytes). `DataError` where it is damaged."""
+    index: dict[str, tuple[int, int]] = _kept(_index, os.fspath(file))
+    return index
+
+
+def read_tar(file: str | os.PathLike[str], member: str) -> bytes:
+    """One file of an archive."""
+    return _read_at(os.fspath(file), *tar_index(file)[member])
 
 
 def members(file: str | os.PathLike[str]) -> dict[str, tuple[int, ...]]:
@@ -90,6 +116,27 @@ def _kept(read: Callable[..., Any], file: str, *which: Any) -> Any:
             return read(file, about.st_mtime_ns, about.st_size, *which)
     except OSError as error:
         raise DataError(f"{file}: cannot be read: {error.strerror or error}") from error
+
+
+@lru_cache(maxsize=64)
+def _index(file: str, _time: int, _size: int) -> dict[str, tuple[int, int]]:
+    try:
+        with tarfile.open(file, "r:") as archive:
+            return {entry.name: (entry.offset_data, entry.size) for entry in archive if entry.isreg()}
+    except (tarfile.TarError, EOFError, ValueError) as error:
+        raise DataError(f"{file}: not a readable, uncompressed tar archive ({error})") from error
+
+
+def _read_at(file: str, offset: int, size: int) -> bytes:
+    try:
+        with open(file, "rb") as stream:
+            stream.seek(offset)
+            content = stream.read(size)
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read: {error.strerror or error}") from error
+    if len(content) < size:
+        raise DataError(f"{file}: cut short, its last file isn't whole")
+    return content
 
 
 @lru_cache(maxsize=2)

@@ -2,7 +2,7 @@
 
 - EXIF orientation is honoured (JPEG, PNG, TIFF, WebP).
 - Grey becomes three equal channels. 16-bit grey is scaled by 65,535, or by the file's range where `Pixels` says so.
-- DICOM is read by `fastxfer.images.dicom`; images inside ``.npz`` and ``.parquet`` by `fastxfer.images.containers`.
+- DICOM is read by `fastxfer.images.dicom`; images inside ``.tar``, ``.npz`` and ``.parquet`` by `fastxfer.images.containers`.
 - Alpha is dropped, as torchvision's and timm's loaders do; palettes are looked up; CMYK is converted.
 - Of an animation or a multi-page file the first frame is taken.
 - 32-bit integer pixels above 65,535 or below 0, and floating-point pixels, are refused: their scale is anyone's guess.
@@ -61,6 +61,9 @@ EXTENSIONS = frozenset(
     for ending in kind.split()
 )
 """File names that count as images when a folder is listed (lower case)."""
+
+Stored = NDArray[np.uint8 | np.uint16]
+"""Pixels as a container holds them: (h, w) or (h, w, 3)."""
 
 _Opener = Callable[[IO[bytes], str], ImageFile.ImageFile]
 
@@ -123,8 +126,29 @@ def check_header(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) 
             return image.size
 
 
-def format_of(content: bytes) -> str:
+def exists(path: str | os.PathLike[str]) -> bool:
+    """Whether there is a file, or a container whose name and row the path continues with."""
+    return os.path.isfile(path) or split_address(os.fspath(path)) is not None
+
+
+def read_content(path: str | os.PathLike[str]) -> bytes | Stored:
+    """What lies at a path: an encoded image, or pixels that a container holds. `DataError` as of `load_image`."""
+    with _file(os.fspath(path)) as found:
+        return found if isinstance(found, np.ndarray) else found.read()
+
+
+def decode_content(content: bytes | Stored, name: str, *, pixels: Pixels = DEFAULT) -> Image.Image:
+    """`load_image` of what `read_content` gave."""
+    if isinstance(content, np.ndarray):
+        _refuse_large(name, content.shape[1], content.shape[0], MAX_PIXELS)
+        return _from_array(content, name, pixels)
+    return decode_image(BytesIO(content), name, pixels=pixels)
+
+
+def format_of(content: bytes | Stored) -> str:
     """The format that a file's first bytes tell ("JPEG", "PNG" …); "" for none that is read here."""
+    if isinstance(content, np.ndarray):
+        return "array"
     try:
         return "DICOM" if is_dicom(content) else _recognise(content[:16], "")[0]
     except DataError:
@@ -132,7 +156,7 @@ def format_of(content: bytes) -> str:
 
 
 @contextmanager
-def _file(name: str) -> Iterator[IO[bytes] | NDArray[np.uint8 | np.uint16]]:
+def _file(name: str) -> Iterator[IO[bytes] | Stored]:
     """The opened file, or pixels that lie in a container; what goes wrong with the file itself becomes a `DataError`."""
     try:
         # A named pipe would wait for ever on open, so look before opening.
@@ -220,7 +244,7 @@ def _upright(image: Image.Image) -> Image.Image:
     return image if method is None else image.transpose(method)
 
 
-def _from_array(values: NDArray[np.uint8 | np.uint16], name: str, pixels: Pixels) -> Image.Image:
+def _from_array(values: Stored, name: str, pixels: Pixels) -> Image.Image:
     if values.ndim == 3 and values.dtype == np.uint16:
         values = (values >> 8).astype(np.uint8)  # as of files: the upper 8 bits of 16-bit colour
     return _to_rgb(Image.fromarray(values), name, pixels)

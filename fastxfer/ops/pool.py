@@ -21,7 +21,7 @@ GRAM_BYTES = 4 * 2**30
 BLOCK_BYTES = 64 * 2**20
 CACHE_LINE = 64
 # A BLAS product of the whole pool runs about this much faster, flop by flop, than many small ones.
-GRAM_ADVANTAGE = 1.25
+GRAM_ADVANTAGE = 1.5
 
 # Rows of a tile of the Gram matrix.
 TILE = 2048

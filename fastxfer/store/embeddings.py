@@ -18,6 +18,7 @@ from zarr.codecs import Crc32cCodec
 
 from fastxfer.errors import DataError, UsageError, nearest
 from fastxfer.files import write_npz
+from fastxfer.images import Pixels
 from fastxfer.store import files, locks
 from fastxfer.store.layout import (
     BLOCK_FILE,
@@ -151,9 +152,10 @@ class EmbeddingStore:
                 labels=column["labels"],
                 split=as_words(column["split"]),
                 notes=tuple(attrs.get("notes", ())),
+                pixels=Pixels(**attrs.get("pixels", {})),
                 **about,
             )
-        except (KeyError, ValueError) as error:
+        except (KeyError, ValueError, TypeError, UsageError) as error:
             raise self._damaged(f"table of target '{name}'", error) from None
         if whole.fingerprint != attrs["fingerprint"]:
             raise self._damaged(f"table of target '{name}'", "its fingerprint differs from the recorded one")
@@ -299,6 +301,7 @@ class EmbeddingStore:
                     "multi_label": target.multi_label,
                     "n_images": target.n_images,
                     "notes": list(target.notes),
+                    "pixels": target.pixels.as_dict(),
                     "date": now(),
                     "bad": {},
                     "fingerprint": target.fingerprint,

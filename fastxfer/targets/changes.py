@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastxfer.images.containers import ENDINGS
+from fastxfer.images.containers import ENDINGS, split_address
 
 _SHOWN = 3
 
@@ -45,18 +45,17 @@ def find_changes(root: Path, image_id: Iterable[str], recorded: dict[str, Any]) 
 
 def _files(root: Path, image_id: Iterable[str]) -> Iterator[str]:
     """The files that images lie in, relative to `root`: their own, or, once, the container's."""
-    containers: dict[str, bool] = {}
+    containers: set[str] = set()
     for path in image_id:
-        file = path.rsplit("/", 2)[0]
-        if file.lower().endswith(ENDINGS) and file != path:
-            known = file in containers
-            if not known:
-                containers[file] = os.path.isfile(os.path.join(root, file))
-            if containers[file]:
-                if not known:
-                    yield file
-                continue
-        yield path
+        lower = path.lower()
+        address = None
+        if any(f"{ending}/" in lower for ending in ENDINGS):
+            address = split_address(f"{root}/{path}")
+        if address is None:
+            yield path
+        elif address[0] not in containers:
+            containers.add(address[0])
+            yield os.path.relpath(address[0], root)
 
 
 def _look(root: Path, files: list[str]) -> NDArray[np.int64]:

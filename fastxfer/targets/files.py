@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fastxfer.errors import DataError
 from fastxfer.images import EXTENSIONS, member_names, members
-from fastxfer.images.containers import ENDINGS
+from fastxfer.images.containers import split_address, tar_index
 
 
 @dataclass
@@ -78,7 +78,7 @@ def walk_images(root: Path) -> Found:
 def locate_images(root: Path, paths: Sequence[str], where: Iterable[str]) -> list[str]:
     """Turn listed paths into image ids: relative to `root`, normalised, "/" between folders.
 
-    paths: as listed; absolute ones are fine if they lead into `root`; FILE/MEMBER/ROW is an image in a container. where: what messages call each
+    paths: as listed; absolute ones are fine if they lead into `root`; an address in a container is one, too. where: what messages call each
     ("labels.csv, row 7"). Every file must exist, and be inside `root` after links were followed.
     Raises `DataError` for the first path that leaves, and for missing files together (first few named, all counted).
     """
@@ -158,7 +158,7 @@ def _list(folder: str, real_root: str) -> dict[str, bool] | None:
     try:
         return {e.name: e.is_symlink() for e in os.scandir(folder) if e.is_symlink() or e.is_file()}
     except NotADirectoryError:
-        return {str(row): False for row in range(_count_rows(folder))}
+        return dict.fromkeys(_names_inside(folder), False)
     except FileNotFoundError:
         return {}
     except OSError as error:
@@ -167,16 +167,22 @@ def _list(folder: str, real_root: str) -> dict[str, bool] | None:
         raise
 
 
-def _count_rows(address: str) -> int:
-    """How many images a container's member has, FILE/MEMBER; 0 where there is no such member or file."""
-    file, member = os.path.split(address)
-    if not file.lower().endswith(ENDINGS) or not os.path.isfile(file):
-        return 0
+def _names_inside(address: str) -> Iterable[str]:
+    """Last parts of the addresses of images in a container: rows of FILE/MEMBER, files in an archive's folder."""
+    inside = split_address(f"{address}/0")
+    if inside is None:
+        return ()
+    file, member = inside[0], inside[1].rpartition("/")[0]
+    if file.lower().endswith(".tar"):
+        folders = (name.rpartition("/") for name in tar_index(file))
+        return [name for folder, _, name in folders if folder == member]
+    if member not in member_names(file):
+        return ()
     if file.lower().endswith(".npz"):
-        return members(file).get(member, (0,))[0]
+        return map(str, range(members(file)[member][0]))
     import pyarrow.parquet
 
-    return pyarrow.parquet.read_metadata(file).num_rows if member in member_names(file) else 0
+    return map(str, range(pyarrow.parquet.read_metadata(file).num_rows))
 
 
 def _is_text(name: str) -> bool:

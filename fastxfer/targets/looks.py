@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +15,7 @@ from PIL import Image
 from threadpoolctl import threadpool_limits
 
 from fastxfer.errors import DataError
-from fastxfer.images import decode_image, format_of
+from fastxfer.images import Pixels, decode_content, format_of, read_content
 from fastxfer.targets.likeness import LENGTH, likeness
 from fastxfer.targets.table import Target
 
@@ -65,7 +64,9 @@ def look_at(target: Target, advance: Callable[[int], None] = lambda n: None, wor
     # Every thread multiplies its own small matrices: BLAS must not start threads of its own for each.
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(workers or _cores()) as pool:
         for start in range(0, n, _WINDOW):
-            seen = pool.map(lambda image_id: _look(root / image_id), target.image_id[start : start + _WINDOW])
+            seen = pool.map(
+                lambda image_id: _look(root / image_id, target.pixels), target.image_id[start : start + _WINDOW]
+            )
             for row, (error, file, pixels, kind, traits, like) in enumerate(seen, start):
                 looks.error.append(error)
                 looks.file.append(file)
@@ -87,18 +88,19 @@ def folder_of(target: Target) -> Path:
 _Look = tuple[str, bytes | None, bytes | None, str, NDArray[np.float32] | None, NDArray[np.float32] | None]
 
 
-def _look(path: Path) -> _Look:
+def _look(path: Path, meaning: Pixels) -> _Look:
     try:
-        content = path.read_bytes()
-    except OSError as error:
-        return f"{path}: cannot be read: {error.strerror or error}", None, None, "", None, None
-    file, kind = hashlib.blake2b(content, digest_size=16).digest(), format_of(content)
+        content = read_content(path)
+    except DataError as error:
+        return str(error), None, None, "", None, None
+    raw = content if isinstance(content, bytes) else content.tobytes()
+    file, kind = hashlib.blake2b(raw, digest_size=16).digest(), format_of(content)
     try:
-        image = decode_image(io.BytesIO(content), str(path))
+        image = decode_content(content, str(path), pixels=meaning)
     except DataError as error:
         return str(error), file, None, kind, None, None
     pixels = hashlib.blake2b(np.asarray(image).tobytes(), digest_size=16, person=b"%dx%d" % image.size).digest()
-    return "", file, pixels, kind, _traits(image, len(content)), likeness(image)
+    return "", file, pixels, kind, _traits(image, len(raw)), likeness(image)
 
 
 def _traits(image: Image.Image, n_bytes: int) -> NDArray[np.float32]:

@@ -75,6 +75,9 @@ def merge_targets(targets: Sequence[Target], name: str, *, labels: str = "inters
     unlabelled = int(np.isnan(values).all(axis=1).sum())
     notes = [f"{labels} of labels: {len(chosen)} of {len(set.union(*sets))}; {unlabelled:,} images have none known"]
     notes += [f"{target.name}: {note}" for target in targets for note in target.notes]
+    pixels = targets[0].pixels
+    if any(target.pixels != pixels for target in targets):
+        raise UsageError(f"target '{name}': its members read their pixels in different ways (--grey16, --dicom)")
     root, image_id = _below_one_root(targets)
     return Target(
         name,
@@ -88,6 +91,7 @@ def merge_targets(targets: Sequence[Target], name: str, *, labels: str = "inters
         study=_of_each(targets, "study"),
         view=_views(targets),
         source=np.concatenate([_sources(target) for target in targets]),
+        pixels=pixels,
     )
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fastxfer.errors import DataError, UsageError, nearest
+from fastxfer.images import CHOICES, DEFAULT, Pixels
 from fastxfer.progress import say
 from fastxfer.targets.changes import find_changes, record_files
 from fastxfer.targets.csvfile import read_bytes, read_csv
@@ -44,6 +45,7 @@ def add_target(
     root: Path | str | None = None,
     pattern: str | None = None,
     multi_label: bool | None = None,
+    pixels: Pixels = DEFAULT,
     replace: bool = False,
 ) -> Target:
     """Put a data set of one's own under a name.
@@ -51,7 +53,8 @@ def add_target(
     source: a folder with a ``labels.csv`` (which then decides alone), an ImageFolder with or without train/ and
     test/, a CSV with ``path,label[,split][,patient]`` whose paths start at `root` (default: the CSV's folder), an
     ``.npz`` in MedMNIST's layout, a ``.parquet`` with an image column or a folder of such shards. Labels "A|B" make it
-    multi-label; "No Finding" then stands for none of them. No pixel is read or copied.
+    multi-label; "No Finding" then stands for none of them. No pixel is read or copied; `pixels` says what
+    they mean, where files leave a choice.
     pattern: what a folder's paths say, see `read_pattern`. label_column, group, missing_labels: see `read_table`.
     split_seed, test_fraction, val_fraction, multi_label: see `build_target`.
 
@@ -82,6 +85,7 @@ def add_target(
         test_fraction=test_fraction,
         val_fraction=val_fraction,
     )
+    target = dataclasses.replace(target, pixels=pixels)
     meta = {
         "format": FORMAT,
         "name": name,
@@ -101,6 +105,7 @@ def add_target(
         "fingerprint": target.fingerprint,
         "files": record_files(listing.root, listing.image_id),
         "notes": list(target.notes),
+        "pixels": pixels.as_dict(),
     }
     _write_entry(register_folder(data_root), name, target, meta, replace)
     for note in target.notes:
@@ -136,10 +141,15 @@ def load_target(name: str, data_root: Path | str, **options: Any) -> Target:
     "a+b" is a merge of targets, with the labels that all have; "union=a+b" (or the option ``labels="union"``) with all.
 
     options: for built-in families only, see their readers (`policy`, `views`, `labels_only` …); those of a merge go
-    to all members that have them, `exactly_one` to the result.
+    to all members that have them, `exactly_one` to the result. `grey16` and `dicom`, for all, are those of `Pixels`.
     Raises `UsageError` for an unknown name (nearest names offered) or option, `DataError` for missing files.
     """
-    data_root = Path(data_root)
+    meaning = {option: options.pop(option) for option in CHOICES if option in options}
+    target = _load(name, Path(data_root), options)
+    return dataclasses.replace(target, pixels=dataclasses.replace(target.pixels, **meaning)) if meaning else target
+
+
+def _load(name: str, data_root: Path, options: dict[str, Any]) -> Target:
     if "+" in name:
         return _load_merge(name, data_root, options)
     check_name(name)
@@ -357,7 +367,8 @@ def _read_entry(folder: Path, name: str) -> Target:
     if changes:
         say(f"{name}: {changes}; what was embedded before is of the old ones")
         notes.append(changes)
-    return dataclasses.replace(target, root=root, notes=tuple(notes))
+    pixels = Pixels(**meta.get("pixels", {}))
+    return dataclasses.replace(target, root=root, notes=tuple(notes), pixels=pixels)
 
 
 __all__ = [

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastxfer.errors import DataError
+from fastxfer.images import DEFAULT, Pixels
 
 SPLITS = ("train", "val", "test")
 ABOUT = ("patient", "study", "view", "source")
@@ -34,6 +35,7 @@ class Target:
     study:       (n_images,) str, at which visit an image was taken, or None
     view:        (n_images,) str, how it was taken ("PA", "L" …), or None
     source:      (n_images,) str, which data set it came from, where a target is made of several; or None
+    pixels:      what the images' numbers mean, where their files leave a choice
     root:        folder that `image_id` starts from; None once the images are left behind (read from a store)
     notes:       what was decided on the way here, for people ("no split found: made one, seed 0 …")
     dropped:     what was taken out of test on wish ("copy:12", twelve images), which results must tell; "" for nothing
@@ -51,6 +53,7 @@ class Target:
     view: NDArray[np.str_] | None = None
     source: NDArray[np.str_] | None = None
     dropped: str = ""
+    pixels: Pixels = DEFAULT
 
     def __post_init__(self) -> None:
         n = len(self.image_id)
@@ -74,7 +77,7 @@ class Target:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of the whole table (not of the pixels): the same table, the same fingerprint, wherever it lies."""
+        """SHA-256 of the whole table (not of the images): the same table, the same fingerprint, wherever it lies."""
         h = hashlib.sha256()
 
         def column(values: Sequence[str] | NDArray[np.str_]) -> None:
@@ -89,6 +92,8 @@ class Target:
             if name != "patient":  # later columns count where they are
                 column([name])
                 column(values)
+        for choice, value in self.pixels.as_dict().items():
+            column([choice, value])
         h.update(str(self.labels.shape).encode())
         h.update(np.ascontiguousarray(self.labels).tobytes())
         return h.hexdigest()
