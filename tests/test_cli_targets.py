@@ -74,6 +74,32 @@ def test_add_ls_show(photos: Path, tmp_path: Path) -> None:
         assert part in text
 
 
+def test_add_takes_a_column_a_label_a_pattern_and_an_npz(tmp_path: Path) -> None:
+    root = ("--data-root", tmp_path / "data")
+    for i in range(12):
+        write_image(tmp_path / "src" / f"{'ab'[i % 2]}{i // 4}_{i:02}.png", i)
+    pattern = "{label}{patient}_*.png"
+    wrong = run("add", tmp_path / "src", "--name", "byname", "--pattern", "*.png", *root)
+    assert (wrong.exit_code, "expected {label} in it" in wrong.stderr) == (2, True)
+    # The shortest {label}, "a", leaves the digit to the patient.
+    words = ("add", tmp_path / "src", "--name", "byname", "--pattern", pattern, "--val", 0.25, "--test-fraction", 0.34)
+    added = run_json(*words, *root)
+    assert (added["classes"], added["patients"], sum(added["splits"].values())) == (["a", "b"], 3, 12)
+    rows = [f"{'ab'[i % 2]}{i // 4}_{i:02}.png,{i % 2},{'' if i % 3 else 0.75},{i // 4}" for i in range(12)]
+    (tmp_path / "src" / "mine.csv").write_text("path,A,B,drawer\n" + "\n".join(rows) + "\n")
+    words = ("add", tmp_path / "src/mine.csv", "--name", "table", "--label-column", "A,B", "--group", "drawer")
+    table = run_json(*words, "--missing-labels", "unknown", *root)
+    assert (table["classes"], table["patients"], table["multi_label"]) == (["A", "B"], 3, True)
+    assert sum(labels["B"]["unknown"] for labels in table["labels"].values()) == 8
+    arrays = {f"{part}_images": np.zeros((4, 5, 5), np.uint8) for part in ("train", "val", "test")}
+    np.savez(
+        tmp_path / "x.npz", **arrays, **{f"{p}_labels": np.array([[0], [1]] * 2) for p in ("train", "val", "test")}
+    )
+    packed = run("add", tmp_path / "x.npz", "--name", "packed", *root)
+    assert packed.stdout == "packed: 12 images (4 train, 4 val, 4 test), 2 classes\n"
+    assert [t["kind"] for t in run_json("ls", *root)[:3]] == ["folder", "packed", "table"]
+
+
 def test_add_again_seed_and_replace(photos: Path, tmp_path: Path) -> None:
     root = ("--data-root", tmp_path / "data")
     first = run_json("add", photos, "--name", "photos", *root)

@@ -814,7 +814,7 @@ def test_check_finds_copies_between_targets_and_missing_files(tmp_path: Path) ->
         [("one", f"{x}.png"), ("two", f"{x}.png")] for x in "abc"
     ]
     assert all(g["across_targets"] and not g["labels_differ"] for g in report["duplicate_groups"])
-    assert "d.png: cannot be read: No such file" in report["undecodable"][0]["error"]
+    assert "d.png: there is no such file" in report["undecodable"][0]["error"]
     assert report["n_undecodable"] == 1
 
 

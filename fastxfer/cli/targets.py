@@ -57,15 +57,33 @@ def ls(data_root: Path, as_json: bool) -> None:
 
 
 @targets.command()
-@click.argument("source", type=click.Path(path_type=Path), metavar="FOLDER|CSV")
+@click.argument("source", type=click.Path(path_type=Path), metavar="FOLDER|FILE")
 @click.option("--name", required=True, help="What to call it: letters, digits, '.', '_', '-'.")
-@click.option("--label-column", default="label", show_default=True, help="Column of the table that holds the label.")
+@click.option(
+    "--label-column",
+    default="label",
+    show_default=True,
+    help="Column of the table that holds the label; or several, A,B,C: a column a label, with 0 to 1 or nothing.",
+)
+@click.option(
+    "--missing-labels",
+    type=click.Choice(["unknown", "drop", "error"]),
+    help="What a blank label means.  [default: error; unknown in a column a label]",
+)
+@click.option(
+    "--group", help="Column of what must not be torn apart: a patient, a drawer, a video.  [default: patient]"
+)
+@click.option(
+    "--pattern",
+    help="What the paths in FOLDER say, as in '{split}/{label}/{patient}_*.jpg'; '**' spans folders.",
+)
 @click.option(
     "--split-seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of a split made here."
 )
 @click.option(
     "--test-fraction", type=float, default=0.2, show_default=True, help="Share of test images in a split made here."
 )
+@click.option("--val", "val_fraction", type=float, help="Share of the train images that becomes val.  [default: none]")
 @click.option(
     "--root",
     type=click.Path(path_type=Path, file_okay=False, exists=True),
@@ -84,8 +102,12 @@ def add(
     source: Path,
     name: str,
     label_column: str,
+    missing_labels: str | None,
+    group: str | None,
+    pattern: str | None,
     split_seed: int,
     test_fraction: float,
+    val_fraction: float | None,
     root: Path | None,
     multi_label: bool | None,
     replace: bool,
@@ -95,14 +117,20 @@ def add(
 ) -> None:
     """Add a data set under a name. No image is copied or changed.
 
-    FOLDER holds a labels.csv, or one folder a class, or train/ and test/ (and val/) with one folder a class each. CSV
-    has the columns path, label and, if known, split and patient. Labels like "Mass|Edema" make it multi-label ("No
-    Finding": none of them). Without a split one is made: stratified, no patient on both sides.
+    FOLDER holds a labels.csv, or one folder a class, or train/ and test/ (and val/) with one folder a class each, or
+    Parquet shards; or --pattern says what its paths mean. FILE is a CSV with the columns path, label and, if known,
+    split, patient, study, view and source; an .npz in MedMNIST's layout; a .parquet with an image column; or a .tar. Labels like
+    "Mass|Edema" make it multi-label ("No Finding": none of them), so does a column a label. Without a split one is made:
+    stratified, no patient on both sides.
 
     \b
     Example:
       fastxfer targets add xrays/ --name xrays --label-column subtype
       fastxfer targets add tables/photos.csv --root /data/photos --name photos
+      fastxfer targets add cxr.csv --name cxr --label-column Mass,Edema --missing-labels drop --group film_drawer
+      fastxfer targets add photos/ --name photos --pattern '{split}/{label}/{patient}_*.jpg' --val 0.1
+      fastxfer targets add bloodmnist.npz --name blood
+      fastxfer targets add beans/ --name beans --label-column labels   # train-00000-of-00001.parquet …
     """
     from fastxfer.images import Pixels
     from fastxfer.targets import add_target, describe_target
@@ -112,8 +140,12 @@ def add(
         name,
         data_root,
         label_column=label_column,
+        missing_labels=missing_labels,
+        group=group,
+        pattern=pattern,
         split_seed=split_seed,
         test_fraction=test_fraction,
+        val_fraction=val_fraction,
         root=root,
         multi_label=multi_label,
         pixels=Pixels(**given(meaning)),

@@ -30,7 +30,9 @@ def read_archives(root: Path, archives: list[str]) -> Listing:
     if None in splits and any(splits):
         odd = archives[splits.index(None)]
         raise DataError(f"{root / odd}: in which split? Others say it by folder or name (train, val, test)")
-    listing = Listing(root, [], [], [] if all(splits) else None, None, [])
+    image_id: list[str] = []
+    labels: list[str] = []
+    parts: list[str] | None = [] if all(splits) else None
     others = 0
     with progress(f"list {root.name}", len(archives), "archives") as advance:
         for archive, split in zip(archives, splits, strict=True):
@@ -41,14 +43,14 @@ def read_archives(root: Path, archives: list[str]) -> Listing:
                 if ending.lower() not in EXTENSIONS:
                     others += ending != _CLASS
                     continue
-                listing.image_id.append(f"{archive}/{name}")
-                listing.labels.append(_class_of(root / archive, key) if shard else Path(archive).stem)
-                listing.where.append(f"{root / archive}, {name}")
-                if listing.split is not None and split is not None:
-                    listing.split.append(split)
+                image_id.append(f"{archive}/{name}")
+                labels.append(_class_of(root / archive, key) if shard else Path(archive).stem)
+                if parts is not None and split is not None:
+                    parts.append(split)
             advance(1)
-    if not listing.image_id:
+    if not image_id:
         raise DataError(f"{root}: no image in {len(archives):,} tar archives")
+    listing = Listing(root, image_id, labels, parts, lambda i: str(root / image_id[i]))
     if others:
         listing.notes.append(f"left out {others:,} files in archives that are no images by their name")
     return listing

@@ -8,8 +8,9 @@ import io
 import re
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
+from typing import Self
 
 from fastxfer.errors import DataError, nearest
 from fastxfer.images import EXTENSIONS
@@ -57,6 +58,10 @@ class Table:
         """A cell that should be one of a few words, as a message may show it: in quotes, but not what may be a patient."""
         return "(not shown)" if _OF_PATIENTS & set(self.columns) and not cell.isalpha() and cell else repr(cell)
 
+    def take(self, rows: Sequence[int]) -> Self:
+        """The same table with these rows only."""
+        return replace(self, rows=[self.rows[i] for i in rows], row_numbers=[self.row_numbers[i] for i in rows])
+
 
 def read_bytes(path: Path) -> bytes:
     """The content of a file, unpacked if its name ends in ``.gz``."""
@@ -83,8 +88,9 @@ def read_csv(path: Path, *, strip: bool = True, columns: Sequence[str] | None = 
     header, these are left alone; where one does, its cells may have moved.
     """
     text = _decode(path, read_bytes(path))
-    first = text.lstrip("\r\n").split("\n", 1)[0]
-    delimiter = max(_DELIMITERS, key=first.count)
+    # What is quoted separates nothing.
+    bare = re.sub(r'"[^"]*"', "", text.lstrip("\r\n").split("\n", 1)[0])
+    delimiter = max(_DELIMITERS, key=bare.count)
     records = _records(path, text, delimiter)
     header = next((cells for _, cells, _ in records if cells), None)
     if header is None:

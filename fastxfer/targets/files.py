@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fastxfer.errors import DataError
-from fastxfer.images import EXTENSIONS
+from fastxfer.images import EXTENSIONS, member_names, members
+from fastxfer.images.containers import split_address, tar_index
 
 
 @dataclass
@@ -19,6 +20,7 @@ class Found:
 
     images: list[str] = field(default_factory=list)
     folders: list[str] = field(default_factory=list)
+    shards: list[str] = field(default_factory=list)  # Parquet files
     others: Counter[str] = field(default_factory=Counter)  # ending of files that are no images by name -> count
 
 
@@ -59,19 +61,24 @@ def walk_images(root: Path) -> Found:
                 if real not in above:
                     found.folders.append(path)
                     stack.append((entry.path, path, (*above, real)))
-            elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS:
+                continue
+            ending = os.path.splitext(entry.name)[1].lower()
+            if ending in EXTENSIONS:
                 found.images.append(path)
             else:
-                found.others[os.path.splitext(entry.name)[1].lower() or "no ending"] += 1
+                if ending == ".parquet":
+                    found.shards.append(path)
+                found.others[ending or "no ending"] += 1
     found.images.sort()
     found.folders.sort()
+    found.shards.sort()
     return found
 
 
 def locate_images(root: Path, paths: Sequence[str], where: Iterable[str]) -> list[str]:
     """Turn listed paths into image ids: relative to `root`, normalised, "/" between folders.
 
-    paths: as listed; absolute ones are fine if they lead into `root`. where: what messages call each
+    paths: as listed; absolute ones are fine if they lead into `root`; an address in a container is one, too. where: what messages call each
     ("labels.csv, row 7"). Every file must exist, and be inside `root` after links were followed.
     Raises `DataError` for the first path that leaves, and for missing files together (first few named, all counted).
     """
@@ -166,12 +173,32 @@ def _list(folder: str, real_root: str) -> dict[str, bool] | None:
         return None
     try:
         return {e.name: e.is_symlink() for e in os.scandir(folder) if e.is_symlink() or e.is_file()}
-    except (FileNotFoundError, NotADirectoryError):
+    except NotADirectoryError:
+        return dict.fromkeys(_names_inside(folder), False)
+    except FileNotFoundError:
         return {}
     except OSError as error:
         if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):  # no such folder can be there
             return {}
         raise DataError(f"{folder}: cannot be read: {error.strerror or error}") from error
+
+
+def _names_inside(address: str) -> Iterable[str]:
+    """Last parts of the addresses of images in a container: rows of FILE/MEMBER, files in an archive's folder."""
+    inside = split_address(f"{address}/0")
+    if inside is None:
+        return ()
+    file, member = inside[0], inside[1].rpartition("/")[0]
+    if file.lower().endswith(".tar"):
+        folders = (name.rpartition("/") for name in tar_index(file))
+        return [name for folder, _, name in folders if folder == member]
+    if member not in member_names(file):
+        return ()
+    if file.lower().endswith(".npz"):
+        return map(str, range(members(file)[member][0]))
+    import pyarrow.parquet
+
+    return map(str, range(pyarrow.parquet.read_metadata(file).num_rows))
 
 
 def _is_text(name: str) -> bool:

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fastxfer.errors import DataError, UsageError
 from fastxfer.targets.csvfile import Table
 from fastxfer.targets.files import Found, locate_images, walk_images
+from fastxfer.targets.labels import (
+    NO_FINDING,
+    PREFIX,
+    SEPARATOR,
+    is_missing,
+    label_columns,
+    label_set,
+    read_names,
+    read_values,
+    refuse_two_spellings,
+)
 from fastxfer.targets.split import make_split
-from fastxfer.targets.table import Target
+from fastxfer.targets.table import ABOUT, Target
 
-NO_FINDING = "No Finding"
-SEPARATOR = "|"
 SPLIT_WORDS = {
     "train": "train",
     "training": "train",
@@ -28,34 +38,35 @@ SPLIT_WORDS = {
     "test": "test",
     "testing": "test",
 }
-# What programs write where a value is missing. As a class name it would be a mistake nearly always.
-_MISSING = frozenset({"", "nan", "none", "null", "na", "n/a", "<na>", "#n/a"})
 
 
 @dataclass
 class Listing:
     """Images as listed, before labels are numbered and a split is drawn; all columns as long as `image_id`.
 
-    where: what messages call each image ("labels.csv, row 7"). patient: "" where an image's patient is unknown.
+    labels: one cell an image ("cat", "Mass|Edema", "" where nobody knows), or (n_images, n_labels) float32 values of
+    `label_names`. about: the columns of `ABOUT` that there are; "" where nobody knows.
+    where: what messages call the i-th image ("labels.csv, row 7").
     """
 
     root: Path
     image_id: list[str]
-    labels: list[str]
+    labels: list[str] | NDArray[np.float32]
     split: list[str] | None
-    patient: list[str] | None
-    where: list[str]
+    where: Callable[[int], str]
+    about: dict[str, list[str]] = field(default_factory=dict)
+    label_names: tuple[str, ...] = ()
     notes: list[str] = field(default_factory=list)
 
 
-def read_folder(root: Path) -> Listing:
+def read_folder(root: Path, found: Found | None = None) -> Listing:
     """Read an ImageFolder: ``[train|val|test/]class/**/image``.
 
     Folders called train (training), val (valid, validation, dev) or test (testing) directly below `root` are the
     splits if train is among them and holds class folders. What is left out (images outside of class folders,
-    files that are no images) is counted in the notes.
+    files that are no images) is counted in the notes. found: what a walk over it came upon, if there was one.
     """
-    found = walk_images(root)
+    found = found or walk_images(root)
     if not found.images:
         others = _count_others(found)
         raise DataError(
@@ -68,19 +79,21 @@ def read_folder(root: Path) -> Listing:
     has_splits = any(path.count("/") > 1 and path.split("/", 1)[0] in trains for path in found.images)
     depth = 1 if has_splits else 0
 
-    listing = Listing(root, [], [], [] if has_splits else None, None, [])
+    image_id: list[str] = []
+    labels: list[str] = []
+    split: list[str] | None = [] if has_splits else None
     strays: list[str] = []
     for path in found.images:
         parts = path.split("/")
         if len(parts) < depth + 2 or (has_splits and parts[0] not in splits):
             strays.append(path)
             continue
-        listing.image_id.append(path)
-        listing.labels.append(parts[depth])
-        listing.where.append(str(root / path))
-        if listing.split is not None:
-            listing.split.append(splits[parts[0]])
-    if not listing.image_id:
+        image_id.append(path)
+        labels.append(parts[depth])
+        if split is not None:
+            split.append(splits[parts[0]])
+    listing = Listing(root, image_id, labels, split, lambda i: str(root / image_id[i]))
+    if not image_id:
         raise DataError(
             f"{root}: {len(strays):,} images, but none in a class folder ({', '.join(strays[:3])}, …); expected one "
             "folder a class, or a labels.csv with path,label[,split][,patient]"
@@ -92,8 +105,8 @@ def read_folder(root: Path) -> Listing:
         )
     if found.others:
         listing.notes.append(f"left out files that are no images by their name: {_count_others(found)}")
-    filled = {os.path.dirname(path) for path in listing.image_id}
-    filled |= {"/".join(path.split("/")[: depth + 1]) for path in listing.image_id}
+    folders = {path.rpartition("/")[0] for path in image_id}
+    filled = folders | {"/".join(folder.split("/")[: depth + 1]) for folder in folders}
     empty = [
         f for f in found.folders if f.count("/") == depth and f not in filled and f.split("/")[0] in (splits or top)
     ]
@@ -106,57 +119,65 @@ def _count_others(found: Found) -> str:
     return ", ".join(f"{count:,} {ending}" for ending, count in found.others.most_common(5))
 
 
-def read_table(table: Table, root: Path, *, label_column: str = "label", trusted: bool = False) -> Listing:
+def read_table(
+    table: Table,
+    root: Path,
+    *,
+    label_column: str = "label",
+    group: str | None = None,
+    missing_labels: str | None = None,
+    trusted: bool = False,
+) -> Listing:
     """Read a table with ``path,label[,split][,patient]``; paths are relative to `root`, or absolute and inside it.
 
-    trusted: the table was written by fastxfer, after these checks: files aren't looked for, and a class folder may
-    well be called "none".
+    label_column:   the column with an image's label ("A|B" for two), or several, "A,B,C": a column a label, holding 0 to
+                    1 or nothing. Columns called "label:A", "label:B" need not be named.
+    group:          the column with what must not be torn apart, in the place of ``patient``
+    missing_labels: what a blank label means: "unknown", "drop" the image (with a column a label: where all are blank),
+                    or "error"; None = "error" in a column of names, "unknown" in columns of values
+    trusted:        the table was written by fastxfer, after these checks: files aren't looked for, and a class folder
+                    may well be called "none"
 
-    Raises `DataError` naming file and row: missing columns, empty cells, a path listed twice or leaving `root`,
-    missing files, unknown split words.
+    Columns ``study``, ``view`` and ``source`` are taken over. Raises `DataError` naming file and row: missing columns,
+    empty cells, a path listed twice or leaving `root`, missing files, unknown split words.
     """
-    where = [table.where(i) for i in range(len(table))]
-    paths, labels = table.column("path"), table.column(label_column)
-    for i, path in enumerate(paths):
+    for i, path in enumerate(table.column("path")):
         if not path:
-            raise DataError(f"{where[i]}: the path is empty")
-    for i, label in enumerate(labels):
-        if label.lower() in _MISSING and not trusted:
-            what = f"{label!r}, a missing value" if label else "empty"
-            raise DataError(
-                f"{where[i]}: the label in column '{label_column}' is {what}; give it a label "
-                f"('{NO_FINDING}' where a multi-label image has none) or remove the row"
-            )
-    if not trusted:
-        _refuse_two_spellings(labels, where)
+            raise DataError(f"{table.where(i)}: the path is empty")
+    columns = label_columns(table, label_column)
+    labels: list[str] | NDArray[np.float32]
+    if columns:
+        table, labels, notes = read_values(table, columns, missing_labels or "unknown")
+    elif trusted:
+        labels, notes = table.column(label_column), []
+    else:
+        table, labels, notes = read_names(table, label_column, missing_labels or "error")
+        refuse_two_spellings(table, labels)
+    names = tuple(column.removeprefix(PREFIX) for column in columns)
     split = None
     if "split" in table.columns:
         split = []
         for i, word in enumerate(table.column("split")):
             if word.lower() not in SPLIT_WORDS:
-                raise DataError(f"{where[i]}: split {table.shown(word)} is not one of train, val, test")
+                raise DataError(f"{table.where(i)}: split {table.shown(word)} is not one of train, val, test")
             split.append(SPLIT_WORDS[word.lower()])
-    ids = paths if trusted else locate_images(root, paths, where)
+    paths = table.column("path")
+    ids = paths if trusted else locate_images(root, paths, map(table.where, range(len(paths))))
     first: dict[str, int] = {}
     for i, image_id in enumerate(ids):
-        if image_id in first:
+        if first.setdefault(image_id, i) != i:
             raise DataError(
-                f"{where[i]}: {paths[i]!r} is listed twice, first in row {table.row_numbers[first[image_id]]}"
+                f"{table.where(i)}: {paths[i]!r} is listed twice, first in row {table.row_numbers[first[image_id]]}"
             )
-        first[image_id] = i
-    patient = table.column("patient") if "patient" in table.columns else None
-    if patient is not None and not trusted:
-        patient = ["" if whom.lower() in _MISSING else whom for whom in patient]
-    return Listing(root, ids, labels, split, patient, where)
-
-
-def _refuse_two_spellings(labels: Sequence[str], where: Sequence[str]) -> None:
-    """Raise `DataError` where a table has both "1" and "1.0": one class, of which programs would make two."""
-    first = {label: i for i, label in reversed(list(enumerate(labels)))}
-    for label, i in first.items():
-        whole = label.rstrip("0").removesuffix(".")
-        if "." in label and whole in first and whole.lstrip("-").isdecimal():
-            raise DataError(f"{where[i]}: label {label!r}, but '{whole}' in {where[first[whole]]}; write both alike")
+    taken = {"patient": group} if group is not None else {}
+    taken |= {column: column for column in ABOUT if column in table.columns and column not in taken}
+    about = {
+        column: ["" if not trusted and is_missing(cell) else cell for cell in table.column(title)]
+        for column, title in taken.items()
+    }
+    if group not in (None, "patient"):
+        notes.append(f"patients are what column '{group}' says")
+    return Listing(root, ids, labels, split, table.where, about, names, notes)
 
 
 def build_target(
@@ -167,60 +188,73 @@ def build_target(
     class_names: Sequence[str] | None = None,
     split_seed: int = 0,
     test_fraction: float = 0.2,
+    val_fraction: float | None = None,
 ) -> Target:
     """Number the labels and complete the splits.
 
     multi_label: None = yes if any label holds a "|" between names. class_names: in this order; None = all that
     occur, sorted. Without splits, or with nothing but train, `test_fraction` of the images become test: stratified,
-    patient-disjoint, by `split_seed`. Without test but with val, val serves as test. Both are said in the notes.
+    patient-disjoint, by `split_seed`. Without test but with val, val serves as test. Then `val_fraction` of train
+    becomes val. All of it is said in the notes.
     """
     notes = list(listing.notes)
-    if multi_label is None:
-        multi_label = any(SEPARATOR in label for label in listing.labels)
-    labels: np.ndarray
-    if multi_label:
-        sets = [_label_set(label, listing.where[i]) for i, label in enumerate(listing.labels)]
-        names = tuple(class_names or sorted(set().union(*sets)))
-        column = {label: j for j, label in enumerate(names)}
-        labels = np.zeros((len(sets), len(names)), dtype=np.float32)
-        for i, present in enumerate(sets):
-            labels[i, [column[label] for label in present]] = 1
-        needed = 1
-    else:
-        names = tuple(class_names or sorted(set(listing.labels)))
-        column = {label: j for j, label in enumerate(names)}
-        labels = np.array([column[label] for label in listing.labels], dtype=np.int64)
-        needed = 2
-    if len(names) < needed:
+    names, labels = _number_labels(listing, name, multi_label, class_names)
+    if len(names) < (needed := 3 - labels.ndim):
         found = f"only one class, {names[0]!r}" if names else f"no label but '{NO_FINDING}'"
         raise DataError(f"target '{name}': {found}, in {listing.root}; expected at least {needed}")
 
     image_id = np.array(listing.image_id, dtype=np.str_)
-    patient = None
-    if listing.patient is not None:
-        unknown = sum(not p for p in listing.patient)
-        # An image whose patient nobody knows is a patient of its own; the path makes the name unique.
-        patient = np.array(
-            [p or f"unknown:{i}" for p, i in zip(listing.patient, listing.image_id, strict=True)],
-            dtype=np.str_,
-        )
+    about: dict[str, Any] = {}
+    for column, cells in listing.about.items():
+        # An image whose patient (or study) nobody knows is a patient of its own; the path makes the name unique.
+        own = column in ("patient", "study")
+        filled = [
+            cell or (f"unknown:{i}" if own else "unknown") for cell, i in zip(cells, listing.image_id, strict=True)
+        ]
+        about[column] = np.array(filled, dtype=np.str_)
+        unknown = sum(not cell for cell in cells)
         if unknown:
-            notes.append(f"{unknown:,} images without a patient: each counts as a patient of its own")
+            counts = f"each counts as a {column} of its own" if own else "'unknown'"
+            notes.append(f"{unknown:,} images without a {column}: {counts}")
+    patient = about.get("patient")
     split, split_note = _complete_split(listing, image_id, labels, patient, split_seed, test_fraction)
     if split_note:
         notes.append(split_note)
-    target = Target(name, image_id, names, labels, split, patient, listing.root.absolute(), tuple(notes))
+    if val_fraction is not None:
+        notes.append(_draw_val(split, image_id, labels, patient, split_seed, val_fraction))
+    target = Target(name, image_id, names, labels, split, root=listing.root.absolute(), notes=tuple(notes), **about)
     return _with_warnings(target)
 
 
-def _label_set(cell: str, where: str) -> set[str]:
-    parts = [part.strip() for part in cell.split(SEPARATOR)]
-    if any(part.lower() in _MISSING for part in parts):
-        raise DataError(f"{where}: {cell!r} has an empty label between the '{SEPARATOR}'")
-    present = set(parts)
-    if NO_FINDING in present and len(present) > 1:
-        raise DataError(f"{where}: {cell!r} says '{NO_FINDING}' and names findings")
-    return present - {NO_FINDING}
+def _number_labels(
+    listing: Listing, name: str, multi_label: bool | None, class_names: Sequence[str] | None
+) -> tuple[tuple[str, ...], NDArray]:
+    cells = listing.labels
+    if isinstance(cells, np.ndarray):
+        if multi_label is False:
+            raise UsageError(f"target '{name}': a column a label makes it multi-label, so --single-label cannot be")
+        return tuple(class_names or listing.label_names), cells
+    if multi_label is None:
+        multi_label = any(SEPARATOR in label for label in cells)
+    if not multi_label:
+        if "" in cells:
+            raise UsageError(
+                f"target '{name}': unknown labels ({listing.where(cells.index(''))}) can be in a multi-label target "
+                "only; leave such images out with --missing-labels drop"
+            )
+        names = tuple(class_names or sorted(set(cells)))
+        column = {label: j for j, label in enumerate(names)}
+        return names, np.array([column[label] for label in cells], dtype=np.int64)
+    sets = [label_set(label, listing.where(i)) if label else None for i, label in enumerate(cells)]
+    names = tuple(class_names or sorted(set().union(*filter(None, sets))))
+    column = {label: j for j, label in enumerate(names)}
+    labels = np.zeros((len(sets), len(names)), dtype=np.float32)
+    for i, present in enumerate(sets):
+        if present is None:
+            labels[i] = np.nan
+        else:
+            labels[i, [column[label] for label in present]] = 1
+    return names, labels
 
 
 def _complete_split(
@@ -249,6 +283,32 @@ def _complete_split(
     shares = f"{1 - test_fraction:.0%} train and {test_fraction:.0%} test"
     return split, (
         f"no {'test ' if words else ''}split given: made one, {shares}, stratified by label{disjoint}, seed {seed}"
+    )
+
+
+def _draw_val(
+    split: NDArray[np.str_],
+    image_id: NDArray[np.str_],
+    labels: NDArray,
+    patient: NDArray[np.str_] | None,
+    seed: int,
+    fraction: float,
+) -> str:
+    """Turn a share of the train images into val, in place; returns the note that says so."""
+    if not 0 < fraction < 1:
+        raise UsageError(f"the share of val images must lie between 0 and 1, not {fraction:g}")
+    if (split == "val").any():
+        raise UsageError(f"--val {fraction:g}: there are {int((split == 'val').sum()):,} val images already")
+    train = np.flatnonzero(split == "train")
+    split[train] = make_split(
+        image_id[train],
+        labels[train],
+        None if patient is None else patient[train],
+        fractions={"train": 1 - fraction, "val": fraction},
+        seed=seed,
+    )
+    return (
+        f"{int((split == 'val').sum()):,} of {len(train):,} train images became val, stratified by label, seed {seed}"
     )
 
 

@@ -12,8 +12,8 @@ from fastxfer.errors import DataError
 from fastxfer.targets.csvfile import Table, read_csv, read_lines
 from fastxfer.targets.files import check_ids, find_by_name, some
 from fastxfer.targets.filters import choose_rows, keep_exactly_one, years_of
+from fastxfer.targets.labels import NO_FINDING, SEPARATOR
 from fastxfer.targets.labeltables import find_table
-from fastxfer.targets.listing import NO_FINDING, SEPARATOR
 from fastxfer.targets.table import Target
 
 LABELS = (

@@ -10,17 +10,20 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from fastxfer.errors import DataError, UsageError, nearest
 from fastxfer.images import CHOICES, DEFAULT, Pixels
 from fastxfer.progress import say
+from fastxfer.targets.changes import find_changes, record_files
 from fastxfer.targets.csvfile import read_bytes, read_csv
 from fastxfer.targets.families import FAMILIES, Family
 from fastxfer.targets.filters import keep_exactly_one
-from fastxfer.targets.listing import NO_FINDING, SEPARATOR, build_target, read_folder, read_table
+from fastxfer.targets.labels import write_labels
+from fastxfer.targets.listing import build_target, read_table
 from fastxfer.targets.merge import merge_targets
-from fastxfer.targets.table import Target
+from fastxfer.targets.sources import read_source
+from fastxfer.targets.table import ABOUT, Target
 from fastxfer.targets.variants import Variant, read_variant, variant_names, write_variant
 
 FORMAT = 1
@@ -36,7 +39,11 @@ def add_target(
     label_column: str = "label",
     split_seed: int = 0,
     test_fraction: float = 0.2,
+    val_fraction: float | None = None,
+    group: str | None = None,
+    missing_labels: str | None = None,
     root: Path | str | None = None,
+    pattern: str | None = None,
     multi_label: bool | None = None,
     pixels: Pixels = DEFAULT,
     replace: bool = False,
@@ -44,9 +51,12 @@ def add_target(
     """Put a data set of one's own under a name.
 
     source: a folder with a ``labels.csv`` (which then decides alone), an ImageFolder with or without train/ and
-    test/, or a CSV with ``path,label[,split][,patient]`` whose paths start at `root` (default: the CSV's folder).
-    Labels "A|B" make it multi-label; "No Finding" then stands for none of them. No pixel is read or copied; `pixels`
-    says what they mean, where files leave a choice.
+    test/, a CSV with ``path,label[,split][,patient]`` whose paths start at `root` (default: the CSV's folder), an
+    ``.npz`` in MedMNIST's layout, a ``.parquet`` with an image column or a folder of such shards. Labels "A|B" make it
+    multi-label; "No Finding" then stands for none of them. No pixel is read or copied; `pixels` says what
+    they mean, where files leave a choice.
+    pattern: what a folder's paths say, see `read_pattern`. label_column, group, missing_labels: see `read_table`.
+    split_seed, test_fraction, val_fraction, multi_label: see `build_target`.
 
     Writes the register entry under `data_root` and returns the table. Adding the same again changes nothing;
     other content under a name in use is a `DataError` unless `replace`.
@@ -59,27 +69,22 @@ def add_target(
         )
     if variant := read_variant(name, data_root):
         raise UsageError(f"'{name}' is defined in {data_root} as {variant}; choose another name")
-    if source.is_dir():
-        table_file = source / "labels.csv"
-        base = source
-    elif source.is_file():
-        table_file = source
-        base = Path(root) if root is not None else source.parent
-    else:
-        raise DataError(
-            f"{source}: {'neither a folder nor a' if source.exists() else 'there is no such folder or'} CSV file"
-        )
-    if root is not None and source.is_dir():
-        raise UsageError(f"a root is given with a CSV only; {source} is a folder, and its own root")
-    if table_file.is_file():
-        listing = read_table(read_csv(table_file), base, label_column=label_column)
-        kind = "table"
-    elif label_column != "label":
-        raise DataError(f"{source}: column '{label_column}' asked for, but there is no labels.csv in this folder")
-    else:
-        listing = read_folder(base)
-        kind = "folder"
-    target = build_target(listing, name, multi_label=multi_label, split_seed=split_seed, test_fraction=test_fraction)
+    kind, listing = read_source(
+        source,
+        root=None if root is None else Path(root),
+        pattern=pattern,
+        label_column=label_column,
+        group=group,
+        missing_labels=missing_labels,
+    )
+    target = build_target(
+        listing,
+        name,
+        multi_label=multi_label,
+        split_seed=split_seed,
+        test_fraction=test_fraction,
+        val_fraction=val_fraction,
+    )
     target = dataclasses.replace(target, pixels=pixels)
     meta = {
         "format": FORMAT,
@@ -88,11 +93,17 @@ def add_target(
         "source": str(source.absolute()),
         "root": str(target.root),
         "label_column": label_column,
+        "group": group,
+        "pattern": pattern,
+        "missing_labels": missing_labels,
         "split_seed": split_seed,
+        "test_fraction": test_fraction,
+        "val_fraction": val_fraction,
         "multi_label": target.multi_label,
         "class_names": list(target.class_names),
         "n_images": target.n_images,
         "fingerprint": target.fingerprint,
+        "files": record_files(listing.root, listing.image_id),
         "notes": list(target.notes),
         "pixels": pixels.as_dict(),
     }
@@ -181,7 +192,7 @@ def _load_merge(name: str, data_root: Path, options: dict[str, Any]) -> Target:
 def list_targets(data_root: Path | str) -> list[dict[str, Any]]:
     """What there is: added targets, defined ones, then built-in families whether or not their files are there.
 
-    Keys: name, kind ("folder", "table", "variant", "built-in"), available, n_images and n_classes (None where only
+    Keys: name, kind ("folder", "table", "packed", "variant", "built-in"), available, n_images and n_classes (None where only
     reading the files would tell), where (the root folder, or where the files belong; of a variant, what it stands
     for), source (where a built-in one is got from).
     """
@@ -256,9 +267,15 @@ def _write_entry(folder: Path, name: str, target: Target, meta: dict[str, Any], 
     """Both files are written in full beside their places before either is renamed: a full disk changes nothing."""
     if (folder / f"{name}.json").is_file() and not replace:
         old = _read_meta(folder, name)
-        if old["fingerprint"] == meta["fingerprint"] and old["root"] == meta["root"]:
+        same_table = old["fingerprint"] == meta["fingerprint"] and old["root"] == meta["root"]
+        if same_table and old.get("files", meta["files"]) == meta["files"]:
             say(f"{name}: already added, with the same content")
             return
+        if same_table:
+            raise DataError(
+                f"target '{name}' exists with the same table, but its files have changed since; take them over with "
+                f"--replace, and remove what was embedded of the old ones: fastxfer store rm --target {name}"
+            )
         raise DataError(
             f"target '{name}' exists with other content ({old['n_images']:,} images in {old['root']}); "
             "choose another name, or replace it with --replace"
@@ -286,20 +303,25 @@ def _write_entry(folder: Path, name: str, target: Target, meta: dict[str, Any], 
 
 def _table_bytes(target: Target) -> bytes:
     """The table in the format that `targets add` reads, so that it can be edited and added again."""
-    text = io.StringIO()
-    # Of the line ends, csv quotes those that it writes itself; QUOTE_MINIMAL with "\n" would leave a lone "\r" bare.
-    lone_return = any("\r" in image_id for image_id in target.image_id)
-    write = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL if lone_return else csv.QUOTE_MINIMAL).writerow
-    write(["path", "label", "split", *(["patient"] if target.patient is not None else [])])
-    names = target.class_names
-    for i in range(target.n_images):
-        if target.multi_label:
-            label = SEPARATOR.join(n for n, v in zip(names, target.labels[i], strict=True) if v > 0.5) or NO_FINDING
-        else:
-            label = names[target.labels[i]]
-        row = [target.image_id[i], label, target.split[i]]
-        write(row if target.patient is None else [*row, target.patient[i]])
-    return text.getvalue().encode()
+    columns: dict[str, list[str]] = {
+        "path": target.image_id.tolist(),
+        **write_labels(target.labels, target.class_names),
+        "split": target.split.tolist(),
+        **{column: values.tolist() for column in ABOUT if (values := getattr(target, column)) is not None},
+    }
+
+    def write(quoting: Literal[0, 1]) -> str:
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n", quoting=quoting)
+        writer.writerow(columns)
+        writer.writerows(zip(*columns.values(), strict=True))
+        return text.getvalue()
+
+    text = write(csv.QUOTE_MINIMAL)
+    # csv quotes the line ends and delimiters that it writes itself; a lone "\r", and a ";" or tab in the name of a label,
+    # would be left bare, and mean something to a reader.
+    odd = "\r" in text or any(mark in title for title in columns for mark in ";\t")
+    return (write(csv.QUOTE_ALL) if odd else text).encode()
 
 
 def _read_meta(folder: Path, name: str) -> dict[str, Any]:
@@ -316,6 +338,7 @@ def _read_meta(folder: Path, name: str) -> dict[str, Any]:
             "fingerprint",
             "table_sha256",
         } <= meta.keys()
+        complete = complete and {"digest", "latest"} <= meta.get("files", {"digest": "", "latest": 0}).keys()
     except (ValueError, KeyError, TypeError, AttributeError):
         newer = complete = False
     if newer:
@@ -339,8 +362,13 @@ def _read_entry(folder: Path, name: str) -> Target:
         )
     listing = read_table(read_csv(path, strip=False), root, trusted=True)
     target = build_target(listing, name, multi_label=meta["multi_label"], class_names=meta["class_names"])
+    notes = list(meta["notes"])
+    changes = find_changes(root, listing.image_id, meta["files"]) if "files" in meta else ""
+    if changes:
+        say(f"{name}: {changes}; what was embedded before is of the old ones")
+        notes.append(changes)
     pixels = Pixels(**meta.get("pixels", {}))
-    return dataclasses.replace(target, root=root, notes=tuple(meta["notes"]), pixels=pixels)
+    return dataclasses.replace(target, root=root, notes=tuple(notes), pixels=pixels)
 
 
 __all__ = [
