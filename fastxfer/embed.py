@@ -27,6 +27,7 @@ from fastxfer.errors import DataError, UsageError
 from fastxfer.images import check_header, exists, load_image
 from fastxfer.progress import progress, say
 from fastxfer.store import BLOCK_ROWS, EmbeddingStore, Writer, check_name
+from fastxfer.targets.changes import digest_of_sizes
 from fastxfer.targets.table import Target
 
 DTYPES = ("float16", "float32")
@@ -108,7 +109,7 @@ def embed(
     for target in targets:
         if target.root is None:
             raise DataError(f"target '{target.name}' comes without its images (root is None)")
-        store.add_target(target)
+        store.add_target(target, files=digest_of_sizes(target.root, target.image_id))
         with writer(target) as out:
             rows = [row for block in out.missing for row in block if row not in out.bad]
         _check_images(target, rows, threads, contents=not skip_bad)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import struct
 import subprocess
@@ -457,3 +458,27 @@ def test_the_gpu_agrees_with_the_cpu(tmp_path: Path) -> None:
     store = open_store(tmp_path / "s")
     embed(backbone, [target], store, dtype="float32", device="cuda", batch_size=4)
     np.testing.assert_allclose(store.embeddings("net", "photos"), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_embeddings_of_files_that_changed_under_their_names_never_mix(tmp_path: Path) -> None:
+    """Nothing embedded: repaired files are taken. Some rows embedded: other sizes are refused, a mere copy is not."""
+    target = make_images(tmp_path / "images", 12)
+    assert target.root is not None
+    store = EmbeddingStore.open(tmp_path / "store", mode="a")
+    backbone = make_backbone(tmp_path)
+    first = target.root / str(target.image_id[0])
+    whole = first.read_bytes()
+    first.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match="nothing was computed"):
+        embed(backbone, [target], store)
+    first.write_bytes(whole)
+    embed(backbone, [target], store)
+    digest = store.digest()
+    os.utime(first, ns=(1, 1))
+    embed(backbone, [target], store)
+    shutil.copyfile(target.root / str(target.image_id[2]), first)
+    with pytest.raises(
+        DataError, match=r"image files of target '.*' are not those in store .*other sizes now.*store rm"
+    ):
+        embed(backbone, [target], store)
+    assert store.digest() == digest

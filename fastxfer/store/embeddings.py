@@ -262,15 +262,21 @@ class EmbeddingStore:
 
     # -- writing -------------------------------------------------------------------------------------------------
 
-    def add_target(self, target: Target) -> None:
-        """Store a target's table; nothing happens if the same one is there. DataError if another one has its name."""
+    def add_target(self, target: Target, *, files: str = "") -> None:
+        """Store a target's table; nothing happens if the same one is there. DataError if another one has its name.
+
+        files: a digest of the image files, so that embeddings of others under the same names are refused; "" unknown
+        """
         name = check_name(target.name, "target")
         if target.n_images == 0:
             raise DataError(f"target '{name}' has no images")
         with self._lock(f"{name}", f"target '{name}'", wait=60.0):
             attrs = self._target_attrs(name)
             if attrs is not None:
-                check_table(self.path, attrs, target)
+                embedded = any(self._holds_rows(backbone, name) for backbone in self.backbones(name))
+                check_table(self.path, attrs, target, files if embedded else "")
+                if not embedded and files != attrs.get("files", ""):
+                    zarr.open_group(self._files, path=f"targets/{name}", mode="r+").update_attributes({"files": files})
                 return
             prefix = f"targets/{name}"
             group = zarr.create_group(self._files, path=prefix, zarr_format=3, overwrite=True)
@@ -302,6 +308,7 @@ class EmbeddingStore:
                     "n_images": target.n_images,
                     "notes": list(target.notes),
                     "pixels": target.pixels.as_dict(),
+                    "files": files,
                     "date": now(),
                     "bad": {},
                     "fingerprint": target.fingerprint,
@@ -426,6 +433,10 @@ class EmbeddingStore:
     def blocks(self, array: zarr.Array[Any]) -> list[range]:
         rows = (array.shards or array.chunks)[0]
         return [range(i, min(i + rows, array.shape[0])) for i in range(0, array.shape[0], rows)]
+
+    def _holds_rows(self, backbone: str, target: str) -> bool:
+        array = self._array(backbone, target)
+        return len(self.missing_blocks(array)) < len(self.blocks(array))
 
     def missing_blocks(self, array: zarr.Array[Any]) -> list[range]:
         present = {int(m[1]) for n in files.names(self._files, array.path) if (m := BLOCK_FILE.fullmatch(n))}

@@ -46,8 +46,14 @@ def check_format(path: str | Path, content: bytes) -> None:
         )
 
 
-def check_table(store: str, attrs: Mapping[str, Any], target: Target) -> None:
-    """Raise DataError if the stored table is not this target's."""
+def check_table(store: str, attrs: Mapping[str, Any], target: Target, files: str = "") -> None:
+    """Raise DataError if the stored table is not this target's, or its files (a digest, "" unknown) are others now."""
+    if files and attrs.get("files") and attrs["files"] != files:
+        raise DataError(
+            f"the image files of target '{target.name}' are not those in store '{store}': under the same names they have "
+            "other sizes now, and embeddings of old and new images don't mix. Use another --store, or throw the old "
+            f"ones away: `fastxfer store rm --target {target.name} --yes`"
+        )
     if attrs["fingerprint"] != target.fingerprint:
         raise DataError(
             f"target '{target.name}' is not the one in store '{store}': {target.n_images:,} images, "
