@@ -111,6 +111,20 @@ struct WeightsParams {
     float* scores;                // (count, settings, q, ways)
 };
 
+// Products of n images with c vectors, c small.
+struct SkinnyParams {
+    std::int64_t n;
+    std::int64_t dim;
+    int c;
+    const void* images;    // (n, dim)
+    std::int64_t row;      // numbers from one image to the next
+    bool is_double;        // all three, else float
+    const void* few;       // (c, dim) weights, or (c, n) residuals
+    std::int64_t few_row;  // numbers from one of its rows to the next
+    void* out;             // (c, n) logits, or (c, dim) gradient
+    std::int64_t out_row;
+};
+
 // A look at a pool's embeddings, a block of rows at a time (the last may be shorter).
 struct ExamineParams {
     std::int64_t n;
@@ -155,6 +169,8 @@ struct CpuKernels {
     void (*products)(const ProductsParams&, std::int64_t episode);
     std::size_t (*weights_bytes)(const WeightsParams&);
     void (*weights)(const WeightsParams&, std::int64_t episode, void* memory);
+    void (*skinny_logits)(const SkinnyParams&, std::int64_t first, std::int64_t last);    // images
+    void (*skinny_gradient)(const SkinnyParams&, std::int64_t first, std::int64_t last);  // dimensions
     void (*examine)(const ExamineParams&, std::int64_t block);
     void (*centre)(const CentreParams&, std::int64_t row);
 };
@@ -169,6 +185,10 @@ void prototype_cpu(const PrototypeParams&, std::int64_t first, std::int64_t last
 void knn_cpu(const KnnParams&, std::int64_t first, std::int64_t last, int threads);
 void products_cpu(const ProductsParams&, std::int64_t first, std::int64_t last, int threads);
 void weights_cpu(const WeightsParams&, std::int64_t first, std::int64_t last, int threads);
+
+// Shared out over `threads` threads by images, by dimensions.
+void skinny_logits_cpu(const SkinnyParams&, int threads);
+void skinny_gradient_cpu(const SkinnyParams&, int threads);
 
 // Look at blocks, centre rows first … last-1 on `threads` threads.
 void examine_cpu(const ExamineParams&, std::int64_t first, std::int64_t last, int threads);

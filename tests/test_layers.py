@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 FLOORS = [
-    {"errors", "files", "progress", "images"},
+    {"errors", "files", "progress", "images", "backend"},
     {"metrics", "targets", "store", "episodes", "results", "reference", "plans", "transforms"},
     {"ops", "ops_full", "backbones", "protocol", "statistics", "hyperrule", "choosing"},
     {"training", "probes", "estimators", "embed"},
@@ -29,6 +29,7 @@ SIDEWAYS = {
     ("ops_full", "reference"),
     ("cli", "pretrain"),
     ("pretrain", "cli"),
+    ("backend", "errors"),
     ("images", "files"),
     ("images", "errors"),
     ("images", "progress"),
@@ -43,7 +44,7 @@ DOORS = {
     "zarr": {"store"},
     "click": {"cli"},
     "plotly": {"report"},
-    "fastxfer._C": {"ops"},
+    "fastxfer._C": {"backend"},
 }
 
 

@@ -17,8 +17,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fastxfer import ops, reference
+from fastxfer.backend import compiled
 from fastxfer.errors import DataError, UsageError
-from fastxfer.ops.backend import compiled
 
 # Relative gap of the objective that is promised.
 GAP = {"float32": 1e-6, "float64": 1e-9}

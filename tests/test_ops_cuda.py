@@ -8,9 +8,9 @@ import sys
 import numpy as np
 import pytest
 
-from fastxfer import ops
+from fastxfer import backend, ops
 from fastxfer.errors import UsageError
-from fastxfer.ops import backend, cpu, cuda
+from fastxfer.ops import cpu, cuda
 
 WAYS, SHOTS, QUERIES, EPISODES = 4, 3, 9, 7
 

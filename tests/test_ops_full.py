@@ -282,16 +282,20 @@ def test_axes_found_anew_change_no_answer(monkeypatch, multi):
     x, y, query = data(400, 30, 5)
     if multi:
         y = np.where(np.arange(400)[:, None] % 9 == 0, np.nan, y[:, None] == np.arange(5))
+    best = logistic_full(x, y, query, 5, L2, tol=1e-12).objective
     found = []
     right = solver.principal_axes
     monkeypatch.setattr(solver, "principal_axes", lambda c: found.append(len(c)) or right(c))
-    monkeypatch.setattr(solver, "AXES_AGAIN", 5)
-    often = logistic_full(x, y, query, 5, L2)
-    assert len(found) >= 3
-    monkeypatch.setattr(solver, "AXES_AGAIN", np.inf)
-    never = logistic_full(x, y, query, 5, L2)
-    assert often.converged.all()
-    np.testing.assert_allclose(often.objective, never.objective, rtol=1e-6)
+    # Without new axes the last word on the gap, a count of gains, is a little less sure of itself.
+    times = []
+    for again, gap in ((5, 1e-6), (solver.AXES_AGAIN, 1e-6), (np.inf, 3e-6)):
+        found.clear()
+        monkeypatch.setattr(solver, "AXES_AGAIN", again)
+        got = logistic_full(x, y, query, 5, L2)
+        assert got.converged.all()
+        times.append(len(found))
+        np.testing.assert_allclose(got.objective, best, rtol=gap)
+    assert times[0] > times[1] > times[2]
 
 
 def test_a_loose_tolerance_is_kept_and_cheaper():

@@ -8,6 +8,7 @@
 #include "dense.h"
 #include "pool.h"
 #include "products.h"
+#include "skinny.h"
 #include "weights.h"
 
 namespace FX_NAMESPACE {
@@ -65,6 +66,14 @@ void weights(const WeightsParams& p, std::int64_t e, void* memory) {
     p.is_double ? weights_episode<double>(p, e, memory) : weights_episode<float>(p, e, memory);
 }
 
+void logits_few(const SkinnyParams& p, std::int64_t first, std::int64_t last) {
+    p.is_double ? skinny_logits<double>(p, first, last) : skinny_logits<float>(p, first, last);
+}
+
+void gradient_few(const SkinnyParams& p, std::int64_t first, std::int64_t last) {
+    p.is_double ? skinny_gradient<double>(p, first, last) : skinny_gradient<float>(p, first, last);
+}
+
 void examine(const ExamineParams& p, std::int64_t block) {
     p.is_double ? examine_rows<double>(p, block) : examine_rows<float>(p, block);
 }
@@ -86,9 +95,9 @@ void centre_one(const CentreParams& p, std::int64_t i) {
 namespace fastxfer {
 extern const CpuKernels FX_KERNELS;
 const CpuKernels FX_KERNELS = {
-    FX_TEXT(FX_KERNELS),   FX_NAMESPACE::logistic_memory,  FX_NAMESPACE::logistic,       FX_NAMESPACE::ridge_memory,
-    FX_NAMESPACE::ridge,   FX_NAMESPACE::prototype_memory, FX_NAMESPACE::prototype,      FX_NAMESPACE::knn_memory,
-    FX_NAMESPACE::knn,     FX_NAMESPACE::products,         FX_NAMESPACE::weights_memory, FX_NAMESPACE::weights,
-    FX_NAMESPACE::examine, FX_NAMESPACE::centre_one,
+    FX_TEXT(FX_KERNELS),      FX_NAMESPACE::logistic_memory,  FX_NAMESPACE::logistic,       FX_NAMESPACE::ridge_memory,
+    FX_NAMESPACE::ridge,      FX_NAMESPACE::prototype_memory, FX_NAMESPACE::prototype,      FX_NAMESPACE::knn_memory,
+    FX_NAMESPACE::knn,        FX_NAMESPACE::products,         FX_NAMESPACE::weights_memory, FX_NAMESPACE::weights,
+    FX_NAMESPACE::logits_few, FX_NAMESPACE::gradient_few,     FX_NAMESPACE::examine,        FX_NAMESPACE::centre_one,
 };
 }  // namespace fastxfer

@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastxfer import reference
+from fastxfer.backend import instruction_set, resolve_backend
 from fastxfer.errors import UsageError
 from fastxfer.ops import cpu, cuda
-from fastxfer.ops.backend import instruction_set, resolve_backend
 from fastxfer.ops.pool import Pool, blocks, check_episodes, check_k, check_l2, gram_pays, products_of
 from fastxfer.ops_full import INDEXES, knn_full, logistic_full
 from fastxfer.ops_full.check import check_class_weight

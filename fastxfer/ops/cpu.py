@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastxfer.ops.backend import compiled
+from fastxfer.backend import compiled
 from fastxfer.ops.pool import Pool, blocks, first_places, windows
 
 Array = NDArray[Any]

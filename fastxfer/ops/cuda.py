@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastxfer.ops.backend import compiled
+from fastxfer.backend import compiled
 from fastxfer.ops.cpu import NO_WEIGHT, Call
 from fastxfer.ops.pool import Pool, first_places, windows
 

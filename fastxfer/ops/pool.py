@@ -10,8 +10,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fastxfer.backend import compiled, resolve_backend, spread_rows
 from fastxfer.errors import DataError, UsageError
-from fastxfer.ops.backend import compiled, resolve_backend
 
 Array = NDArray[Any]
 
@@ -19,7 +19,6 @@ Array = NDArray[Any]
 GRAM_BYTES = 4 * 2**30
 # What is made block by block is made in blocks of about this size.
 BLOCK_BYTES = 64 * 2**20
-CACHE_LINE = 64
 # A BLAS product of the whole pool runs about this much faster, flop by flop, than many small ones.
 GRAM_ADVANTAGE = 1.5
 
@@ -104,7 +103,7 @@ class Pool:
         # About the pool's mean, inner products keep more digits; `offset` tells what that took from them:
         # x_i·x_j = x̃_i·x̃_j + offset_i + offset_j.
         mean = np.zeros(self.dim) if centred else total / self.n_images
-        self.centred = _spread(self.n_images, self.dim, self.dtype)
+        self.centred = spread_rows(self.n_images, self.dim, self.dtype)
         self.square, self.offset, self.inverse_length = compiled.centre(
             wide, self._order, mean, self.centred, self.threads
         )
@@ -171,17 +170,6 @@ def _with_itself(x: Array, out: Array) -> None:
             np.matmul(x[rows], x[columns].T, out=out[rows, columns])
             out[columns, rows] = out[rows, columns].T
         np.matmul(x[rows], x[rows].T, out=out[rows, rows])  # NumPy sees the symmetry
-
-
-def _spread(n: int, dim: int, dtype: np.dtype[Any]) -> Array:
-    """An empty (n, dim) whose rows begin at a cache line each, an odd number of lines apart.
-
-    Were they a power of two apart, as embeddings often are, the same numbers of all rows would share one set of the cache.
-    """
-    row = (-(-dim * dtype.itemsize // CACHE_LINE) | 1) * CACHE_LINE
-    memory = np.empty(n * row + CACHE_LINE, np.uint8)
-    start = -memory.ctypes.data % CACHE_LINE
-    return memory[start : start + n * row].view(dtype).reshape(n, -1)[:, :dim]
 
 
 def _require_finite(rows: Array) -> None:

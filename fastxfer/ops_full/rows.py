@@ -9,6 +9,7 @@ import numpy as np
 import scipy.linalg.blas
 from numpy.typing import NDArray
 
+from fastxfer.backend import spread_rows
 from fastxfer.files import available_memory
 from fastxfer.ops_full.check import check_finite, pieces
 
@@ -60,7 +61,7 @@ class Rows:
         m, d = self.shape
         if dtype is np.float32 and self.keeps:
             if self.kept is None:
-                kept = np.empty((m, d), np.float32)
+                kept = spread_rows(m, d, np.float32)
                 for rows, block in self._read():
                     kept[rows] = self.centred(block)
                 self.kept = kept

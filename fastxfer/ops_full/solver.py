@@ -9,6 +9,7 @@ import scipy.linalg
 from numpy.typing import NDArray
 
 from fastxfer.ops_full.losses import Loss
+from fastxfer.ops_full.products import add_gradient, blas_threads, logits_of
 from fastxfer.ops_full.rows import Rows
 
 Array = NDArray[Any]
@@ -52,6 +53,7 @@ class Path:
         self.l2 = np.nan
         self.sample = sample
         self.passes = self.passes_at_axes = 0
+        self.threads = blas_threads()
 
     def solve_to(self, l2: float, tol: float, max_iter: int) -> tuple[float, int, bool]:
         """`solve`, by way of larger penalties, roughly solved, where the last one is far away."""
@@ -130,15 +132,15 @@ class Path:
     def _evaluate(self, w: Floats, penalty: Floats, dtype: type[np.floating[Any]]) -> tuple[Floats, Floats, Floats]:
         """Objective (groups,), gradient (d + 1, columns) and mean curvature (columns,) at w, in one pass."""
         self.passes += 1
-        loss, narrow, bias = self.loss, w[:-1].astype(dtype), w[-1].astype(dtype)
+        loss, logits = self.loss, logits_of(w, dtype, self.threads)
         value, curvature = np.zeros(loss.groups), np.zeros(loss.columns)
         gradient = np.zeros_like(w)
         for rows, x in self.rows.blocks(dtype):
-            z = _logits(x, narrow, bias)
+            z = logits(x)
             some, residual, curved = loss.first(rows, z)
             value += some
             curvature += curved
-            _add_gradient(gradient, x, residual)
+            add_gradient(gradient, x, residual, self.threads)
         gradient /= loss.images
         value /= loss.images[: loss.groups]
         f = value + (0.5 * self._dot(w, penalty * w))[: loss.groups]
@@ -148,11 +150,11 @@ class Path:
         """The Hessian at w times a direction, in one pass."""
         self.passes += 1
         loss = self.loss
-        both = np.hstack([w, direction]).astype(np.float32)
+        logits = logits_of(np.hstack([w, direction]), np.float32, self.threads)
         product = np.zeros_like(w)
         for rows, x in self.rows.blocks(np.float32):
-            z = _logits(x, both[:-1], both[-1])
-            _add_gradient(product, x, loss.second(rows, z[: loss.columns], z[loss.columns :]))
+            z = logits(x)
+            add_gradient(product, x, loss.second(rows, z[: loss.columns], z[loss.columns :]), self.threads)
         product /= loss.images
         return np.asarray(product + penalty * direction)
 
@@ -167,10 +169,9 @@ class Path:
             return
         self.passes += 1
         self.passes_at_axes = self.passes
-        narrow, bias = self.w[:-1].astype(np.float32), self.w[-1].astype(np.float32)
-        weights = np.empty(m)
+        logits, weights = logits_of(self.w, np.float32, self.threads), np.empty(m)
         for rows, x in self.rows.blocks(np.float32):
-            weights[rows] = self.loss.curvature(rows, _logits(x, narrow, bias))
+            weights[rows] = self.loss.curvature(rows, logits(x))
         if weights.max() <= 0:
             return
         weights /= weights.max()
@@ -262,18 +263,6 @@ def principal_axes(covariance: NDArray[np.float32]) -> tuple[Floats, Array]:
     """Variances (d,) and axes (d, d), a column each, of a covariance whose upper triangle is given, and overwritten."""
     square, axes = scipy.linalg.eigh(covariance, lower=False, driver="evd", overwrite_a=True, check_finite=False)
     return np.maximum(square, LEAST_SPREAD * square[-1]).astype(np.float64), axes
-
-
-def _logits(x: Array, w: Array, bias: Array) -> Array:
-    """(columns, b)."""
-    z = w.T @ x.T if w.shape[1] <= 32 else np.ascontiguousarray((x @ w).T)
-    z += bias[:, None]
-    return z
-
-
-def _add_gradient(gradient: Floats, x: Array, residual: Array) -> None:
-    gradient[:-1] += (residual @ x).T if len(residual) <= 32 else x.T @ residual.T
-    gradient[-1] += residual.sum(axis=1, dtype=np.float64)
 
 
 def _pair(step: Floats, change: Floats, dot: Any) -> _Pair:

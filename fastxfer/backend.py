@@ -1,12 +1,16 @@
-"""Which backends this installation has."""
+"""Which backends this installation has, and memory as the compiled one likes it."""
 
 from __future__ import annotations
 
 import importlib
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fastxfer.errors import UsageError
 
+CACHE_LINE = 64
 BACKENDS = ("cuda", "cpu", "reference")
 
 compiled: Any = None
@@ -48,3 +52,15 @@ def instruction_set() -> str:
     """Which of the processor's vector instructions the cpu backend uses: baseline, avx2 or avx512."""
     resolve_backend("cpu")
     return str(compiled.instruction_set())
+
+
+def spread_rows(n: int, dim: int, dtype: Any) -> NDArray[Any]:
+    """An empty (n, dim) whose rows begin at a cache line each, an odd number of lines apart.
+
+    Were they a power of two apart, as embeddings often are, the same numbers of all rows would share one set of the cache.
+    """
+    made = np.dtype(dtype)
+    row = (-(-dim * made.itemsize // CACHE_LINE) | 1) * CACHE_LINE
+    memory = np.empty(n * row + CACHE_LINE, np.uint8)
+    start = -memory.ctypes.data % CACHE_LINE
+    return memory[start : start + n * row].view(made).reshape(n, -1)[:, :dim]
