@@ -295,7 +295,8 @@ def test_axes_found_anew_change_no_answer(monkeypatch, multi):
         assert got.converged.all()
         times.append(len(found))
         np.testing.assert_allclose(got.objective, best, rtol=gap)
-    assert times[0] > max(times[1:])
+    assert times[0] >= max(3, times[1])
+    assert times[2] < times[0]
 
 
 def test_a_loose_tolerance_is_kept_and_cheaper():
