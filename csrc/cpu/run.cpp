@@ -74,6 +74,16 @@ void share_out(std::int64_t first, std::int64_t last, int threads, std::size_t b
     if (out_of_memory) throw std::bad_alloc();
 }
 
+// An op of which an episode cannot fail.
+template <class Params>
+void run_op(std::size_t (*bytes)(const Params&), void (*op)(const Params&, std::int64_t, void*), const Params& params,
+            std::int64_t first, std::int64_t last, int threads) {
+    share_out(first, last, threads, bytes(params), [&](std::int64_t e, void* block) {
+        op(params, e, block);
+        return true;
+    });
+}
+
 }  // namespace
 
 const CpuKernels& cpu_kernels() {
@@ -98,26 +108,17 @@ void logistic_cpu(const LogisticParams& params, std::int64_t first, std::int64_t
 
 void ridge_cpu(const RidgeParams& params, std::int64_t first, std::int64_t last, int threads) {
     const CpuKernels& use = cpu_kernels();
-    share_out(first, last, threads, use.ridge_bytes(params), [&](std::int64_t e, void* block) {
-        use.ridge(params, e, block);
-        return true;
-    });
+    run_op(use.ridge_bytes, use.ridge, params, first, last, threads);
 }
 
 void prototype_cpu(const PrototypeParams& params, std::int64_t first, std::int64_t last, int threads) {
     const CpuKernels& use = cpu_kernels();
-    share_out(first, last, threads, use.prototype_bytes(params), [&](std::int64_t e, void* block) {
-        use.prototype(params, e, block);
-        return true;
-    });
+    run_op(use.prototype_bytes, use.prototype, params, first, last, threads);
 }
 
 void knn_cpu(const KnnParams& params, std::int64_t first, std::int64_t last, int threads) {
     const CpuKernels& use = cpu_kernels();
-    share_out(first, last, threads, use.knn_bytes(params), [&](std::int64_t e, void* block) {
-        use.knn(params, e, block);
-        return true;
-    });
+    run_op(use.knn_bytes, use.knn, params, first, last, threads);
 }
 
 void products_cpu(const ProductsParams& params, std::int64_t first, std::int64_t last, int threads) {
@@ -128,10 +129,7 @@ void products_cpu(const ProductsParams& params, std::int64_t first, std::int64_t
 
 void weights_cpu(const WeightsParams& params, std::int64_t first, std::int64_t last, int threads) {
     const CpuKernels& use = cpu_kernels();
-    share_out(first, last, threads, use.weights_bytes(params), [&](std::int64_t e, void* block) {
-        use.weights(params, e, block);
-        return true;
-    });
+    run_op(use.weights_bytes, use.weights, params, first, last, threads);
 }
 
 namespace {
