@@ -30,9 +30,12 @@ class LogisticSolver {
         K.columns = stride_;
         label = memory.take<Real>(stride_);
         weight = memory.take<Real>(stride_);
+        per_weight_ = memory.take<Real>(stride_);
         is_image_ = memory.take<Real>(n);
         A = memory.take<Real>(n);
         A_before_ = memory.take<Real>(n);
+        A_older_ = memory.take<Real>(n);
+        Z_older_ = memory.take<Real>(n);
         Z_ = memory.take<Real>(n);
         Z_before_ = memory.take<Real>(n);
         R_ = memory.take<Real>(n);
@@ -56,6 +59,7 @@ class LogisticSolver {
         each_row(team, stride_, [=, this](int i) {
             if (i >= m) weight[i] = Real(0);
             if (i >= m) label[i] = Real(-1);
+            per_weight_[i] = weight[i] > Real(0) ? 1 / weight[i] : Real(0);
         });
         each_row(team, n_, [=, this](int i) { is_image_[i] = i % stride_ < m ? Real(1) : Real(0); });
         fill(team, n_, A, Real(0));
@@ -73,6 +77,7 @@ class LogisticSolver {
         bool converged = false;
         scale_bias(team, l2);
         if (solved_ > 0) extrapolate(team, l2);
+        l2_older_ = l2_before_;
         l2_before_ = l2_last_;
         l2_last_ = l2;
         ++solved_;
@@ -110,38 +115,76 @@ class LogisticSolver {
         each_row(team, c_, [=, this](int c) {
             A[c * stride_ + m_] *= change;
             A_before_[c * stride_ + m_] *= change;
+            A_older_[c * stride_ + m_] *= change;
         });
         theta_ = theta;
         team.sync();
     }
 
-    // Along a path the solution is nearly a line in log l2, so the next one is looked for where the last two point to,
-    // unless the objective is larger there than at the last one.
+    // Along a path the solution is smooth in log l2, so the next one is looked for where the last three point to by a
+    // parabola, or the last two by a line: the noise of solutions grows less along it. Where the objective is lowest,
+    // the search begins; the last solution itself is the third that it may begin from.
     FX_BODY void extrapolate(const Team& team, double l2) {
         const double step = solved_ > 1 ? log(l2_last_ / l2_before_) : 0;
+        const double older = solved_ > 2 && step != 0 ? log(l2_before_ / l2_older_) / step : 0;
         // No further than the last step went: parts of A that K does not see would grow from step to step.
-        const double ahead = step != 0 ? log(l2 / l2_last_) / step : 0;
-        const Real w = static_cast<Real>(ahead < 1 ? ahead : 1);
-        Real *a = A, *z = Z_, *a_before = A_before_, *z_before = Z_before_;
-        each<Real>(team, n_, [=](int i) {
-            const V a_last = load<V>(a + i), z_last = load<V>(z + i);
-            if (w != Real(0)) {
-                store(a + i, a_last + (a_last - load<V>(a_before + i)) * w);
-                store(z + i, z_last + (z_last - load<V>(z_before + i)) * w);
-            }
-            store(a_before + i, a_last);
-            store(z_before + i, z_last);
-        });
+        const double ahead = step != 0 ? log(l2 / l2_last_) / step : 0, w = ahead < 1 ? ahead : 1;
+        Guess guess{w, older > 0 ? w * (w + 1) / (1 + older) : 0, older > 0 ? 1 / older : 0};
+        guess(team, n_, A, A_before_, A_older_, D_);
+        guess(team, n_, Z_, Z_before_, Z_older_, ZD_);
         team.sync();
-        if (w == Real(0)) return;
         const double norm = a_norm_, last = objective + 0.5 * (l2 - l2_last_) * norm;
+        objective = last;
+        if (w == 0) return;
         a_norm_ = squared_norm(team);
-        if (value(team, l2) <= last) return;
+        double lowest = value(team, l2);
+        if (guess.bend != 0) {
+            const double straight = a_norm_;
+            move(team, Real(1));
+            a_norm_ = squared_norm(team);
+            const double bent = value(team, l2);
+            if (bent < lowest) {
+                lowest = bent;
+            } else {
+                move(team, Real(-1));
+                a_norm_ = straight;
+            }
+        }
+        objective = lowest < last ? lowest : last;
+        if (lowest <= last) return;
         a_norm_ = norm;
         team.sync();
+        Real *a = A, *z = Z_, *a_before = A_before_, *z_before = Z_before_;
         each<Real>(team, n_, [=](int i) {
             store(a + i, load<V>(a_before + i));
             store(z + i, load<V>(z_before + i));
+        });
+        team.sync();
+    }
+
+    // Next to x, before and older (`apart` last steps earlier), where the last step leads to.
+    struct Guess {
+        double along, bend, over_apart;
+        // x moves along the line, `bent` is what leads from there to the parabola; the solutions move on.
+        FX_BODY void operator()(const Team& team, int n, Real* x, Real* before, Real* older, Real* bent) const {
+            const Real w = static_cast<Real>(along), off = static_cast<Real>(bend),
+                       slower = static_cast<Real>(over_apart);
+            each<Real>(team, n, [=](int i) {
+                const V last = load<V>(x + i), old = load<V>(before + i), change = last - old;
+                if (w != Real(0)) store(x + i, last + change * w);
+                if (off != Real(0)) store(bent + i, (change - (old - load<V>(older + i)) * slower) * off);
+                store(older + i, old);
+                store(before + i, last);
+            });
+        }
+    };
+
+    FX_BODY void move(const Team& team, Real sign) {
+        Real *a = A, *z = Z_, *d = D_, *zd = ZD_;
+        team.sync();
+        each<Real>(team, n_, [=](int i) {
+            store(a + i, load<V>(a + i) + load<V>(d + i) * sign);
+            store(z + i, load<V>(z + i) + load<V>(zd + i) * sign);
         });
         team.sync();
     }
@@ -158,7 +201,7 @@ class LogisticSolver {
         return sum;
     }
 
-    FX_FUNCTION Images<Real> images() const { return {c_, stride_, label, weight}; }
+    FX_FUNCTION Images<Real> images() const { return {c_, stride_, label, weight, per_weight_}; }
 
     // Sum over images (not biases) of x·y.
     FX_BODY double penalised(const Team& team, const Real* x, const Real* y) const {
@@ -259,7 +302,7 @@ class LogisticSolver {
         double gg_images = penalised(team, G_, KG_);
         Pair pair;
         converged = false;
-        double known = 1e300;  // the objective when it was last computed
+        double known = objective;  // when it was last computed
         while (true) {
             // f(W, b) - f* ≤ ‖∇_W f‖² / (2 l2) where the bias is the best for W; what the bias can gain is added. The
             // logarithms of f are spared until the bound is near.
@@ -454,10 +497,11 @@ class LogisticSolver {
 
     int m_, c_, stride_, n_;
     int solved_ = 0;  // penalties of the path so far
-    double l2_last_ = 0, l2_before_ = 0;
+    double l2_last_ = 0, l2_before_ = 0, l2_older_ = 0;
     double a_norm_ = 0;
     Real theta_ = 1;
-    Real *is_image_, *A_before_, *Z_before_, *Z_, *R_, *G_, *KG_, *ZD_, *D_, *KD_, *Y_, *KY_, *row_bias_, *row_change_;
+    Real *per_weight_, *is_image_, *A_before_, *Z_before_, *A_older_, *Z_older_, *Z_, *R_, *G_, *KG_, *ZD_, *D_, *KD_,
+        *Y_, *KY_, *row_bias_, *row_change_;
     double *bias_matrix_, *bias_vector_, *shared_;
 };
 

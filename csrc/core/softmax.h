@@ -16,6 +16,7 @@ struct Images {
     int stride;  // padded number of images
     const Real* label;
     const Real* weight;
+    const Real* per_weight;  // 1/weight, 0 where that is 0
 };
 
 struct Softmax {
@@ -125,7 +126,7 @@ struct Softmax {
             const V label = load<V>(of.label + i), weight = load<V>(of.weight + i);
             const V pa = load<V>(ra + i) + (label == V{} + Real(a) ? weight : V{});
             const V pb = load<V>(rb + i) + (label == V{} + Real(b) ? weight : V{});
-            sum += weight > V{} ? pa * (pb / weight) : V{};
+            sum += pa * (pb * load<V>(of.per_weight + i));
         }
         return across<Real, W>(sum);
     }
