@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks import fewshot, gram, knn, neardup, path, probe, sample
+from benchmarks import fewshot, gram, growth, knn, neardup, path, probe, sample
 
 Entry = dict[str, Any]
 
@@ -31,5 +31,6 @@ BENCHMARKS: dict[str, Callable[[Any], list[Entry]]] = {
     "probe": probe.run,
     "gram": gram.run,
     "sample": sample.run,
+    "growth": growth.run,
     "neardup": neardup.run,
 }

@@ -2,7 +2,7 @@
 
 `ours_ms` and `peer_ms` are of all 5,000 episodes together, from the target's table to index arrays, on one thread (neither
 has more); `share_of_solving` compares core seconds with those of the logistic probe (C = 1, the pool's Gram matrix
-included) on the same episodes. Checked: some episodes are drawn again with NumPy's Philox and Python's integers.
+included) on the same episodes; `random_core_ms` is the generator's part alone, with nothing drawn: the floor. Checked: some episodes are drawn again with NumPy's Philox and Python's integers.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+import numba
 import numpy as np
 from numpy.typing import NDArray
 
@@ -17,7 +18,7 @@ from benchmarks import fewshot
 from benchmarks.embeddings import embeddings, two_halves
 from benchmarks.machine import seconds, summary
 from fastxfer import ops
-from fastxfer.episodes import Episodes, EpisodeSpec, sample_episodes
+from fastxfer.episodes import Episodes, EpisodeSpec, draws, sample_episodes
 from fastxfer.targets.table import Target
 
 WORK = [(5, 1), (5, 5), (20, 20)]
@@ -57,6 +58,7 @@ def _entry(x: NDArray[np.float32], words: str, target: Target, ways: int, shots:
         "ours_ms": 1e3 * middle,
         "ours_ms_range": [1e3 * s for s in summary([wall for wall, _ in ours])[1]],
         "ours_core_ms": 1e3 * core,
+        "random_core_ms": 1e3 * _random_seconds(spec, count),
         "peer": PEER,
         "peer_ms": 1e3 * peer_middle,
         "peer_core_ms": 1e3 * peer_core,
@@ -69,6 +71,24 @@ def _entry(x: NDArray[np.float32], words: str, target: Target, ways: int, shots:
         "embeddings": words,
         "tiny": options.tiny,
     }
+
+
+def _random_seconds(spec: EpisodeSpec, count: int) -> float:
+    """Core seconds of as many blocks of four random integers as the episodes take."""
+    assert spec.ways != "all"
+    each = -(-int(spec.ways) // 4) + int(spec.ways) * (-(-spec.shots // 4) + -(-fewshot.QUERIES // 4))
+    _blocks(1, 1)
+    return float(np.median([seconds(lambda: _blocks(each, count))[1] for _ in range(9)]))
+
+
+@numba.njit
+def _blocks(each: int, episodes: int) -> np.uint64:
+    mixed, out = np.uint64(0), np.empty(4, np.uint64)
+    for e in range(episodes):
+        for block in range(each):
+            draws.philox(block, 3, e, 0, 1, out)
+            mixed ^= out[0] ^ out[1] ^ out[2] ^ out[3]
+    return mixed
 
 
 def _peer(target: Target, spec: EpisodeSpec, seed: int, count: int) -> None:

@@ -154,3 +154,18 @@ def test_neardup_entries(capsys):
 def test_a_hash_that_finds_no_copies_is_noticed(monkeypatch, capsys):
     monkeypatch.setattr("benchmarks.neardup.ALIKE", 1.1)
     assert main(["neardup", "--tiny"]) == 1
+
+
+def test_growth_entries(capsys):
+    assert main(["growth", "--tiny", "--json"]) == 0
+    entries = {e["name"]: e for e in json.loads(capsys.readouterr().out)}
+    for e in entries.values():
+        assert set(FIELDS) <= set(e)
+        assert e["checked"]
+        assert e["times"] == pytest.approx(e["ours_ms"] / e["peer_ms"])
+    wide = entries["growth/dim256/5w5s"]
+    assert wide["dim"] == 256
+    assert 0 < wide["largest_gap"] <= 1e-6
+    assert {"growth/one-thread", "growth/one-episode-a-call", "growth/4-threads-a-core"} <= set(entries)
+    memory = entries["growth/memory/20w20s"]
+    assert 0 < memory["bytes_beyond_pool"] <= memory["limit_bytes"] == 2 * 2**30
