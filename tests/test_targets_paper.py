@@ -94,6 +94,9 @@ def test_padchest_cl_is_the_papers_to_the_image() -> None:
     assert shown["labels"]["test"]["Air Trapping"] == {"positive": 279, "negative": 4153 - 279, "unknown": 0}
     assert shown["root"] is None
     assert not any("isn't the 160K table" in note for note in shown["notes"])
+    # Every row that isn't in it is listed: of 160,861, 19 of other views, 103 without labels, 30 broken files.
+    assert [gone["count"] for gone in shown["left_out"]] == [19, 103, 30, 160_709 - 41_540]
+    assert len(set(shown["left_out"][-1]["paths"])) == 160_709 - 41_540
 
 
 def test_padchest_paper_and_who_is_on_both_sides() -> None:
@@ -112,6 +115,12 @@ def test_chexpert_counts() -> None:
     shown = show("chexpert")
     assert shown["splits"] == {"train": 191_010}
     assert shown["views"] == {"AP": 161_590, "PA": 29_420}
+    (lateral,) = shown["left_out"]
+    assert (lateral["count"], lateral["rows"][0], len(set(lateral["rows"]))) == (
+        223_414 - 191_010,
+        5,
+        223_414 - 191_010,
+    )
     # The five views of the paper's four-set source, where lateral films come in.
     five = load_target("chexpert-paper", NOWHERE, labels_only=True, views=padchest.VIEWS)
     assert describe_target(five)["splits"] == {"train": 223_397}

@@ -158,6 +158,8 @@ def add(
     splits = ", ".join(f"{count:,} {split}" for split, count in summary["splits"].items())
     kind = "labels (several an image)" if target.multi_label else "classes"
     click.echo(f"{name}: {target.n_images:,} images ({splits}), {len(target.class_names):,} {kind}")
+    if summary["n_left_out"]:
+        click.echo(f"left out: {summary['n_left_out']:,}; `fastxfer targets show {name} --json` lists all of it")
 
 
 @targets.command(cls=ManyValues)
@@ -229,6 +231,8 @@ def show(name: str, data_root: Path, as_json: bool, **options: Any) -> None:
     click.echo(f"fingerprint: {summary['fingerprint']}")
     for note in summary["notes"]:
         click.echo(f"note: {note}")
+    if summary["n_left_out"]:
+        click.echo(f"left out: {summary['n_left_out']:,}; --json lists all of it, by reason, as `left_out`")
     counts = summary["labels"]
     any_unknown = any(c["unknown"] for labels in counts.values() for c in labels.values())
     columns = [f"{split}{' +/-/?' if any_unknown else ''}" for split in counts]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +20,7 @@ class Found:
     images: list[str] = field(default_factory=list)
     folders: list[str] = field(default_factory=list)
     shards: list[str] = field(default_factory=list)  # Parquet files
-    others: Counter[str] = field(default_factory=Counter)  # ending of files that are no images by name -> count
+    others: list[str] = field(default_factory=list)  # files that are no images by name
 
 
 def walk_images(root: Path) -> Found:
@@ -68,10 +67,11 @@ def walk_images(root: Path) -> Found:
             else:
                 if ending == ".parquet":
                     found.shards.append(path)
-                found.others[ending or "no ending"] += 1
+                found.others.append(path)
     found.images.sort()
     found.folders.sort()
     found.shards.sort()
+    found.others.sort()
     return found
 
 
@@ -150,11 +150,6 @@ def check_ids(image_id: Sequence[str], where: Sequence[str]) -> None:
             )
         if first.setdefault(name, i) != i:
             raise DataError(f"{where[i]}: {name!r} is listed twice, first in {where[first[name]]}")
-
-
-def some(things: Sequence[str]) -> str:
-    """The first few of what was left out, for notes."""
-    return ", ".join(things[:5]) + (", …" if len(things) > 5 else "")
 
 
 def _relative(path: str, base: str, real_root: str) -> str | None:

@@ -18,6 +18,7 @@ from fastxfer.errors import DataError
 from fastxfer.images.containers import members
 from fastxfer.targets.csvfile import Table
 from fastxfer.targets.labels import NO_FINDING, PREFIX, SEPARATOR
+from fastxfer.targets.leftout import LeftOut
 from fastxfer.targets.listing import SPLIT_WORDS
 from fastxfer.targets.table import ABOUT, SPLITS
 
@@ -31,6 +32,10 @@ class PackedTable(Table):
     def where(self, i: int) -> str:
         """``"data/bloodmnist.npz/train_images/12"`` for the i-th row."""
         return f"{self.file}/{self.rows[i][0]}"
+
+    def left_out(self, rows: Sequence[int], reason: str) -> LeftOut:
+        """That these images were left out, by their addresses."""
+        return LeftOut(reason, str(self.file), paths=[self.rows[i][0] for i in rows])
 
 
 def read_npz(file: Path) -> PackedTable:
