@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow
+import pyarrow.ipc
 import pyarrow.parquet
 import pytest
 import scipy.io
@@ -84,10 +85,16 @@ def npz(rng: Rng, compressed: bool = False) -> bytes:
     return stream.getvalue()
 
 
-def parquet(rng: Rng) -> bytes:
+def table(rng: Rng, ending: str) -> bytes:
+    """Three images as Parquet, as a stream of Arrow's, or as one of its files."""
     stream = io.BytesIO()
-    table = pyarrow.table({"image": [encode(picture(rng), "PNG") for _ in range(3)]})
-    pyarrow.parquet.write_table(table, stream)
+    content = pyarrow.table({"image": [encode(picture(rng), "PNG") for _ in range(3)]})
+    if ending == "parquet":
+        pyarrow.parquet.write_table(content, stream)
+    else:
+        new = pyarrow.ipc.new_stream if ending == "arrow" else pyarrow.ipc.new_file
+        with new(stream, content.schema) as writer:
+            writer.write_table(content, max_chunksize=1)
     return stream.getvalue()
 
 
@@ -269,15 +276,16 @@ def _fault(path: Path, wanted: Any) -> str | None:
     return None if wanted is None or np.array_equal(np.asarray(image), wanted) else "other pixels"
 
 
-@pytest.mark.parametrize("ending", ["npz", "packed.npz", "parquet"])
+@pytest.mark.parametrize("ending", ["npz", "packed.npz", "parquet", "arrow", "feather"])
 def test_containers(ending: str, tmp_path: Path) -> None:
     rng, faults = np.random.default_rng(0), []
-    content = parquet(rng) if ending == "parquet" else npz(rng, compressed=ending.startswith("packed"))
+    arrays = ending.endswith("npz")
+    content = npz(rng, compressed=ending.startswith("packed")) if arrays else table(rng, ending)
     spoiled = [b"", b"PK\x03\x04", *(cut(content, rng) for _ in range(15)), *(turned(content, rng) for _ in range(25))]
     for number, bad in enumerate(spoiled):
         path = tmp_path / f"{number}.{ending}"
         path.write_bytes(bad)
-        member = "image" if ending == "parquet" else "images"
+        member = "images" if arrays else "image"
         for address in (path / member / "1", path / member / "99", path / "other" / "0"):
             # a byte turned in pixels that nothing guards is an image like any other
             if fault := _fault(address, None if number >= 17 and address.name == "1" else REFUSED):

@@ -118,8 +118,8 @@ def add(
     """Add a data set under a name. No image is copied or changed.
 
     FOLDER holds a labels.csv, or one folder a class, or train/ and test/ (and val/) with one folder a class each, or
-    Parquet shards; or --pattern says what its paths mean. FILE is a CSV with the columns path, label and, if known,
-    split, patient, study, view and source; an .npz in MedMNIST's layout; a .parquet with an image column; or a .tar. Labels like
+    Parquet or Arrow shards; or --pattern says what its paths mean. FILE is a CSV with the columns path, label and, if known,
+    split, patient, study, view and source; an .npz in MedMNIST's layout; a .parquet or .arrow with an image column; or a .tar. Labels like
     "Mass|Edema" make it multi-label ("No Finding": none of them), so does a column a label. Without a split one is made:
     stratified, no patient on both sides.
 

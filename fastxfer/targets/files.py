@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fastxfer.errors import DataError
-from fastxfer.images import EXTENSIONS, member_names, members
+from fastxfer.images import EXTENSIONS, count_rows, member_names, members, tables
 from fastxfer.images.containers import split_address, tar_index
 
 
@@ -19,7 +19,7 @@ class Found:
 
     images: list[str] = field(default_factory=list)
     folders: list[str] = field(default_factory=list)
-    shards: list[str] = field(default_factory=list)  # Parquet files
+    shards: list[str] = field(default_factory=list)  # Parquet and Arrow tables
     others: list[str] = field(default_factory=list)  # files that are no images by name
 
 
@@ -65,7 +65,7 @@ def walk_images(root: Path) -> Found:
             if ending in EXTENSIONS:
                 found.images.append(path)
             else:
-                if ending == ".parquet":
+                if ending in tables.ENDINGS:
                     found.shards.append(path)
                 found.others.append(path)
     found.images.sort()
@@ -191,9 +191,7 @@ def _names_inside(address: str) -> Iterable[str]:
         return ()
     if file.lower().endswith(".npz"):
         return map(str, range(members(file)[member][0]))
-    import pyarrow.parquet
-
-    return map(str, range(pyarrow.parquet.read_metadata(file).num_rows))
+    return map(str, range(count_rows(file)))
 
 
 def _is_text(name: str) -> bool:

@@ -53,7 +53,7 @@ def add_target(
 
     source: a folder with a ``labels.csv`` (which then decides alone), an ImageFolder with or without train/ and
     test/, a CSV with ``path,label[,split][,patient]`` whose paths start at `root` (default: the CSV's folder), an
-    ``.npz`` in MedMNIST's layout, a ``.parquet`` with an image column or a folder of such shards. Labels "A|B" make it
+    ``.npz`` in MedMNIST's layout, a ``.parquet`` or ``.arrow`` with an image column or a folder of such shards. Labels "A|B" make it
     multi-label; "No Finding" then stands for none of them. No pixel is read or copied; `pixels` says what
     they mean, where files leave a choice.
     pattern: what a folder's paths say, see `read_pattern`. label_column, group, missing_labels: see `read_table`.
