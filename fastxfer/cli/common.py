@@ -120,7 +120,7 @@ def open_store(store_path: str, drop_leaks: str | None, data_root: Path, targets
     from fastxfer.store import EmbeddingStore
 
     store = EmbeddingStore.open(store_path)
-    named = [name for name in targets if name in store.targets()] or store.targets()
+    named = [name for name in dict.fromkeys(targets) if name in store.targets()] or store.targets()
     if drop_leaks:
         store = without_leaks(store, data_root, drop_leaks, named)
     return store, Leaks([store.target(name) for name in named], data_root, drop_leaks, store.fingerprint)
@@ -161,11 +161,13 @@ class Leaks:
     def flags(self, target: str, source: str, split: str) -> list[str]:
         """What is wrong with a value: "copies", "patients", "shortcuts", "source", see `Findings.flags`.
 
-        A source that names the target has seen it, whoever looked for images. What was found is about the test split.
+        A source that names the target has seen it, whoever looked for images. Of other splits than test nothing but
+        shortcuts is known.
         """
         from fastxfer.targets.findings import contaminated
 
-        found = self._found[target].flags(source) if target in self._found and split == "test" else []
+        found = self._found[target].flags(source) if target in self._found else []
+        found = [flag for flag in found if split == "test" or flag == "shortcuts"]
         return list(dict.fromkeys([*found, *(["source"] if contaminated(source, target) else [])]))
 
 

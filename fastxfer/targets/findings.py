@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fastxfer.errors import DataError
 from fastxfer.files import write_whole
 from fastxfer.targets.families import FAMILIES
@@ -124,6 +126,15 @@ def leaking_images(data_root: Path | str, name: str, fingerprint: str, by: str) 
             "name targets that know theirs"
         )
     return findings.leaking(by)
+
+
+def without_leaks(target: Target, data_root: Path | str, by: str) -> Target:
+    """The target without its `leaking_images`; its `dropped` says how many."""
+    keep = np.flatnonzero(
+        ~np.isin(target.image_id, sorted(leaking_images(data_root, target.name, target.fingerprint, by)))
+    )
+    gone = target.n_images - len(keep)
+    return replace(target.take(keep), dropped=f"{by}:{gone}") if gone else target
 
 
 def save_findings(data_root: Path | str, targets: Sequence[Target], report: dict[str, Any]) -> list[Path]:
