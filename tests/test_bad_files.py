@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import struct
+import subprocess
+import sys
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
@@ -293,6 +295,28 @@ def test_containers(ending: str, tmp_path: Path) -> None:
                     continue  # the container is named
                 faults.append(f"{address}: {fault}")
     assert not faults, "\n".join(faults)
+
+
+def test_what_decoders_warn_of_reaches_nobody(tmp_path: Path) -> None:
+    """A tag that reaches beyond the file, bytes behind the pixels, a patient in place of a number: the pixels are fine."""
+    rng = np.random.default_rng(0)
+    for i in range(4):
+        folder = tmp_path / "src" / "ab"[i % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        tiff = bytearray(encode(picture(rng), "TIFF"))
+        entries = int.from_bytes(tiff[4:8], "little")
+        last = entries + 2 + 12 * (int.from_bytes(tiff[entries : entries + 2], "little") - 1)
+        tiff[last + 4 : last + 8] = (10**6).to_bytes(4, "little")
+        (folder / f"{i}.tif").write_bytes(tiff)
+        spoiled = dicom(rng, PixelData=rng.bytes(120), WindowCenter="1234567", WindowWidth="4000")
+        (folder / f"{i}.dcm").write_bytes(spoiled.replace(b"1234567", b"Jane^D."))
+    warned = [sys.executable, "-c", f"from fastxfer.images import load_image; load_image({str(folder / '3.tif')!r})"]
+    assert "Warning" in subprocess.run(warned, check=True, capture_output=True, text=True).stderr
+    line = [sys.executable, "-m", "fastxfer", "targets"]
+    subprocess.run([*line, "add", "src", "--name", "x"], cwd=tmp_path, check=True, capture_output=True)
+    done = subprocess.run([*line, "check", "x"], cwd=tmp_path, check=True, capture_output=True, text=True)
+    assert "warn" not in done.stderr.lower()
+    assert "Jane" not in done.stderr + done.stdout
 
 
 @pytest.mark.parametrize(
