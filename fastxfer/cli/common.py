@@ -10,7 +10,7 @@ import shlex
 import shutil
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -19,7 +19,6 @@ import click
 import numpy as np
 
 if TYPE_CHECKING:
-    from fastxfer.targets import Target
     from fastxfer.targets.findings import Findings
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -123,18 +122,19 @@ def open_store(store_path: str, drop_leaks: str | None, data_root: Path, targets
     named = [name for name in dict.fromkeys(targets) if name in store.targets()] or store.targets()
     if drop_leaks:
         store = without_leaks(store, data_root, drop_leaks, named)
-    return store, Leaks([store.target(name) for name in named], data_root, drop_leaks, store.fingerprint)
+    dropped = {name: store.target(name).dropped if drop_leaks else "" for name in named}
+    return store, Leaks(dropped, data_root, drop_leaks, store.fingerprint)
 
 
 class Leaks:
     """What `targets check --save` found in the targets of a command: said as sentences, and as flags of its values.
 
-    said: the sentences, which also go to stderr. by: how test images were left out (`--drop-leaks`), whose `dropped` tells
-    how many; what is wrong with the others stays.
+    said: the sentences, which also go to stderr. dropped: the targets, each with its `Target.dropped`. by: how test images
+    were left out (`--drop-leaks`); what is wrong with the others stays.
     """
 
     def __init__(
-        self, targets: Sequence[Target], data_root: Path, by: str | None, fingerprint: Callable[[str], str]
+        self, dropped: Mapping[str, str], data_root: Path, by: str | None, fingerprint: Callable[[str], str]
     ) -> None:
         from fastxfer.errors import DataError
         from fastxfer.progress import say
@@ -142,19 +142,18 @@ class Leaks:
 
         self.said: list[str] = []
         self._found: dict[str, Findings] = {}
-        for target in targets:
+        for target, words in dropped.items():
             if by:
-                count = int(target.dropped.partition(":")[2] or 0)
-                self.said.append(f"{target.name}: {count:,} test images left out ({by})")
+                self.said.append(f"{target}: {int(words.partition(':')[2] or 0):,} test images left out ({by})")
             try:
-                findings = load_findings(data_root, target.name, fingerprint(target.name))
+                findings = load_findings(data_root, target, fingerprint(target))
             except DataError as error:
                 self.said.append(str(error))
                 continue
             if findings:
                 findings = findings.without(by) if by else findings
-                self._found[target.name] = findings
-                self.said += [f"{target.name}: {sentence}" for sentence in findings.sentences()]
+                self._found[target] = findings
+                self.said += [f"{target}: {sentence}" for sentence in findings.sentences()]
         for line in self.said:
             say(line)
 

@@ -137,7 +137,8 @@ def finetune(
 
         whole = {name: load_target(name, data_root) for name in targets}
         tested = [without_leaks(t, data_root, drop_leaks) if drop_leaks else t for t in whole.values()]
-        leaks = Leaks(tested, data_root, drop_leaks, lambda name: whole[name].fingerprint)
+        dropped = {target.name: target.dropped for target in tested}
+        leaks = Leaks(dropped, data_root, drop_leaks, lambda name: whole[name].fingerprint)
         runs = prepare_checkpoint(
             ckpt,
             tested,
