@@ -111,7 +111,7 @@ def finetune(
         statistics = (wanted.mean, wanted.std) if rule.source_statistics else (half, half)
         normalise = Normaliser(*statistics, device=on)
         name = backbone_name or backbone.name
-        say(f"fine-tuning {name} on {target.name}: {chosen.params}, seed {seed}, on {on}")
+        say(f"fine-tuning {name} on {target.name}: {_params(target, chosen)}, seed {seed}, on {on}")
         micro = micro_batch or max(1, MICRO_BATCH_PIXELS // chosen.crop**2)
         losses, seconds = _fit(
             network.to(on),
