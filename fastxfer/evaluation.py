@@ -23,7 +23,7 @@ from fastxfer.protocol import Protocol, params_of
 from fastxfer.results import CELL, Cell, ResultStore, complete
 from fastxfer.store import EmbeddingStore
 from fastxfer.targets import Target
-from fastxfer.targets.findings import load_findings
+from fastxfer.targets.findings import leaking_images
 from fastxfer.transforms import per_image
 
 Array = NDArray[Any]
@@ -245,21 +245,8 @@ def without_leaks(
     val, too. `DataError` for a target (of those named, else of all) that was not checked, has changed since, or, by patient,
     knows none.
     """
-    leaks = {}
-    for name in targets or store.targets():
-        findings = load_findings(data_root, name, store.fingerprint(name))
-        if findings is None:
-            raise DataError(
-                f"--drop-leaks: target '{name}' was not checked for leaks: "
-                f"fastxfer targets check {name} --save --data-root {data_root}"
-            )
-        if by == "patient" and findings.patients is None:
-            raise DataError(
-                f"--drop-leaks patient: nobody knows the patients of target '{name}'; ask for `--drop-leaks copy`, or "
-                "name targets that know theirs"
-            )
-        leaks[name] = findings.leaking(by)
-    return store.leaving_out(leaks, by)
+    named = targets or store.targets()
+    return store.leaving_out({n: leaking_images(data_root, n, store.fingerprint(n), by) for n in named}, by)
 
 
 def source_of(store: EmbeddingStore, backbone: str, target: str) -> str:

@@ -111,7 +111,7 @@ def finetune(
         statistics = (wanted.mean, wanted.std) if rule.source_statistics else (half, half)
         normalise = Normaliser(*statistics, device=on)
         name = backbone_name or backbone.name
-        say(f"fine-tuning {name} on {target.name}: {chosen.params}, seed {seed}, on {on}")
+        say(f"fine-tuning {name} on {target.name}: {_params(target, chosen)}, seed {seed}, on {on}")
         micro = micro_batch or max(1, MICRO_BATCH_PIXELS // chosen.crop**2)
         losses, seconds = _fit(
             network.to(on),
@@ -135,7 +135,7 @@ def finetune(
             "seed": seed,
             "episode": NO_EPISODE,
             "probe": "finetune",
-            "params": chosen.params,
+            "params": _params(target, chosen),
             "episodes_hash": "",
         }
         rows = [
@@ -151,7 +151,7 @@ def finetune(
 def cells(source: str, backbone: str, target: Target, settings: Settings, seed: int) -> list[Cell]:
     """The cells (keys without episode) of the test rows that a run will give: whether it was done already."""
     return [
-        (source, backbone, target.name, "all", "full", seed, "finetune", settings.params, "test", metric)
+        (source, backbone, target.name, "all", "full", seed, "finetune", _params(target, settings), "test", metric)
         for metric in _metrics(target)
     ]
 
@@ -174,7 +174,7 @@ def prepare(entries: Sequence[PlanEntry], store: EmbeddingStore, data_root: Path
     """What a plan asks for, checked before any work is done: targets, checkpoints and settings (`settle`).
 
     Targets keep the rows that the store's embeddings have (images skipped there are skipped here), so that probe and
-    fine-tuning see the same images; `DataError` if labels or splits have changed since.
+    fine-tuning see the same images (and are without the same leaks); `DataError` if labels or splits have changed since.
     """
     runs = []
     for entry in entries:
@@ -192,8 +192,7 @@ def prepare(entries: Sequence[PlanEntry], store: EmbeddingStore, data_root: Path
 
 def prepare_checkpoint(
     ckpt: str,
-    targets: Sequence[str],
-    data_root: Path,
+    targets: Sequence[Target],
     *,
     arch: str | None = None,
     arch_args: dict[str, Any] | None = None,
@@ -201,10 +200,10 @@ def prepare_checkpoint(
     source: str | None = None,
     **overrides: Any,
 ) -> list[Run]:
-    """The runs of one checkpoint on targets of the data root, named as the checkpoint says unless told otherwise."""
+    """The runs of one checkpoint on these targets, named as the checkpoint says unless told otherwise."""
     backbone = load_backbone(ckpt, arch=arch, arch_args=arch_args or None)
     runs = []
-    for number, target in enumerate((load_target(t, data_root) for t in targets), start=1):
+    for number, target in enumerate(targets, start=1):
         entry = PlanEntry(
             backbone=name or backbone.name,
             target=target.name,
@@ -233,12 +232,12 @@ def run_all(
             "backbone": entry.backbone,
             "target": run.target.name,
             "source": entry.source,
-            "params": run.settings.params,
+            "params": _params(run.target, run.settings),
             "state": "already there",
         }
         outcomes.append(outcome)
         if run.is_done(results, seed):
-            say(f"already there: {entry.backbone} on {run.target.name}, {run.settings.params}, seed {seed}")
+            say(f"already there: {entry.backbone} on {run.target.name}, {outcome['params']}, seed {seed}")
             continue
         rows = finetune(
             entry.checkpoint,
@@ -265,13 +264,17 @@ def _as_embedded(stored: Target, loaded: Target, store: EmbeddingStore) -> Targe
         rows = np.array([position[str(name)] for name in stored.image_id], np.int64)
     except KeyError as error:
         raise DataError(f"image {error} of the store '{store.path}' is not in the target any more") from None
-    now = loaded.take(rows)
+    now = replace(loaded.take(rows), dropped=stored.dropped)
     if now.fingerprint != replace(stored, root=None).fingerprint:
         raise DataError(
             f"labels, classes or splits of target '{loaded.name}' have changed since it was embedded into "
             f"'{store.path}': embed it again, or restore them"
         )
     return now
+
+
+def _params(target: Target, settings: Settings) -> str:
+    return settings.params + (f";dropped={target.dropped}" if target.dropped else "")
 
 
 def _metrics(target: Target) -> tuple[str, ...]:

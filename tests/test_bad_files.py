@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import struct
+import subprocess
+import sys
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
@@ -12,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow
+import pyarrow.ipc
 import pyarrow.parquet
 import pytest
 import scipy.io
@@ -84,10 +87,16 @@ def npz(rng: Rng, compressed: bool = False) -> bytes:
     return stream.getvalue()
 
 
-def parquet(rng: Rng) -> bytes:
+def table(rng: Rng, ending: str) -> bytes:
+    """Three images as Parquet, as a stream of Arrow's, or as one of its files."""
     stream = io.BytesIO()
-    table = pyarrow.table({"image": [encode(picture(rng), "PNG") for _ in range(3)]})
-    pyarrow.parquet.write_table(table, stream)
+    content = pyarrow.table({"image": [encode(picture(rng), "PNG") for _ in range(3)]})
+    if ending == "parquet":
+        pyarrow.parquet.write_table(content, stream)
+    else:
+        new = pyarrow.ipc.new_stream if ending == "arrow" else pyarrow.ipc.new_file
+        with new(stream, content.schema) as writer:
+            writer.write_table(content, max_chunksize=1)
     return stream.getvalue()
 
 
@@ -269,15 +278,16 @@ def _fault(path: Path, wanted: Any) -> str | None:
     return None if wanted is None or np.array_equal(np.asarray(image), wanted) else "other pixels"
 
 
-@pytest.mark.parametrize("ending", ["npz", "packed.npz", "parquet"])
+@pytest.mark.parametrize("ending", ["npz", "packed.npz", "parquet", "arrow", "feather"])
 def test_containers(ending: str, tmp_path: Path) -> None:
     rng, faults = np.random.default_rng(0), []
-    content = parquet(rng) if ending == "parquet" else npz(rng, compressed=ending.startswith("packed"))
+    arrays = ending.endswith("npz")
+    content = npz(rng, compressed=ending.startswith("packed")) if arrays else table(rng, ending)
     spoiled = [b"", b"PK\x03\x04", *(cut(content, rng) for _ in range(15)), *(turned(content, rng) for _ in range(25))]
     for number, bad in enumerate(spoiled):
         path = tmp_path / f"{number}.{ending}"
         path.write_bytes(bad)
-        member = "image" if ending == "parquet" else "images"
+        member = "images" if arrays else "image"
         for address in (path / member / "1", path / member / "99", path / "other" / "0"):
             # a byte turned in pixels that nothing guards is an image like any other
             if fault := _fault(address, None if number >= 17 and address.name == "1" else REFUSED):
@@ -285,6 +295,28 @@ def test_containers(ending: str, tmp_path: Path) -> None:
                     continue  # the container is named
                 faults.append(f"{address}: {fault}")
     assert not faults, "\n".join(faults)
+
+
+def test_what_decoders_warn_of_reaches_nobody(tmp_path: Path) -> None:
+    """A tag that reaches beyond the file, bytes behind the pixels, a patient in place of a number: the pixels are fine."""
+    rng = np.random.default_rng(0)
+    for i in range(4):
+        folder = tmp_path / "src" / "ab"[i % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        tiff = bytearray(encode(picture(rng), "TIFF"))
+        entries = int.from_bytes(tiff[4:8], "little")
+        last = entries + 2 + 12 * (int.from_bytes(tiff[entries : entries + 2], "little") - 1)
+        tiff[last + 4 : last + 8] = (10**6).to_bytes(4, "little")
+        (folder / f"{i}.tif").write_bytes(tiff)
+        spoiled = dicom(rng, PixelData=rng.bytes(120), WindowCenter="1234567", WindowWidth="4000")
+        (folder / f"{i}.dcm").write_bytes(spoiled.replace(b"1234567", b"Jane^D."))
+    warned = [sys.executable, "-c", f"from fastxfer.images import load_image; load_image({str(folder / '3.tif')!r})"]
+    assert "Warning" in subprocess.run(warned, check=True, capture_output=True, text=True).stderr
+    line = [sys.executable, "-m", "fastxfer", "targets"]
+    subprocess.run([*line, "add", "src", "--name", "x"], cwd=tmp_path, check=True, capture_output=True)
+    done = subprocess.run([*line, "check", "x"], cwd=tmp_path, check=True, capture_output=True, text=True)
+    assert "warn" not in done.stderr.lower()
+    assert "Jane" not in done.stderr + done.stdout
 
 
 @pytest.mark.parametrize(
@@ -329,7 +361,8 @@ def test_flowers_in_no_set_and_damaged_tables(tmp_path: Path) -> None:
         scipy.io.savemat(root / "setid.mat", sets | {"trnid": np.delete(sets["trnid"], at)})
         target = load_target("flowers102", tmp_path, labels_only=True)
         assert target.n_images == 149
-        assert f"left out 1 images of imagelabels.mat that are in no set: {sets['trnid'][at]}" in target.notes
+        unused = f"jpg/image_{sets['trnid'][at]:05}.jpg"
+        assert f"left out 1 images of imagelabels.mat that are in no set: {unused}" in target.notes
     whole = (root / "setid.mat").read_bytes()
     for content in (b"", b"labels", *(cut(whole, rng) for _ in range(15))):
         (root / "setid.mat").write_bytes(content)

@@ -158,7 +158,7 @@ def test_check(tmp_path: Path) -> None:
     for line in (
         "undecodable images: 1",
         "3.png: empty file (0 bytes)",
-        "duplicates: 2 images in 1 groups of identical images; 1 groups across splits, 0 across targets",
+        "duplicates: 2 images in 1 groups of identical images; 1 across splits, 0 across targets",
         "same file, ACROSS SPLITS: faulty:1.png (train) = faulty:4.png (test)",
         "patients in more than one split: 1",
         "faulty: 1 patients, 1 images in train (50.0%; 2.png …) and 1 images in test (50.0%; 3.png …)",
@@ -225,5 +225,5 @@ def test_one_line_adds_a_real_folder_and_check_finds_its_copies(real: Path, tmp_
     added = run("add", real / "kermany_pneumonia", "--name", "kermany", "--label-column", "subtype", *root)
     assert "kermany: 3,013 images (2,389 train, 624 test), 3 classes" in added.stdout
     result = run("check", "kermany", *root)
-    assert "49 images in 24 groups of identical images; 0 groups across splits" in result.stdout
+    assert "49 images in 24 groups of identical images; 0 across splits" in result.stdout
     assert "and 14 more (--json lists all)" in result.stdout

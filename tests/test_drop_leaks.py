@@ -94,24 +94,60 @@ def test_fewshot_drops_leaks_says_how_many_and_keeps_both_kinds_of_rows(world: T
         "blobs: What the images are not about predicts their labels (format; AUC up to 0.97).",
     ]
     dropped = run_json(*words, "--drop-leaks")
-    assert dropped["leaks"] == ["blobs: 3 test images left out (copy)"]
+    assert dropped["leaks"] == [
+        "blobs: 3 test images left out (copy)",
+        "blobs: 2 of 27 test images (7.4%) show patients of train or val.",
+        plain["leaks"][2],
+    ]
     assert (plain["rows_added"], dropped["rows_added"]) == (3, 3)
+    assert plain["cells"][0]["flags"] == ["copies", "patients", "shortcuts"]
     (cell,) = dropped["cells"]
+    assert cell["flags"] == ["patients", "shortcuts"]
     assert cell["params"].split(";")[-1] == "dropped=copy:3"
     rows = ResultStore.open("fastxfer-store-results").read()
     assert sorted(rows["n_queries"].unique()) == [37, 40]
     assert run_json(*words, "--drop-leaks")["rows_added"] == 0
-    assert run_json(*words, "--drop-leaks", "patient")["cells"][0]["params"].endswith("dropped=patient:5")
+    (cell,) = run_json(*words, "--drop-leaks", "patient")["cells"]
+    assert (cell["params"].split(";")[-1], cell["flags"]) == ("dropped=patient:5", ["shortcuts"])
+    assert run(*words).stdout.splitlines()[0].split()[-1] == "flags"
+    assert run(*words).stdout.rstrip().endswith("  copies, patients, shortcuts")
 
 
 @pytest.mark.parametrize("command", [("probe", "--l2", 1), ("knn", "--k", 1)])
 def test_full_probes_drop_leaks(world: Target, command: tuple[Any, ...]) -> None:
     plain, dropped = run_json(*command), run_json(*command, "--drop-leaks")
     assert (plain["rows_added"], dropped["rows_added"]) == (6, 6)  # a plain run does not count as done
-    assert dropped["leaks"] == ["blobs: 3 test images left out (copy)"]
+    assert dropped["leaks"][0] == "blobs: 3 test images left out (copy)"
+    flags = [{(r["split"], *r["flags"]) for r in run["rows"]} for run in (plain, dropped)]
+    known = {("val", "shortcuts"), ("test", "patients", "shortcuts")}
+    assert flags == [known - {("test", "patients", "shortcuts")} | {("test", "copies", "patients", "shortcuts")}, known]
+    assert run(*command).stdout.splitlines()[0].endswith("flags")
     queries = [{r["n_queries"] for r in run["rows"] if r["split"] == "test"} for run in (plain, dropped)]
     assert queries == [{40}, {37}]
     assert run_json(*command, "--drop-leaks")["rows_added"] == run_json(*command)["rows_added"] == 0
+
+
+def test_cells_of_backbones_whose_source_contains_test_images_are_flagged(world: Target) -> None:
+    words = ("fewshot", "--ways", "all", "--shots", 1, "--episodes", 3, "--probe", "prototype")
+    splits = {COPIES[0]: "test", COPIES[1]: "test", COPIES[2]: "val"}
+    images = [{"target": "blobs", "image": image, "split": split} for image, split in splits.items()]
+    looked = {**found([], None, []), "source": "source of good", "source_images": images}
+    save_findings("fastxfer-data", [world], looked)
+    save_findings("fastxfer-data", [world], found(COPIES[:1], None, []))  # a later check without a source keeps it
+    said = run_json(*words)
+    contained = (
+        "2 of 30 test images (6.7%) are images of 'source of good' or copies of such: backbones trained on it have"
+    )
+    assert said["leaks"][1].startswith(f"blobs: {contained}")
+    assert said["cells"][0]["flags"] == ["copies", "source"]
+    # Of two images one is a copy, too, and goes with the copies.
+    assert "1 of 29 test images (3.4%) are images of 'source of good'" in run_json(*words, "--drop-leaks")["leaks"][1]
+    rows = ResultStore.open("fastxfer-store-results").read()
+    page = write_report(
+        "fastxfer-store", rows, Path("out"), plan=None, command="x", data_root="fastxfer-data"
+    ).read_text()
+    assert "good was trained on source of good, which contains test images of blobs." in page
+    assert COPIES[0] not in page
 
 
 def test_what_cannot_be_dropped_is_refused_with_what_to_do(world: Target) -> None:

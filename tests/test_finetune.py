@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from fastxfer.plans import read_plan
 from fastxfer.results import ResultStore
 from fastxfer.store import EmbeddingStore
 from fastxfer.targets import Target, add_target, load_target
+from fastxfer.targets.findings import save_findings
 from fastxfer.training import head_of
 from pretrain.loop import pretrain
 from pretrain.recipe import Recipe
@@ -334,6 +335,38 @@ def test_checkpoint_by_name(run: Callable[..., Result], bit: str, studied: Path)
     rows = ResultStore.open(studied / "store-results").read()
     assert set(rows["backbone"]) == {"bit"}
     assert set(rows["source"]) == {"untrained"}
+
+
+@pytest.fixture
+def leaking(world: Path, digits: Target) -> Iterator[list[str]]:
+    """Two test images that are copies of train, as found by `targets check --save`."""
+    copies = digits.image_id[digits.rows("test")][:2].tolist()
+    found = {"test_images": len(digits.rows("test")), "copy": {"images": copies}, "patient": None}
+    (file,) = save_findings(world, [digits], {"leaks": [found], "shortcut_auc": [{"flagged": []}]})
+    yield copies
+    file.unlink()
+
+
+@pytest.mark.parametrize("by", ["plan", "checkpoint"])
+def test_leaks_are_said_flagged_and_dropped(
+    by: str, run: Callable[..., Result], leaking: list[str], bit: str, digits: Target, studied: Path
+) -> None:
+    start = (
+        ("--plan", str(studied / "plan.json"), "--only", "1") if by == "plan" else ("--ckpt", bit, "--target", "digits")
+    )
+    n_test = len(digits.rows("test"))
+    plain, dropped = (json.loads(run(*start, *words, "--json").stdout) for words in ((), ("--drop-leaks",)))
+    said = f"digits: 2 of {n_test} test images ({2 / n_test:.1%}) are copies of images of train or val."
+    assert (plain["leaks"], plain["runs"][0]["flags"]) == ([said], ["copies"])
+    assert dropped["leaks"] == ["digits: 2 test images left out (copy)"]
+    (outcome,) = dropped["runs"]
+    assert (outcome["state"], outcome["flags"]) == ("done", [])
+    assert outcome["params"].endswith(";dropped=copy:2")
+    rows = ResultStore.open(studied / "store-results").read()
+    assert sorted(rows.loc[rows["split"] == "test", "n_queries"].unique()) == [n_test - 2, n_test]
+    assert json.loads(run(*start, "--drop-leaks", "--json").stdout)["runs"][0]["state"] == "already there"
+    assert "nobody knows the patients of target 'digits'" in run(*start, "--drop-leaks", "patient").stderr
+    assert "copies" in run(*start).stdout
 
 
 @pytest.mark.parametrize(

@@ -20,12 +20,13 @@ from fastxfer.report.answer import listed
 from fastxfer.report.cells import aggregate, natural_key, standing
 from fastxfer.report.costs import costs
 from fastxfer.report.facts import Facts, without_paths
-from fastxfer.report.flags import contaminated, flags
+from fastxfer.report.flags import flags
 from fastxfer.report.html import Markup, embed_json, join, tag
 from fastxfer.report.sections import shown_command
 from fastxfer.report.words import bounds, duration, percent
 from fastxfer.results import ResultStore, complete, results_path
 from fastxfer.store import EmbeddingStore
+from fastxfer.targets.findings import contaminated
 from fastxfer.targets.table import Target
 
 BACKBONES = {"effnet-lite0": "ImageNet-1k", "bit-small": "digits 0-4", "bit-untrained": "nothing"}

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tracemalloc
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -672,6 +673,35 @@ def test_split_by_patient(rows: list[tuple[int, int]], multi_label: bool, seed: 
     order = np.random.default_rng(seed).permutation(len(y))
     again = make_split(image_names(len(y))[order], labels[order], patient[order], fractions=fractions, seed=seed)
     assert np.array_equal(again, split[order])
+
+
+@pytest.mark.parametrize("share", [0.1, 0.2])
+def test_patients_with_many_images_and_labels_do_not_bend_the_shares(share: float) -> None:
+    """As in PadChest: the more images a patient has, the more labels they carry; a test split of small patients is none."""
+    rng = np.random.default_rng(0)
+    size = rng.geometric(0.4, 4000)
+    patient = np.repeat(np.arange(len(size)), size).astype(str)
+    often = 0.5 ** np.arange(1, 11) * (1 + np.repeat(size, size)[:, None] / 4)
+    labels = (rng.random((len(patient), 10)) < often).astype(np.float32)
+    split = make_split(
+        image_names(len(patient)), labels, patient, fractions={"train": 1 - share, "test": share}, seed=0
+    )
+    test = split == "test"
+    assert test.mean() == pytest.approx(share, rel=0.05)
+    assert np.allclose(labels[test].sum(axis=0), share * labels.sum(axis=0), atol=2, rtol=0.01)
+    assert np.unique(patient[test]).size == pytest.approx(share * len(size), rel=0.1)
+
+
+def test_many_patients_of_many_classes_take_no_table_of_both() -> None:
+    n, classes = 20_000, 4_000  # 640 MB, were there a number for every patient and class
+    labels = np.arange(n) % classes
+    patient = np.array([str(i // 2) for i in range(n)])
+    tracemalloc.start()
+    split = make_split(image_names(n), labels, patient, fractions={"train": 0.8, "test": 0.2}, seed=0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 30e6
+    assert (split == "test").mean() == pytest.approx(0.2, abs=0.01)
 
 
 def test_split_by_patient_is_stratified_and_of_the_asked_size() -> None:

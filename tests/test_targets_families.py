@@ -217,7 +217,8 @@ def test_imagenet_in_class_archives(tmp_path: Path) -> None:
     target = load_target("imagenet21k", tmp_path)
     assert target.class_names == ("n00004475", "n00005787")
     assert describe_target(target)["splits"] == {"train": 8, "test": 2}
-    assert "left out 2 files in archives that are no images by their name" in target.notes
+    others = "n00004475.tar/readme.txt, n00005787.tar/readme.txt"
+    assert f"left out 2 files in archives that are no images by their name: {others}" in target.notes
     assert load_image(root / str(target.image_id[0])).size == (5, 6)
     for split in ("train", "val"):
         for c in ("n01440764", "n01443537"):

@@ -15,12 +15,14 @@ import pytest
 from click.testing import CliRunner
 from layouts import (
     flowers_tables,
+    mimic_folder,
     touch,
 )
 
 from fastxfer.cli import main
 from fastxfer.errors import DataError, UsageError
 from fastxfer.targets import (
+    Target,
     chexpert,
     csvfile,
     describe_target,
@@ -28,6 +30,7 @@ from fastxfer.targets import (
     load_target,
     padchest,
 )
+from fastxfer.targets.merge import merge_targets
 from fastxfer.targets.policies import DEVICES, LABELS
 
 # A folder without data: labels alone come from the wheel of torchxrayvision.
@@ -42,6 +45,11 @@ def show(*words: str) -> dict[str, Any]:
     return json.loads(result.stdout)
 
 
+@functools.cache
+def of_the_wheel(name: str) -> Target:
+    return load_target(name, NOWHERE, labels_only=True)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _read_large_tables_once() -> Iterator[None]:
     """The tables of the wheel take seconds each; readers see the same ones."""
@@ -50,6 +58,7 @@ def _read_large_tables_once() -> Iterator[None]:
         for module in (chexpert, padchest):
             patch.setattr(module, "read_csv", lambda path, columns: once(path, columns=columns))
         yield
+    of_the_wheel.cache_clear()
 
 
 # ---- the paper's counts, from the label tables inside torchxrayvision ---------------------------------------------
@@ -94,10 +103,13 @@ def test_padchest_cl_is_the_papers_to_the_image() -> None:
     assert shown["labels"]["test"]["Air Trapping"] == {"positive": 279, "negative": 4153 - 279, "unknown": 0}
     assert shown["root"] is None
     assert not any("isn't the 160K table" in note for note in shown["notes"])
+    # Every row that isn't in it is listed: of 160,861, 19 of other views, 103 without labels, 30 broken files.
+    assert [gone["count"] for gone in shown["left_out"]] == [19, 103, 30, 160_709 - 41_540]
+    assert len(set(shown["left_out"][-1]["paths"])) == 160_709 - 41_540
 
 
 def test_padchest_paper_and_who_is_on_both_sides() -> None:
-    paper = load_target("padchest-paper", NOWHERE, labels_only=True)
+    paper = of_the_wheel("padchest-paper")
     assert describe_target(paper)["splits"] == {"train": 144638, "test": 16071}
     test = paper.split == "test"
     assert paper.patient is not None
@@ -112,6 +124,12 @@ def test_chexpert_counts() -> None:
     shown = show("chexpert")
     assert shown["splits"] == {"train": 191_010}
     assert shown["views"] == {"AP": 161_590, "PA": 29_420}
+    (lateral,) = shown["left_out"]
+    assert (lateral["count"], lateral["rows"][0], len(set(lateral["rows"]))) == (
+        223_414 - 191_010,
+        5,
+        223_414 - 191_010,
+    )
     # The five views of the paper's four-set source, where lateral films come in.
     five = load_target("chexpert-paper", NOWHERE, labels_only=True, views=padchest.VIEWS)
     assert describe_target(five)["splits"] == {"train": 223_397}
@@ -124,12 +142,36 @@ def test_chexpert_counts() -> None:
 
 
 def test_nih14_counts() -> None:
-    target = load_target("nih14", NOWHERE, labels_only=True)
+    target = of_the_wheel("nih14")
     shown = describe_target(target)
     assert shown["splits"] == {"train": 86_524, "test": 25_596}
     assert shown["views"] == {"AP": 44_810, "PA": 67_310}
     assert shown["patients"] == 30_805
     assert (target.exactly_one() >= 0).sum() == 30_963
+
+
+def test_the_papers_four_merges_have_13_13_7_and_7_labels(tmp_path: Path) -> None:
+    """CheXpert, with MIMIC-CXR, with NIH, with PadChest (paper.md 1.4); of MIMIC-CXR, which nobody may pass on, a miniature."""
+    words = ["targets", "show", "mimic-cxr-paper+chexpert-paper", "--labels-only", "--data-root", str(tmp_path)]
+    result = CliRunner().invoke(main, words)
+    assert result.exit_code == 1
+    assert "target 'mimic-cxr-paper': there is no folder" in result.output
+    mimic_folder(tmp_path / "mimic-cxr")
+    result = CliRunner().invoke(main, words)
+    assert result.exit_code == 0, result.output
+    assert "sources: chexpert-paper 191,010, mimic-cxr-paper 3" in result.output
+    assert "intersection of labels: 13 of 13; 1,984 images have none known" in result.output
+
+    names = ("chexpert-paper", "mimic-cxr-paper", "nih14", "padchest-paper")
+    sets = [load_target(names[1], tmp_path, labels_only=True) if n == names[1] else of_the_wheel(n) for n in names]
+    three, four = (merge_targets(sets[:n], "+".join(names[:n])) for n in (3, 4))
+    seven = ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Effusion", "Pneumonia", "Pneumothorax")
+    assert sets[0].class_names == sets[1].class_names == LABELS
+    assert three.class_names == four.class_names == seven
+    assert (len(LABELS), three.n_images, four.n_images) == (13, 303_133, 463_842)
+    # Films of CheXpert of which no label is known: the intersection costs more of them.
+    masked = [np.isnan(m.labels[:191_010]).all(axis=1).sum() for m in (sets[0], three, four)]
+    assert masked == [1_984, 14_774, 14_774]
 
 
 def test_labels_only_imports_no_torch_and_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import importlib
 import os
+import warnings
 from typing import Any
 
 import click
@@ -120,3 +121,6 @@ def main() -> None:
       fastxfer fewshot --ways 5 --shots 1 5 --episodes 5000
       fastxfer report
     """
+    # Decoders warn of what stands beside the pixels, once a process and without the file's name, and may quote it: in a
+    # DICOM file that is a patient's. What keeps pixels from being read is an error of ours, with the file named.
+    warnings.filterwarnings("ignore", module=r"(PIL|pydicom|pylibjpeg|openjpeg|fastxfer\.images)(\.|$)")

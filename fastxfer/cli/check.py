@@ -150,32 +150,31 @@ def _say_copies(report: dict[str, Any]) -> None:
     _list([entry["error"] for entry in report["undecodable"]])
 
     groups = report["duplicate_groups"]
-    crossing = sum(group["across_splits"] for group in groups)
-    click.echo(
-        f"duplicates: {report['duplicate_images']:,} images in {len(groups):,} groups of identical images; "
-        f"{crossing:,} groups across splits, {sum(g['across_targets'] for g in groups):,} across targets, "
-        f"{sum(g['labels_differ'] for g in groups):,} with different labels"
+    _say_same(
+        f"duplicates: {report['duplicate_images']:,} images in {len(groups):,} groups of identical images",
+        [(f"same {group['same']}", " = ", group) for group in groups],
     )
-    _list(
-        [
-            f"same {group['same']}{', ACROSS SPLITS' if group['across_splits'] else ''}: "
-            + " = ".join(f"{i['target']}:{i['image']} ({i['split']})" for i in group["images"])
-            for group in sorted(groups, key=lambda group: not group["across_splits"])
-        ]
+    _say_same(
+        f"near duplicates: {report['n_near_duplicates']:,} pairs of images that look alike",
+        [(f"distance {pair['distance']:.3f}", " ~ ", pair) for pair in report["near_duplicates"]],
     )
 
-    near = report["near_duplicates"]
+
+def _say_same(head: str, found: list[tuple[str, str, dict[str, Any]]]) -> None:
+    """How many of these groups of images cross what they should not, and the groups: their head, their sign, they."""
+
+    def count(what: str) -> str:
+        return f"{sum(group[what] for _, _, group in found):,}"
+
     click.echo(
-        f"near duplicates: {report['n_near_duplicates']:,} pairs of images that look alike; "
-        f"{sum(pair['across_splits'] for pair in near):,} across splits, "
-        f"{sum(pair['across_targets'] for pair in near):,} across targets, "
-        f"{sum(pair['labels_differ'] for pair in near):,} with different labels"
+        f"{head}; {count('across_splits')} across splits, {count('across_targets')} across targets, "
+        f"{count('labels_differ')} with different labels"
     )
     _list(
         [
-            f"distance {pair['distance']:.3f}{', ACROSS SPLITS' if pair['across_splits'] else ''}: "
-            + " ~ ".join(f"{i['target']}:{i['image']} ({i['split']})" for i in pair["images"])
-            for pair in sorted(near, key=lambda pair: not pair["across_splits"])
+            f"{kind}{', ACROSS SPLITS' if group['across_splits'] else ''}: "
+            + sign.join(f"{i['target']}:{i['image']} ({i['split']})" for i in group["images"])
+            for kind, sign, group in sorted(found, key=lambda entry: not entry[2]["across_splits"])
         ]
     )
 

@@ -10,13 +10,16 @@ import shlex
 import shutil
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 import numpy as np
+
+if TYPE_CHECKING:
+    from fastxfer.targets.findings import Findings
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -110,35 +113,69 @@ def drop_leaks_option(f: F) -> F:
     )(data_root_option(f))
 
 
-def open_store(
-    store_path: str, drop_leaks: str | None, data_root: Path, targets: Sequence[str]
-) -> tuple[Any, list[str]]:
+def open_store(store_path: str, drop_leaks: str | None, data_root: Path, targets: Sequence[str]) -> tuple[Any, Leaks]:
     """The store, without leaking test images if so asked; and what is known of leaks in its targets, which is said, too."""
-    from fastxfer.errors import DataError
     from fastxfer.evaluation import without_leaks
-    from fastxfer.progress import say
     from fastxfer.store import EmbeddingStore
-    from fastxfer.targets.findings import load_findings
 
     store = EmbeddingStore.open(store_path)
-    named = [name for name in targets if name in store.targets()] or store.targets()
-    leaks = []
+    named = [name for name in dict.fromkeys(targets) if name in store.targets()] or store.targets()
     if drop_leaks:
         store = without_leaks(store, data_root, drop_leaks, named)
-        for name in named:
-            kind, _, count = store.target(name).dropped.partition(":")
-            leaks.append(f"{name}: {int(count or 0):,} test images left out ({kind or drop_leaks})")
-    else:
-        for name in named:
+    dropped = {name: store.target(name).dropped if drop_leaks else "" for name in named}
+    return store, Leaks(dropped, data_root, drop_leaks, store.fingerprint)
+
+
+class Leaks:
+    """What `targets check --save` found in the targets of a command: said as sentences, and as flags of its values.
+
+    said: the sentences, which also go to stderr. dropped: the targets, each with its `Target.dropped`. by: how test images
+    were left out (`--drop-leaks`); what is wrong with the others stays.
+    """
+
+    def __init__(
+        self, dropped: Mapping[str, str], data_root: Path, by: str | None, fingerprint: Callable[[str], str]
+    ) -> None:
+        from fastxfer.errors import DataError
+        from fastxfer.progress import say
+        from fastxfer.targets.findings import load_findings
+
+        self.said: list[str] = []
+        self._found: dict[str, Findings] = {}
+        for target, words in dropped.items():
+            if by:
+                self.said.append(f"{target}: {int(words.partition(':')[2] or 0):,} test images left out ({by})")
             try:
-                findings = load_findings(data_root, name, store.fingerprint(name))
+                findings = load_findings(data_root, target, fingerprint(target))
             except DataError as error:
-                leaks.append(str(error))
+                self.said.append(str(error))
                 continue
-            leaks += [f"{name}: {sentence}" for sentence in (findings.sentences() if findings else [])]
-    for line in leaks:
-        say(line)
-    return store, leaks
+            if findings:
+                findings = findings.without(by) if by else findings
+                self._found[target] = findings
+                self.said += [f"{target}: {sentence}" for sentence in findings.sentences()]
+        for line in self.said:
+            say(line)
+
+    def flags(self, target: str, source: str, split: str) -> list[str]:
+        """What is wrong with a value: "copies", "patients", "shortcuts", "source", see `Findings.flags`.
+
+        A source that names the target has seen it, whoever looked for images. Of other splits than test nothing but
+        shortcuts is known.
+        """
+        from fastxfer.targets.findings import contaminated
+
+        found = self._found[target].flags(source) if target in self._found else []
+        found = [flag for flag in found if split == "test" or flag == "shortcuts"]
+        return list(dict.fromkeys([*found, *(["source"] if contaminated(source, target) else [])]))
+
+
+def print_flagged(columns: Sequence[str], rows: Sequence[Sequence[Any]], flags: Sequence[Sequence[str]]) -> None:
+    """`print_table` with a last column of flags, if there are any."""
+    if not any(flags):
+        print_table(columns, rows)
+    else:
+        print_table([*columns, "flags"], [[*row, ", ".join(of)] for row, of in zip(rows, flags, strict=True)])
 
 
 def episode_options(f: F) -> F:

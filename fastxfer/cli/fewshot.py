@@ -20,7 +20,7 @@ from fastxfer.cli.common import (
     episode_options,
     json_option,
     open_store,
-    print_table,
+    print_flagged,
     results_option,
     seed_option,
     store_option,
@@ -200,13 +200,17 @@ def fewshot(
                 "seconds": summary.seconds,
                 "skipped": summary.skipped,
                 "eased": summary.eased,
-                "leaks": leaks,
+                "leaks": leaks.said,
                 "audit": audited,
-                "cells": shown.to_dict("records"),
+                "cells": [
+                    {**cell, "flags": leaks.flags(cell["target"], cell["source"], cell["split"])}
+                    for cell in shown.to_dict("records")
+                ],
             }
         )
         return
-    print_table(
+    shown = shown.sort_values(["target", "ways", "metric", "shots", "probe", "mean"])
+    print_flagged(
         ["target", "ways", "shots", "backbone", "probe", "params", "metric", "mean", "95 % over episodes", "episodes"],
         [
             [
@@ -221,8 +225,9 @@ def fewshot(
                 f"{r.low:.4f} … {r.high:.4f}",
                 int(r.n),
             ]
-            for r in shown.sort_values(["target", "ways", "metric", "shots", "probe", "mean"]).itertuples()
+            for r in shown.itertuples()
         ],
+        [leaks.flags(r.target, r.source, r.split) for r in shown.itertuples()],
     )
     say(
         f"{summary.rows:,} rows added in {summary.seconds:.1f} s of solving; results lie in {rows.path}. "

@@ -9,12 +9,14 @@ from typing import Any
 import click
 
 from fastxfer.cli.common import (
+    Leaks,
     ManyValues,
     command_line,
-    data_root_option,
+    drop_leaks_option,
     emit_json,
     json_option,
-    print_table,
+    open_store,
+    print_flagged,
     results_option,
     seed_option,
     store_option,
@@ -51,7 +53,7 @@ from fastxfer.errors import UsageError
 @click.option("--device", default="auto", show_default=True, help="auto = cuda if there is one, else cpu.")
 @store_option
 @results_option
-@data_root_option
+@drop_leaks_option
 @seed_option
 @json_option
 @click.pass_context
@@ -78,6 +80,7 @@ def finetune(
     device: str,
     store_path: str,
     results: str | None,
+    drop_leaks: str | None,
     data_root: Path,
     seed: int,
     as_json: bool,
@@ -122,18 +125,23 @@ def finetune(
         entries = [entry for entry in entries if not only or entry.number in only]
 
         from fastxfer.finetune import prepare
-        from fastxfer.store import EmbeddingStore
 
-        runs = prepare(entries, EmbeddingStore.open(store_path), data_root, **overrides)
+        store, leaks = open_store(store_path, drop_leaks, data_root, [entry.target for entry in entries])
+        runs = prepare(entries, store, data_root, **overrides)
     else:
         assert ckpt is not None
         from fastxfer.cli.embed import parse_arch_args
         from fastxfer.finetune import prepare_checkpoint
+        from fastxfer.targets import load_target
+        from fastxfer.targets.findings import without_leaks
 
+        whole = {name: load_target(name, data_root) for name in targets}
+        tested = [without_leaks(t, data_root, drop_leaks) if drop_leaks else t for t in whole.values()]
+        dropped = {target.name: target.dropped for target in tested}
+        leaks = Leaks(dropped, data_root, drop_leaks, lambda name: whole[name].fingerprint)
         runs = prepare_checkpoint(
             ckpt,
-            targets,
-            data_root,
+            tested,
             arch=arch,
             arch_args=parse_arch_args(arch_arg),
             name=name,
@@ -146,6 +154,8 @@ def finetune(
     kept = ResultStore.open(results or results_path(store_path))
     started = time.perf_counter()
     outcomes = run_all(runs, kept, seed=seed, curves=curves, micro_batch=micro_batch, workers=workers, device=device)
+    for outcome in outcomes:
+        outcome["flags"] = leaks.flags(outcome["target"], outcome["source"], "test")
     kept.log_run(
         {
             "command": command_line(),
@@ -156,11 +166,11 @@ def finetune(
         }
     )
     if as_json:
-        emit_json({"results": str(kept.path), "runs": outcomes})
+        emit_json({"results": str(kept.path), "leaks": leaks.said, "runs": outcomes})
         return
     shown = {"accuracy": "accuracy", "balanced_accuracy": "balanced", "auc": "AUC", "average_precision": "AP"}
     measured = [m for m in shown if any(m in o for o in outcomes)]
-    print_table(
+    print_flagged(
         ("backbone", "target", *(shown[m] for m in measured), "seconds", "state"),
         [
             (
@@ -172,4 +182,5 @@ def finetune(
             )
             for o in outcomes
         ],
+        [o["flags"] for o in outcomes],
     )

@@ -16,7 +16,7 @@ from fastxfer.cli.common import (
     emit_json,
     json_option,
     open_store,
-    print_table,
+    print_flagged,
     results_option,
     seed_option,
     store_option,
@@ -171,16 +171,20 @@ def _run(
                 "results": str(done.path),
                 "rows_added": added,
                 "seconds": seconds,
-                "leaks": leaks,
-                "rows": shown.to_dict("records"),
+                "leaks": leaks.said,
+                "rows": [
+                    {**r, "flags": leaks.flags(r["target"], r["source"], r["split"])} for r in shown.to_dict("records")
+                ],
             }
         )
         return
-    print_table(
+    shown = shown.sort_values(["target", "split", "metric", "value"])
+    print_flagged(
         ["target", "backbone", "split", "metric", "value", "95 % over test images", "params"],
         [
             [r.target, r.backbone, r.split, r.metric, f"{r.value:.4f}", f"{r.low:.4f} … {r.high:.4f}", r.params]
-            for r in shown.sort_values(["target", "split", "metric", "value"]).itertuples()
+            for r in shown.itertuples()
         ],
+        [leaks.flags(r.target, r.source, r.split) for r in shown.itertuples()],
     )
     say(f"{added} rows added in {seconds:.1f} s; results lie in {done.path}")

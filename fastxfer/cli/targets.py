@@ -118,8 +118,8 @@ def add(
     """Add a data set under a name. No image is copied or changed.
 
     FOLDER holds a labels.csv, or one folder a class, or train/ and test/ (and val/) with one folder a class each, or
-    Parquet shards; or --pattern says what its paths mean. FILE is a CSV with the columns path, label and, if known,
-    split, patient, study, view and source; an .npz in MedMNIST's layout; a .parquet with an image column; or a .tar. Labels like
+    Parquet or Arrow shards; or --pattern says what its paths mean. FILE is a CSV with the columns path, label and, if known,
+    split, patient, study, view and source; an .npz in MedMNIST's layout; a .parquet or .arrow with an image column; or a .tar. Labels like
     "Mass|Edema" make it multi-label ("No Finding": none of them), so does a column a label. Without a split one is made:
     stratified, no patient on both sides.
 
@@ -158,6 +158,8 @@ def add(
     splits = ", ".join(f"{count:,} {split}" for split, count in summary["splits"].items())
     kind = "labels (several an image)" if target.multi_label else "classes"
     click.echo(f"{name}: {target.n_images:,} images ({splits}), {len(target.class_names):,} {kind}")
+    if summary["n_left_out"]:
+        click.echo(f"left out: {summary['n_left_out']:,}; `fastxfer targets show {name} --json` lists all of it")
 
 
 @targets.command(cls=ManyValues)
@@ -229,6 +231,8 @@ def show(name: str, data_root: Path, as_json: bool, **options: Any) -> None:
     click.echo(f"fingerprint: {summary['fingerprint']}")
     for note in summary["notes"]:
         click.echo(f"note: {note}")
+    if summary["n_left_out"]:
+        click.echo(f"left out: {summary['n_left_out']:,}; --json lists all of it, by reason, as `left_out`")
     counts = summary["labels"]
     any_unknown = any(c["unknown"] for labels in counts.values() for c in labels.values())
     columns = [f"{split}{' +/-/?' if any_unknown else ''}" for split in counts]

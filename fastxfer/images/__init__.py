@@ -1,6 +1,6 @@
 """One way from an image file to RGB pixels, used by every room: what is embedded is what was checked."""
 
-from fastxfer.images.containers import member_names, members, read_tar, tar_index
+from fastxfer.images.containers import count_rows, member_names, members, read_tar, tar_index
 from fastxfer.images.decode import (
     EXTENSIONS,
     FORMATS,
@@ -23,6 +23,7 @@ __all__ = [
     "MAX_PIXELS",
     "Pixels",
     "check_header",
+    "count_rows",
     "decode_content",
     "decode_image",
     "exists",

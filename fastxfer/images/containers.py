@@ -2,7 +2,8 @@
 
 ``.tar``      MEMBER is the name of a file in it (uncompressed archives: ImageNet's classes, webdataset's shards), no ROW
 ``.npz``      MEMBER is an array (n, h, w) or (n, h, w, 3), 8 or 16 bits, as in MedMNIST; pickles are refused
-``.parquet``  MEMBER is a column of encoded images: bytes, or a struct with `bytes`, as Hugging Face writes them
+``.parquet``  MEMBER is a column of encoded images: bytes, or a struct with `bytes`, as Hugging Face writes them; the same of
+``.arrow``, ``.feather``, see `fastxfer.images.tables`
 
 What was read last is kept (an array, a row group, an archive's index), so that neighbours cost nothing more.
 """
@@ -21,8 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastxfer.errors import DataError
+from fastxfer.images import tables
 
-ENDINGS = (".tar", ".npz", ".parquet")
+ENDINGS = (".tar", ".npz", *tables.ENDINGS)
 _lock = threading.Lock()  # two threads that miss the same entry must not both read it
 
 
@@ -40,7 +42,7 @@ def split_address(path: str) -> tuple[str, str] | None:
 
 
 def read_member(file: str, address: str) -> NDArray[Any] | bytes:
-    """Pixels (h, w) or (h, w, 3) of a row of an ``.npz``, or encoded bytes of a row of a ``.parquet`` or a file in a ``.tar``.
+    """Pixels (h, w) or (h, w, 3) of a row of an ``.npz``, or encoded bytes of a row of a table or a file in a ``.tar``.
 
     `DataError` names the container and what isn't in it.
     """
@@ -108,7 +110,12 @@ def members(file: str | os.PathLike[str]) -> dict[str, tuple[int, ...]]:
 def member_names(file: str | os.PathLike[str]) -> list[str]:
     """What a container holds: names of arrays, or of columns."""
     name = os.fspath(file)
-    return sorted(members(name)) if name.lower().endswith(".npz") else list(_open(name).schema_arrow.names)
+    return sorted(members(name)) if name.lower().endswith(".npz") else list(tables.read_schema(name).names)
+
+
+def count_rows(file: str | os.PathLike[str]) -> int:
+    """How many rows a table has."""
+    return sum(_kept(_group_lengths, os.fspath(file)))
 
 
 def _kept(read: Callable[..., Any], file: str, *which: Any) -> Any:
@@ -161,33 +168,9 @@ def _array(file: str, _time: int, _size: int, member: str) -> NDArray[Any]:
 
 @lru_cache(maxsize=8)
 def _group_lengths(file: str, _time: int, _size: int) -> tuple[int, ...]:
-    about = _open(file).metadata
-    return tuple(about.row_group(i).num_rows for i in range(about.num_row_groups))
+    return tables.group_lengths(file)
 
 
 @lru_cache(maxsize=2)
 def _column(file: str, _time: int, _size: int, member: str, group: int) -> Any:
-    import pyarrow
-
-    content = _open(file)
-    if member not in content.schema_arrow.names:
-        raise DataError(f"{file}: no column '{member}'; there are {', '.join(content.schema_arrow.names)}")
-    try:
-        return content.read_row_group(group, columns=[member]).column(member)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{file}: column '{member}' cannot be read ({_line(error)})") from error
-
-
-def _open(file: str) -> Any:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        return pyarrow.parquet.ParquetFile(file)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{file}: not a readable Parquet file ({_line(error)})") from error
-
-
-def _line(error: Exception) -> str:
-    """What Arrow says, in one line."""
-    return " ".join(str(error).split())
+    return tables.read_group(file, member, group)

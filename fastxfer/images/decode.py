@@ -2,7 +2,7 @@
 
 - EXIF orientation is honoured (JPEG, PNG, TIFF, WebP).
 - Grey becomes three equal channels. 16-bit grey is scaled by 65,535, or by the file's range where `Pixels` says so.
-- DICOM is read by `fastxfer.images.dicom`; images inside ``.tar``, ``.npz`` and ``.parquet`` by `fastxfer.images.containers`.
+- DICOM is read by `fastxfer.images.dicom`; images inside archives, ``.npz`` and tables by `fastxfer.images.containers`.
 - Alpha is dropped, as torchvision's and timm's loaders do; palettes are looked up; CMYK is converted.
 - Of an animation or a multi-page file the first frame is taken.
 - 32-bit integer pixels above 65,535 or below 0, and floating-point pixels, are refused: their scale is anyone's guess.

@@ -15,7 +15,7 @@ import numpy as np
 
 import fastxfer
 from fastxfer.errors import DataError
-from fastxfer.targets.findings import load_findings
+from fastxfer.targets.findings import Findings, load_findings
 
 _IMAGE = re.compile(r"\S+\.(?:png|jpe?g|tiff?|bmp|gif|webp|dcm|dicom)\b", re.IGNORECASE)
 _PATH = re.compile(
@@ -50,9 +50,8 @@ class Facts:
     targets: dict[str, TargetFacts] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
-    leaks: dict[str, list[str]] = field(
-        default_factory=dict
-    )  # target -> what `targets check --save` found, in sentences
+    findings: dict[str, Findings] = field(default_factory=dict)  # target -> what `targets check --save` found
+    leaks: dict[str, list[str]] = field(default_factory=dict)  # the same in sentences, or why it cannot be told
 
 
 def base_name(path: Any) -> str:
@@ -99,19 +98,21 @@ def gather(store_path: str | Path, data_root: str | Path | None = None) -> Facts
         if key[1] not in facts.targets:
             facts.targets[key[1]] = _target_facts(store.target(key[1]))
             if data_root is not None:
-                facts.leaks[key[1]] = _leaks(data_root, key[1], store.fingerprint(key[1]))
+                _gather_findings(facts, data_root, key[1], store.fingerprint(key[1]))
             if bad := len(store.bad_images(key[1])):
                 facts.problems.append(f"Left out: {bad:,} images of {key[1]} that could not be decoded.")
     facts.digest = str(store.digest())
     return facts
 
 
-def _leaks(data_root: str | Path, target: str, fingerprint: str) -> list[str]:
+def _gather_findings(facts: Facts, data_root: str | Path, target: str, fingerprint: str) -> None:
     try:
         findings = load_findings(data_root, target, fingerprint)
     except DataError as error:
-        return [without_paths(str(error))]
-    return findings.sentences() if findings else []
+        facts.leaks[target] = [without_paths(str(error))]
+        return
+    if findings:
+        facts.findings[target], facts.leaks[target] = findings, findings.sentences()
 
 
 def _target_facts(target: Any) -> TargetFacts:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -12,7 +11,7 @@ from fastxfer.protocol import dropped_of
 from fastxfer.report import cells as c
 from fastxfer.report.facts import Facts
 from fastxfer.report.words import joined, plural, probe_name, with_unit
-from fastxfer.targets.families import FAMILIES
+from fastxfer.targets.findings import contaminated
 
 SMALL_TEST = 200  # below it, one image more or less right moves an accuracy by half a point
 SATURATED = 0.99
@@ -31,7 +30,7 @@ class Flag:
 def flags(cells: pd.DataFrame, facts: Facts) -> list[Flag]:
     """All warnings, what changes the answer first."""
     return [
-        *_contaminated(cells),
+        *_contaminated(cells, facts),
         *_leaks(cells, facts),
         *_saturated(cells),
         *_shifted(cells),
@@ -42,7 +41,7 @@ def flags(cells: pd.DataFrame, facts: Facts) -> list[Flag]:
     ]
 
 
-def _contaminated(cells: pd.DataFrame) -> Iterator[Flag]:
+def _contaminated(cells: pd.DataFrame, facts: Facts) -> Iterator[Flag]:
     for (source, label, target), _ in cells.groupby(["source", "label", "target"]):
         if contaminated(source, target):
             yield Flag(
@@ -51,22 +50,9 @@ def _contaminated(cells: pd.DataFrame) -> Iterator[Flag]:
                 "have seen test images.",
                 target,
             )
-
-
-def contaminated(source: str, target: str) -> bool:
-    """Whether a source names the target, a data set in it, or classes of it, among its parts.
-
-    "ImageNet, then Kermany" on "kermany"; "digits[0,1,2]" on "digits"; "padchest" on "padchest-cl" and "nih14+padchest".
-    """
-
-    def plain(text: str) -> str:
-        # Variants of a built-in target read the same images.
-        shared = FAMILIES[text].shares if text in FAMILIES else ""
-        return re.sub(r"[^a-z0-9]", "", shared or text.lower())
-
-    parts = re.split(r"[,+;&/]|\bthen\b|\band\b", re.sub(r"\[[^\]]*\]", "", source.lower()))
-    of_target = {target, *target.removeprefix("union=").split("+")}
-    return bool({plain(part) for part in of_target} & {plain(part.strip()) for part in parts} - {""})
+        elif target in facts.findings and "source" in facts.findings[target].flags(source):
+            text = f"{label} was trained on {source}, which contains test images of {target}."
+            yield Flag("Seen in training", text, target)
 
 
 def _leaks(cells: pd.DataFrame, facts: Facts) -> Iterator[Flag]:

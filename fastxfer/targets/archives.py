@@ -9,6 +9,7 @@ from pathlib import Path
 from fastxfer.errors import DataError
 from fastxfer.images import EXTENSIONS, read_tar, tar_index
 from fastxfer.progress import progress
+from fastxfer.targets.leftout import LeftOut
 from fastxfer.targets.listing import SPLIT_WORDS, Listing
 
 _CLASS = ".cls"
@@ -33,7 +34,7 @@ def read_archives(root: Path, archives: list[str]) -> Listing:
     image_id: list[str] = []
     labels: list[str] = []
     parts: list[str] | None = [] if all(splits) else None
-    others = 0
+    others: list[str] = []
     with progress(f"list {root.name}", len(archives), "archives") as advance:
         for archive, split in zip(archives, splits, strict=True):
             index = tar_index(root / archive)
@@ -41,7 +42,7 @@ def read_archives(root: Path, archives: list[str]) -> Listing:
             for name in sorted(index):
                 key, ending = os.path.splitext(name)
                 if ending.lower() not in EXTENSIONS:
-                    others += ending != _CLASS
+                    others += [f"{archive}/{name}"] if ending != _CLASS else []
                     continue
                 image_id.append(f"{archive}/{name}")
                 labels.append(_class_of(root / archive, key) if shard else Path(archive).stem)
@@ -52,7 +53,8 @@ def read_archives(root: Path, archives: list[str]) -> Listing:
         raise DataError(f"{root}: no image in {len(archives):,} tar archives")
     listing = Listing(root, image_id, labels, parts, lambda i: str(root / image_id[i]))
     if others:
-        listing.notes.append(f"left out {others:,} files in archives that are no images by their name")
+        listing.left_out.append(LeftOut("files in archives that are no images by their name", str(root), paths=others))
+        listing.notes.append(listing.left_out[-1].note)
     return listing
 
 

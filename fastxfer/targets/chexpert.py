@@ -62,8 +62,10 @@ def read(
     age: list[float] = []
     split: list[str] = []
     entries: list[np.ndarray] = []
+    tables: list[Table] = []
     for file, part in files:
         table = read_csv(file, columns=(*_ABOUT, *COLUMNS))
+        tables.append(table)
         # "CheXpert-v1.0-small/train/patient00001/…" -> "train/patient00001/…": the folder may have been renamed.
         ids += [_PREFIX.sub("", path) for path in table.column("Path")]
         where += [table.where(i) for i in range(len(table))]
@@ -74,10 +76,9 @@ def read(
         entries.append(read_entries(table))
     visits = [_visit(image_id, place) for image_id, place in zip(ids, where, strict=True)]
     patient, study = (np.array(column) for column in zip(*visits, strict=True))
-    keep, left_out = choose_rows(
+    keep, filtered, left_out = choose_rows(
         name,
-        len(ids),
-        table=files[0][0],
+        tables,
         views=views,
         ages=ages,
         first_of=first_of,
@@ -91,7 +92,7 @@ def read(
         ids = locate_images(root, ids, where)
     check_ids(ids, where)
     labels, done = rule.settle(np.concatenate(entries)[keep], ids)
-    notes += [*left_out, *done]
+    notes += [*filtered, *done]
     if len(files) > 1:
         notes.append("test is the release's valid.csv, labelled by radiologists; train's labels come from reports")
     target = Target(
@@ -105,6 +106,7 @@ def read(
         tuple(notes),
         study=study[keep],
         view=np.array(view)[keep],
+        left_out=tuple(left_out),
     )
     return keep_exactly_one(target) if exactly_one else target
 

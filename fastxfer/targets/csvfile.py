@@ -14,6 +14,7 @@ from typing import Self
 
 from fastxfer.errors import DataError, nearest
 from fastxfer.images import EXTENSIONS
+from fastxfer.targets.leftout import LeftOut
 
 _DELIMITERS = (",", ";", "\t")
 _LINE_END = re.compile(r"\r\n|\r|\n")
@@ -57,6 +58,10 @@ class Table:
     def shown(self, cell: str) -> str:
         """A cell that should be one of a few words, as a message may show it: in quotes, but not what may be a patient."""
         return "(not shown)" if _OF_PATIENTS & set(self.columns) and not cell.isalpha() and cell else repr(cell)
+
+    def left_out(self, rows: Sequence[int], reason: str) -> LeftOut:
+        """That these rows (counted from 0) were left out."""
+        return LeftOut(reason, str(self.file), rows=[self.row_numbers[i] for i in rows])
 
     def take(self, rows: Sequence[int]) -> Self:
         """The same table with these rows only."""

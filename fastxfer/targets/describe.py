@@ -28,7 +28,7 @@ def count_labels(target: Target, rows: NDArray[np.int64]) -> dict[str, dict[str,
 def describe_target(target: Target) -> dict[str, Any]:
     """Numbers about a target, ready for JSON. Nobody is named: `patients`, `studies` are how many there are (or None).
 
-    `views` and `sources` are numbers of images (or None).
+    `views` and `sources` are numbers of images (or None). `left_out` lists what was left out: row numbers, or paths.
     """
 
     def tally(column: NDArray[np.str_] | None) -> dict[str, int] | None:
@@ -52,4 +52,6 @@ def describe_target(target: Target) -> dict[str, Any]:
         "sources": tally(target.source),
         "fingerprint": target.fingerprint,
         "notes": list(target.notes),
+        "n_left_out": sum(map(len, target.left_out)),
+        "left_out": [{**gone.as_dict(), "count": len(gone)} for gone in target.left_out],
     }

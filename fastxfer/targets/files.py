@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from fastxfer.errors import DataError
-from fastxfer.images import EXTENSIONS, member_names, members
+from fastxfer.images import EXTENSIONS, count_rows, member_names, members, tables
 from fastxfer.images.containers import split_address, tar_index
 
 
@@ -20,8 +19,8 @@ class Found:
 
     images: list[str] = field(default_factory=list)
     folders: list[str] = field(default_factory=list)
-    shards: list[str] = field(default_factory=list)  # Parquet files
-    others: Counter[str] = field(default_factory=Counter)  # ending of files that are no images by name -> count
+    shards: list[str] = field(default_factory=list)  # Parquet and Arrow tables
+    others: list[str] = field(default_factory=list)  # files that are no images by name
 
 
 def walk_images(root: Path) -> Found:
@@ -66,12 +65,13 @@ def walk_images(root: Path) -> Found:
             if ending in EXTENSIONS:
                 found.images.append(path)
             else:
-                if ending == ".parquet":
+                if ending in tables.ENDINGS:
                     found.shards.append(path)
-                found.others[ending or "no ending"] += 1
+                found.others.append(path)
     found.images.sort()
     found.folders.sort()
     found.shards.sort()
+    found.others.sort()
     return found
 
 
@@ -152,11 +152,6 @@ def check_ids(image_id: Sequence[str], where: Sequence[str]) -> None:
             raise DataError(f"{where[i]}: {name!r} is listed twice, first in {where[first[name]]}")
 
 
-def some(things: Sequence[str]) -> str:
-    """The first few of what was left out, for notes."""
-    return ", ".join(things[:5]) + (", …" if len(things) > 5 else "")
-
-
 def _relative(path: str, base: str, real_root: str) -> str | None:
     if os.path.isabs(path):
         for start in (base, real_root):
@@ -196,9 +191,7 @@ def _names_inside(address: str) -> Iterable[str]:
         return ()
     if file.lower().endswith(".npz"):
         return map(str, range(members(file)[member][0]))
-    import pyarrow.parquet
-
-    return map(str, range(pyarrow.parquet.read_metadata(file).num_rows))
+    return map(str, range(count_rows(file)))
 
 
 def _is_text(name: str) -> bool:

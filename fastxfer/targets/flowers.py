@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from fastxfer.errors import DataError, UsageError
 from fastxfer.targets.files import locate_images
+from fastxfer.targets.leftout import LeftOut
 from fastxfer.targets.table import Target
 
 N_CLASSES = 102
@@ -45,10 +46,11 @@ def read(folder: Path, name: str, *, split: str = "official", labels_only: bool 
         if first.setdefault(number, place) != place:
             raise DataError(f"{place}: image {number} is listed more than once, first in {first[number]}")
     notes = [] if split == "official" else ["split: the paper's; the official test images are train, all others test"]
-    if left_out := sorted(set(range(1, len(labels) + 1)) - set(numbers)):
-        images = ", ".join(map(str, left_out[:5])) + (", …" if len(left_out) > 5 else "")
-        notes.append(f"left out {len(left_out):,} images of {labels_file.name} that are in no set: {images}")
-    ids = [f"jpg/image_{number:05}.jpg" for number in numbers]
+    unused = sorted(set(range(1, len(labels) + 1)) - set(numbers))
+    what = f"images of {labels_file.name} that are in no set"
+    left_out = [LeftOut(what, str(root), paths=_files(unused))] if unused else []
+    notes += [gone.note for gone in left_out]
+    ids = _files(numbers)
     if not labels_only:
         ids = locate_images(root, ids, where)
     return Target(
@@ -59,7 +61,12 @@ def read(folder: Path, name: str, *, split: str = "official", labels_only: bool 
         np.array(parts),
         root=None if labels_only else root.absolute(),
         notes=tuple(notes),
+        left_out=tuple(left_out),
     )
+
+
+def _files(numbers: list[int]) -> list[str]:
+    return [f"jpg/image_{number:05}.jpg" for number in numbers]
 
 
 def _numbers(file: Path, array: str, largest: int) -> NDArray[np.int64]:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from fastxfer.errors import DataError, UsageError
 from fastxfer.targets.csvfile import Table
+from fastxfer.targets.leftout import LeftOut
 
 NO_FINDING = "No Finding"
 SEPARATOR = "|"
@@ -41,8 +42,8 @@ def label_columns(table: Table, wanted: str) -> list[str]:
     return [column for column in table.columns if column.startswith(PREFIX)] if wanted == "label" else []
 
 
-def read_names(table: Table, column: str, missing: str) -> tuple[Table, list[str], list[str]]:
-    """The cells of a column of names, the table without rows that were dropped, and notes that count.
+def read_names(table: Table, column: str, missing: str) -> tuple[Table, list[str], list[str], list[LeftOut]]:
+    """The table without rows that were left out, the cells of a column of names, notes that count, and those rows.
 
     missing: what an image without a label is: "error", "drop", or "unknown", and then its cell is "".
     """
@@ -56,11 +57,12 @@ def read_names(table: Table, column: str, missing: str) -> tuple[Table, list[str
             "--missing-labels"
         )
     if gone and missing == "drop":
-        kept, note = _without(table, gone)
-        return kept, kept.column(column), [note]
+        kept, left_out = _without(table, gone)
+        return kept, kept.column(column), [], [left_out]
     for i in gone:
         cells[i] = ""
-    return table, cells, [f"{len(gone):,} images without a label: all their labels are unknown"] if gone else []
+    notes = [f"{len(gone):,} images without a label: all their labels are unknown"] if gone else []
+    return table, cells, notes, []
 
 
 def refuse_two_spellings(table: Table, labels: Sequence[str]) -> None:
@@ -73,8 +75,10 @@ def refuse_two_spellings(table: Table, labels: Sequence[str]) -> None:
             raise DataError(f"{table.where(i)}: label {label!r}, but '{whole}' in {other}; write both alike")
 
 
-def read_values(table: Table, columns: Sequence[str], missing: str) -> tuple[Table, NDArray[np.float32], list[str]]:
-    """(rows, columns) float32 with NaN where a cell is blank, the table without rows that were dropped, and notes.
+def read_values(
+    table: Table, columns: Sequence[str], missing: str
+) -> tuple[Table, NDArray[np.float32], list[str], list[LeftOut]]:
+    """As `read_names`, with (rows, columns) float32 in place of the cells: NaN where a cell is blank.
 
     missing: "error" for any blank cell; "drop" leaves out images of which no label is known.
     Raises `DataError` for other values than 0 to 1.
@@ -93,18 +97,19 @@ def read_values(table: Table, columns: Sequence[str], missing: str) -> tuple[Tab
     if missing == "error" and blank.any():
         i, j = np.argwhere(blank)[0]
         raise DataError(f"{table.where(int(i))}: column '{columns[j]}' is empty, and --missing-labels is error")
-    notes = []
+    notes: list[str] = []
+    left_out: list[LeftOut] = []
     nothing = blank.all(axis=1)
     if missing == "drop" and nothing.any():
-        table, note = _without(table, np.flatnonzero(nothing).tolist())
-        notes.append(note)
+        table, gone = _without(table, np.flatnonzero(nothing).tolist())
+        left_out.append(gone)
         values, blank = values[~nothing], blank[~nothing]
     if blank.any():
         notes.append(f"{int(blank.sum()):,} of {blank.size:,} labels are unknown (blank)")
     soft = int(((values > 0) & (values < 1)).sum())
     if soft:
         notes.append(f"{soft:,} soft labels (between 0 and 1): above 0.5 counts as positive")
-    return table, values, notes
+    return table, values, notes, left_out
 
 
 def label_set(cell: str, where: str) -> set[str]:
@@ -161,11 +166,10 @@ def _value(cell: str) -> float | None:
     return value if 0 <= value <= 1 else None
 
 
-def _without(table: Table, gone: Sequence[int]) -> tuple[Table, str]:
-    """The table without the rows that have no label, and the note that names them."""
+def _without(table: Table, gone: Sequence[int]) -> tuple[Table, LeftOut]:
+    """The table without the rows that have no label, and these."""
     if len(gone) == len(table):
         raise DataError(f"{table.file}: not one of its {len(table):,} images has a label")
-    some = "; ".join(table.where(i) for i in gone[:3])
     out = set(gone)
     kept = table.take([i for i in range(len(table)) if i not in out])
-    return kept, f"left out {len(gone):,} images without a label: {some}{'; …' if len(gone) > 3 else ''}"
+    return kept, table.left_out(gone, "images without a label")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -25,6 +26,7 @@ from fastxfer.targets.labels import (
     read_values,
     refuse_two_spellings,
 )
+from fastxfer.targets.leftout import LeftOut, some
 from fastxfer.targets.split import make_split
 from fastxfer.targets.table import ABOUT, Target
 
@@ -57,6 +59,7 @@ class Listing:
     about: dict[str, list[str]] = field(default_factory=dict)
     label_names: tuple[str, ...] = ()
     notes: list[str] = field(default_factory=list)
+    left_out: list[LeftOut] = field(default_factory=list)
 
 
 def read_folder(root: Path, found: Found | None = None) -> Listing:
@@ -99,11 +102,11 @@ def read_folder(root: Path, found: Found | None = None) -> Listing:
             "folder a class, or a labels.csv with path,label[,split][,patient]"
         )
     if strays:
-        listing.notes.append(
-            f"left out {len(strays):,} images outside of {'split and ' if has_splits else ''}class folders: "
-            f"{', '.join(strays[:3])}{', …' if len(strays) > 3 else ''}"
-        )
+        outside = f"images outside of {'split and ' if has_splits else ''}class folders"
+        listing.left_out.append(LeftOut(outside, str(root), paths=strays))
+        listing.notes.append(listing.left_out[-1].note)
     if found.others:
+        listing.left_out.append(LeftOut("files that are no images by their name", str(root), paths=found.others))
         listing.notes.append(f"left out files that are no images by their name: {_count_others(found)}")
     folders = {path.rpartition("/")[0] for path in image_id}
     filled = folders | {"/".join(folder.split("/")[: depth + 1]) for folder in folders}
@@ -111,12 +114,13 @@ def read_folder(root: Path, found: Found | None = None) -> Listing:
         f for f in found.folders if f.count("/") == depth and f not in filled and f.split("/")[0] in (splits or top)
     ]
     if empty:
-        listing.notes.append(f"class folders without an image: {', '.join(empty[:5])}{', …' if len(empty) > 5 else ''}")
+        listing.notes.append(f"class folders without an image: {some(empty)}")
     return listing
 
 
 def _count_others(found: Found) -> str:
-    return ", ".join(f"{count:,} {ending}" for ending, count in found.others.most_common(5))
+    endings = Counter(os.path.splitext(path)[1].lower() or "no ending" for path in found.others)
+    return ", ".join(f"{count:,} {ending}" for ending, count in endings.most_common(5))
 
 
 def read_table(
@@ -147,11 +151,11 @@ def read_table(
     columns = label_columns(table, label_column)
     labels: list[str] | NDArray[np.float32]
     if columns:
-        table, labels, notes = read_values(table, columns, missing_labels or "unknown")
+        table, labels, notes, left_out = read_values(table, columns, missing_labels or "unknown")
     elif trusted:
-        labels, notes = table.column(label_column), []
+        labels, notes, left_out = table.column(label_column), [], []
     else:
-        table, labels, notes = read_names(table, label_column, missing_labels or "error")
+        table, labels, notes, left_out = read_names(table, label_column, missing_labels or "error")
         refuse_two_spellings(table, labels)
     names = tuple(column.removeprefix(PREFIX) for column in columns)
     split = None
@@ -175,9 +179,10 @@ def read_table(
         column: ["" if not trusted and is_missing(cell) else cell for cell in table.column(title)]
         for column, title in taken.items()
     }
+    notes = [*(gone.note for gone in left_out), *notes]
     if group not in (None, "patient"):
         notes.append(f"patients are what column '{group}' says")
-    return Listing(root, ids, labels, split, table.where, about, names, notes)
+    return Listing(root, ids, labels, split, table.where, about, names, notes, left_out)
 
 
 def build_target(
@@ -222,8 +227,8 @@ def build_target(
         notes.append(split_note)
     if val_fraction is not None:
         notes.append(_draw_val(split, image_id, labels, patient, split_seed, val_fraction))
-    target = Target(name, image_id, names, labels, split, root=listing.root.absolute(), notes=tuple(notes), **about)
-    return _with_warnings(target)
+    about |= {"notes": tuple(notes), "left_out": tuple(listing.left_out)}
+    return _with_warnings(Target(name, image_id, names, labels, split, root=listing.root.absolute(), **about))
 
 
 def _number_labels(

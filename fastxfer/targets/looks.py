@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from threadpoolctl import threadpool_limits
 
 from fastxfer.errors import DataError
@@ -99,17 +98,23 @@ def _look(path: Path, meaning: Pixels) -> _Look:
         image = decode_content(content, str(path), pixels=meaning)
     except DataError as error:
         return str(error), file, None, kind, None, None
-    pixels = hashlib.blake2b(np.asarray(image).tobytes(), digest_size=16, person=b"%dx%d" % image.size).digest()
-    return "", file, pixels, kind, _traits(image, len(raw)), likeness(image)
+    pixels = hashlib.blake2b(image.tobytes(), digest_size=16, person=b"%dx%d" % image.size).digest()
+    grey = image.convert("L")
+    return "", file, pixels, kind, _traits(np.asarray(grey), len(raw)), likeness(grey)
 
 
-def _traits(image: Image.Image, n_bytes: int) -> NDArray[np.float32]:
-    grey = np.asarray(image.convert("L"))
+def _traits(grey: NDArray[np.uint8], n_bytes: int) -> NDArray[np.float32]:
     height, width = grey.shape
     deep, wide = max(1, height // _BORDER), max(1, width // _BORDER)
     strips = (grey[:deep], grey[-deep:], grey[:, :wide], grey[:, -wide:])
-    light = [value for part in (grey, *strips) for value in (part.mean(), part.std())]
+    light = [value for part in (grey, *strips) for value in _mean_and_deviation(part)]
     return np.array([n_bytes, width, height, width / height, *light], np.float32)
+
+
+def _mean_and_deviation(grey: NDArray[np.uint8]) -> tuple[float, float]:
+    mean = float(grey.mean())
+    squares = np.square(grey, dtype=np.uint16)  # exact, and a third of the time of `std`
+    return mean, float(np.sqrt(max(0.0, float(squares.mean()) - mean**2)))
 
 
 def _cores() -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -92,6 +93,7 @@ def merge_targets(targets: Sequence[Target], name: str, *, labels: str = "inters
         view=_views(targets),
         source=np.concatenate([_sources(target) for target in targets]),
         pixels=pixels,
+        left_out=tuple(replace(gone, reason=f"{t.name}: {gone.reason}") for t in targets for gone in t.left_out),
     )
 
 

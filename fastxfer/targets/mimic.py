@@ -8,9 +8,10 @@ import numpy as np
 
 from fastxfer.errors import DataError, UsageError
 from fastxfer.targets.csvfile import Table, read_csv
-from fastxfer.targets.files import check_ids, locate_images, some
+from fastxfer.targets.files import check_ids, locate_images
 from fastxfer.targets.filters import choose_rows, keep_exactly_one
 from fastxfer.targets.labeltables import find_table
+from fastxfer.targets.leftout import some
 from fastxfer.targets.policies import COLUMNS, LABELS, Policy, read_entries
 from fastxfer.targets.table import Target
 
@@ -71,20 +72,22 @@ def read(
         for what, lack in without.items()
     )
     notes = [f"labels by {labeler}; left out {' and '.join(counted)}"]
+    left_out = [images.left_out(lack, f"images {what}") for what, lack in without.items() if lack]
     for table, lost in (
-        (splits, split_row.keys() - set(image_keys)),
-        (reports, label_row.keys() - {key[:2] for key in image_keys}),
+        (splits, [split_row[key] for key in split_row.keys() - set(image_keys)]),
+        (reports, [label_row[key] for key in label_row.keys() - {key[:2] for key in image_keys}]),
     ):
         if lost:
-            row = table.row_numbers[min((split_row if table is splits else label_row)[key] for key in lost)]
+            left_out.append(table.left_out(sorted(lost), "rows without an image"))
+            row = left_out[-1].rows[0]
             notes.append(f"left out {len(lost):,} rows of {table.file.name} without an image, the first in row {row}")
     if not rows:
         raise DataError(f"{images.file}: none of its images is both in {splits.file.name} and in {reports.file.name}")
     keys = [image_keys[i] for i in rows]
     patient, view = np.array([key[0] for key in keys]), np.array(images.column("ViewPosition"))[rows]
     study = np.array([f"{subject}-{study}" for subject, study, _ in keys])
-    keep, left_out = choose_rows(
-        name, len(rows), table=images.file, views=views, first_of=first_of, view=view, study=study, patient=patient
+    keep, filtered, gone = choose_rows(
+        name, [images.take(rows)], views=views, first_of=first_of, view=view, study=study, patient=patient
     )
     ids = [f"files/p{subject[:2]}/p{subject}/s{study}/{dicom}.jpg" for subject, study, dicom in (keys[i] for i in keep)]
     where = [images.where(rows[i]) for i in keep]
@@ -101,9 +104,10 @@ def read(
         _splits(splits, [split_row[keys[i]] for i in keep]),
         patient[keep],
         None if labels_only else folder.absolute(),
-        (*notes, *left_out, *done),
+        (*notes, *filtered, *done),
         study=study[keep],
         view=view[keep],
+        left_out=(*left_out, *gone),
     )
     return keep_exactly_one(target) if exactly_one else target
 

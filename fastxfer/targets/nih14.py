@@ -10,10 +10,11 @@ import numpy as np
 
 from fastxfer.errors import DataError
 from fastxfer.targets.csvfile import Table, read_csv, read_lines
-from fastxfer.targets.files import check_ids, find_by_name, some
+from fastxfer.targets.files import check_ids, find_by_name
 from fastxfer.targets.filters import choose_rows, keep_exactly_one, years_of
 from fastxfer.targets.labels import NO_FINDING, SEPARATOR
 from fastxfer.targets.labeltables import find_table
+from fastxfer.targets.leftout import SHOWN, LeftOut, some
 from fastxfer.targets.table import Target
 
 LABELS = (
@@ -51,23 +52,23 @@ def read(
     files, findings, patients = (table.column(c) for c in ("Image Index", "Finding Labels", "Patient ID"))
     check_ids([f"images/{file}" for file in files], [table.where(i) for i in range(len(table))])
     _check_patients(table, files, patients)
+    labels = _labels(table, findings)
+    split, notes, left_out = _splits(folder, files, patients)
+    listed = np.flatnonzero(split != "")
+    if not len(listed):
+        raise DataError(f"{table_file}: none of its images is in {_LISTS[0][0]} or {_LISTS[1][0]}")
+    if len(listed) < len(table):
+        unlisted, reason = np.flatnonzero(split == ""), f"images of {table_file.name} that are in neither list"
+        notes.append(f"left out {len(unlisted):,} {reason}: {some([files[i] for i in unlisted[: SHOWN + 1]])}")
+        left_out.append(table.left_out(unlisted.tolist(), reason))
+        table, labels, split = table.take(listed.tolist()), labels[listed], split[listed]
+        files, patients = table.column("Image Index"), table.column("Patient ID")
     visits = _optional(table, "Follow-up #")
     study = None if visits is None else np.array([f"{p}-{v}" for p, v in zip(patients, visits, strict=True)])
     view, ages_told = (_optional(table, c) for c in ("View Position", "Patient Age"))
-    labels = _labels(table, findings)
-    split, notes = _splits(folder, files, patients)
-    listed = np.flatnonzero(split != "")
-    if len(listed) < len(files):
-        unlisted = [files[i] for i in np.flatnonzero(split == "")]
-        notes.append(
-            f"left out {len(unlisted):,} images of {table_file.name} that are in neither list: {some(unlisted)}"
-        )
-    if not len(listed):
-        raise DataError(f"{table_file}: none of its images is in {_LISTS[0][0]} or {_LISTS[1][0]}")
-    wanted, left_out = choose_rows(
+    keep, filtered, gone = choose_rows(
         name,
-        len(files),
-        table=table_file,
+        [table],
         views=views,
         ages=ages,
         first_of=first_of,
@@ -76,9 +77,6 @@ def read(
         study=study,
         patient=patients,
     )
-    keep = np.intersect1d(listed, wanted)
-    if not len(keep):
-        raise DataError(f"{table_file}: no image is left ({'; '.join(left_out)}) for target '{name}'")
     ids = [f"images/{files[i]}" for i in keep]
     if not labels_only:
         ids = find_by_name(folder, ids, [table.where(i) for i in keep])
@@ -90,9 +88,10 @@ def read(
         split[keep],
         np.array(patients)[keep],
         None if labels_only else folder.absolute(),
-        (*notes, *left_out),
+        (*notes, *filtered),
         study=None if study is None else study[keep],
         view=None if view is None else np.array(view)[keep],
+        left_out=(*left_out, *gone),
     )
     return keep_exactly_one(target) if exactly_one else target
 
@@ -131,7 +130,7 @@ def _labels(table: Table, findings: list[str]) -> np.ndarray:
     return labels
 
 
-def _splits(folder: Path, files: list[str], patients: list[str]) -> tuple[np.ndarray, list[str]]:
+def _splits(folder: Path, files: list[str], patients: list[str]) -> tuple[np.ndarray, list[str], list[LeftOut]]:
     lists = [(folder / file, split) for file, split in _LISTS]
     if all(path.is_file() for path, _ in lists):
         of: dict[str, tuple[str, str]] = {}
@@ -141,11 +140,13 @@ def _splits(folder: Path, files: list[str], patients: list[str]) -> tuple[np.nda
                     raise DataError(f"{where}: {line!r} is listed twice, first in {of[line][1]}")
                 of[line] = (listed, where)
         notes = ["splits: train_val_list.txt and test_list.txt"]
+        left_out = []
         if unlabelled := sorted(of.keys() - set(files)):
-            notes.append(f"left out {len(unlabelled):,} listed images without a row in the table: {some(unlabelled)}")
-        return np.array([of[file][0] if file in of else "" for file in files]), notes
+            left_out.append(LeftOut("listed images without a row in the table", str(folder), paths=unlabelled))
+            notes.append(left_out[-1].note)
+        return np.array([of[file][0] if file in of else "" for file in files]), notes, left_out
     text = resources.files("fastxfer.targets").joinpath("nih14_test_patients.csv").read_text()
     test = set(text.split()[1:])
     split = np.where([patient.lstrip("0") in test for patient in patients], "test", "train")
     missing = " and ".join(path.name for path, _ in lists if not path.is_file())
-    return split, [f"splits: no {missing} in the folder, so by the 2,797 patients of the official test list"]
+    return split, [f"splits: no {missing} in the folder, so by the 2,797 patients of the official test list"], []

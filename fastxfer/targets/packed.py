@@ -1,4 +1,4 @@
-"""Data sets that are a file or a few: ``.npz`` in MedMNIST's layout, and Parquet tables with an image column.
+"""Data sets that are a file or a few: ``.npz`` in MedMNIST's layout, Parquet and Arrow tables with an image column.
 
 Both become a table whose paths lead into the file (``bloodmnist.npz/train_images/12``), read on as any other table.
 """
@@ -15,13 +15,15 @@ from typing import Any
 import numpy as np
 
 from fastxfer.errors import DataError
-from fastxfer.images.containers import members
+from fastxfer.images import count_rows, members, tables
 from fastxfer.targets.csvfile import Table
 from fastxfer.targets.labels import NO_FINDING, PREFIX, SEPARATOR
+from fastxfer.targets.leftout import LeftOut
 from fastxfer.targets.listing import SPLIT_WORDS
 from fastxfer.targets.table import ABOUT, SPLITS
 
 _IMAGE_NAMES = ("image", "img")
+_SHARD = re.compile(r"[-_.]\d+(-of-\d+)?$")  # number of a shard, at the end of a file's name
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,10 @@ class PackedTable(Table):
     def where(self, i: int) -> str:
         """``"data/bloodmnist.npz/train_images/12"`` for the i-th row."""
         return f"{self.file}/{self.rows[i][0]}"
+
+    def left_out(self, rows: Sequence[int], reason: str) -> LeftOut:
+        """That these images were left out, by their addresses."""
+        return LeftOut(reason, str(self.file), paths=[self.rows[i][0] for i in rows])
 
 
 def read_npz(file: Path) -> PackedTable:
@@ -65,13 +71,13 @@ def read_npz(file: Path) -> PackedTable:
     return _table(file.parent, {"path": paths, **_number_columns(file, labels), "split": split})
 
 
-def read_parquet(files: Sequence[Path], root: Path, columns: Sequence[str]) -> PackedTable:
-    """Images and labels of Parquet tables, as Hugging Face writes them: one file, or shards below `root`.
+def read_shards(files: Sequence[Path], root: Path, columns: Sequence[str]) -> PackedTable:
+    """Images and labels of Parquet or Arrow tables, as Hugging Face writes them: one file, or shards below `root`.
 
     The image column holds bytes, or a struct with `bytes`. columns: which others are wanted (labels, a group), besides
     split, patient, study, view and source, which are taken where they are. Names of classes come from the
-    ``huggingface`` entry of the schema; lists of labels become "A|B". Where every file's name begins with a split, as in
-    ``train-00000-of-00002.parquet``, or its folder is called so, that is the split.
+    ``huggingface`` entry of the schema; lists of labels become "A|B". Where every file's name begins or ends with a split, as in
+    ``train-00000-of-00002.parquet`` or ``beans-train.arrow``, or its folder is called so, that is the split.
     """
     content: dict[str, list[str]] = {}
     words = [_split_of(file.relative_to(root)) for file in files]
@@ -118,25 +124,19 @@ def _number_columns(file: Path, parts: list[Any]) -> dict[str, list[str]]:
 
 
 def _split_of(path: Path) -> str:
-    """The split that a file's name begins with, or its folder's name is; "" for none."""
-    words = (re.split(r"[-_.]", path.name.lower(), maxsplit=1)[0], path.parent.name.lower())
+    """The split that a file's name begins or ends with, or its folder's name is; "" for none."""
+    first, *rest = re.split(r"[-_.]", _SHARD.sub("", path.stem.lower()))
+    words = (first, *rest[-1:], path.parent.name.lower())
     return next((SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS), "")
 
 
 def _read_shard(file: Path, root: Path, columns: Sequence[str], image: str) -> tuple[dict[str, list[str]], str]:
     """Title -> cells, and the name of the image column (`image`, where another file has told)."""
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        content = pyarrow.parquet.ParquetFile(file)
-        schema = content.schema_arrow
-        image = image or _image_column(file, schema, columns)
-        there = [c for c in dict.fromkeys([*columns, *ABOUT, "split"]) if c in schema.names]
-        there += [c for c in schema.names if c.startswith(PREFIX)]
-        table = content.read(columns=there)
-    except (pyarrow.ArrowException, OSError, ValueError) as error:  # ValueError: names that aren't UTF-8
-        raise DataError(f"{file}: not a readable Parquet file ({error})") from error
+    schema = tables.read_schema(str(file))
+    image = image or _image_column(file, schema, columns)
+    there = [c for c in dict.fromkeys([*columns, *ABOUT, "split"]) if c in schema.names]
+    there += [c for c in schema.names if c.startswith(PREFIX)]
+    table = tables.read_columns(str(file), there)
     if image not in schema.names:
         raise DataError(f"{file}: no column '{image}'; the columns are: {', '.join(schema.names)}")
     if columns == ["label"] and "label" not in there and not any(c.startswith(PREFIX) for c in there):
@@ -145,7 +145,7 @@ def _read_shard(file: Path, root: Path, columns: Sequence[str], image: str) -> t
         )
     names = _class_names(file, schema)
     start = f"{file.relative_to(root).as_posix()}/{image}"
-    part = {"path": [f"{start}/{i}" for i in range(content.metadata.num_rows)]}
+    part = {"path": [f"{start}/{i}" for i in range(count_rows(file))]}
     for column in there:
         write = _writer(names.get(column))
         try:

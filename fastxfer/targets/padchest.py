@@ -12,9 +12,10 @@ import numpy as np
 
 from fastxfer.errors import DataError, UsageError
 from fastxfer.targets.csvfile import Table, read_csv
-from fastxfer.targets.files import check_ids, find_by_name, some
+from fastxfer.targets.files import check_ids, find_by_name
 from fastxfer.targets.filters import choose_rows, keep_exactly_one
 from fastxfer.targets.labeltables import find_table
+from fastxfer.targets.leftout import SHOWN, LeftOut, some
 from fastxfer.targets.table import Target
 
 TABLE = "PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv"
@@ -52,7 +53,7 @@ def read(
     files = (TABLE, f"{TABLE}.gz")
     table_file = find_table(name, folder, files, packaged=f"{TABLE}.gz" if labels_only else None)
     table = read_csv(table_file, columns=_COLUMNS)
-    rows, notes = _usable(table)
+    rows, notes, left_out = _usable(table)
     if not rows:
         raise DataError(f"{table_file}: no usable row ({'; '.join(notes)})")
     column = {c: [cells[i] for i in rows] for c in _COLUMNS for cells in (table.column(c),)}
@@ -70,10 +71,9 @@ def read(
     else:
         raise UsageError(f"target '{name}': split '{split}' is not one of patient, image")
     view = np.array([_VIEWS.get(v, v) for v in column["Projection"]])
-    keep, left_out = choose_rows(
+    keep, filtered, gone = choose_rows(
         name,
-        len(rows),
-        table=table_file,
+        [table.take(rows)],
         views=views,
         ages=ages,
         first_of=first_of,
@@ -82,7 +82,7 @@ def read(
         study=column["StudyID"],
         patient=patient,
     )
-    notes += left_out
+    notes += filtered
     ids, where = [f"{column['ImageDir'][i]}/{files_of[i]}" for i in keep], [table.where(rows[i]) for i in keep]
     check_ids(ids, where)
     if not labels_only:
@@ -98,31 +98,36 @@ def read(
         tuple(notes),
         study=np.array(column["StudyID"])[keep],
         view=view[keep],
+        left_out=(*left_out, *gone),
     )
     return keep_exactly_one(target) if exactly_one else target
 
 
-def _usable(table: Table) -> tuple[list[int], list[str]]:
+def _usable(table: Table) -> tuple[list[int], list[str], list[LeftOut]]:
     views, labels, files, patients = (table.column(c) for c in ("Projection", "Labels", "ImageID", "PatientID"))
     broken = set(_data("padchest_dropped_files.csv").split()[1:])
     reasons = (f"of views other than {', '.join(VIEWS)}", "without labels", "with files known as broken")
-    left_out: dict[str, list[str]] = {reason: [] for reason in reasons}
+    unusable: dict[str, list[int]] = {reason: [] for reason in reasons}
     rows = []
     for i, view in enumerate(views):
         if _VIEWS.get(view, view) not in VIEWS:
-            left_out[reasons[0]].append(files[i])
+            unusable[reasons[0]].append(i)
         elif labels[i].lower() in ("", "nan"):
-            left_out[reasons[1]].append(files[i])
+            unusable[reasons[1]].append(i)
         elif files[i] in broken:
-            left_out[reasons[2]].append(files[i])
+            unusable[reasons[2]].append(i)
         else:
             rows.append(i)
     for i in rows:
         for column, cell in (("ImageID", files[i]), ("PatientID", patients[i])):
             if cell.lower() in ("", "nan"):
                 raise DataError(f"{table.where(i)}: nothing in column '{column}'; have columns moved?")
-    counted = (f"{len(gone):,} rows {reason}{f' ({some(gone)})' if gone else ''}" for reason, gone in left_out.items())
-    return rows, [f"left out {'; '.join(counted)}"]
+    counted = (
+        f"{len(gone):,} rows {reason}" + (f" ({some([files[i] for i in gone[: SHOWN + 1]])})" if gone else "")
+        for reason, gone in unusable.items()
+    )
+    left_out = [table.left_out(gone, f"rows {reason}") for reason, gone in unusable.items() if gone]
+    return rows, [f"left out {'; '.join(counted)}"], left_out
 
 
 def _labels(texts: list[str]) -> tuple[tuple[str, ...], np.ndarray]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from fastxfer.errors import DataError, UsageError, nearest
 from fastxfer.targets.files import walk_images
+from fastxfer.targets.leftout import LeftOut, some
 from fastxfer.targets.listing import SPLIT_WORDS, Listing
 from fastxfer.targets.table import ABOUT
 
@@ -36,17 +37,17 @@ def read_pattern(root: Path, pattern: str) -> Listing:
         image_id.append(path)
         for name, value in match.groupdict().items():
             values.setdefault(name, []).append(value)
-    some = f"{', '.join(strays[:3])}{', …' if len(strays) > 3 else ''}"
     if not image_id:
         raise DataError(
-            f"{root}: of {len(strays):,} images none is as --pattern '{pattern}' says{some and f': {some}'}"
+            f"{root}: of {len(strays):,} images none is as --pattern '{pattern}' says{': ' * bool(strays)}{some(strays)}"
         )
     split = values.pop("split", None)
     if split is not None:
         split = [SPLIT_WORDS[word.lower()] for word in split]
     listing = Listing(root, image_id, values.pop("label"), split, lambda i: str(root / image_id[i]), values)
     if strays:
-        listing.notes.append(f"left out {len(strays):,} images that aren't as the pattern says: {some}")
+        listing.left_out.append(LeftOut("images that aren't as the pattern says", str(root), paths=strays))
+        listing.notes.append(listing.left_out[-1].note)
     return listing
 
 

@@ -20,6 +20,7 @@ from fastxfer.targets.csvfile import read_bytes, read_csv
 from fastxfer.targets.families import FAMILIES, Family
 from fastxfer.targets.filters import keep_exactly_one
 from fastxfer.targets.labels import write_labels
+from fastxfer.targets.leftout import LeftOut
 from fastxfer.targets.listing import build_target, read_table
 from fastxfer.targets.merge import merge_targets
 from fastxfer.targets.sources import read_source
@@ -52,7 +53,7 @@ def add_target(
 
     source: a folder with a ``labels.csv`` (which then decides alone), an ImageFolder with or without train/ and
     test/, a CSV with ``path,label[,split][,patient]`` whose paths start at `root` (default: the CSV's folder), an
-    ``.npz`` in MedMNIST's layout, a ``.parquet`` with an image column or a folder of such shards. Labels "A|B" make it
+    ``.npz`` in MedMNIST's layout, a ``.parquet`` or ``.arrow`` with an image column or a folder of such shards. Labels "A|B" make it
     multi-label; "No Finding" then stands for none of them. No pixel is read or copied; `pixels` says what
     they mean, where files leave a choice.
     pattern: what a folder's paths say, see `read_pattern`. label_column, group, missing_labels: see `read_table`.
@@ -106,6 +107,7 @@ def add_target(
         "files": record_files(listing.root, listing.image_id),
         "notes": list(target.notes),
         "pixels": pixels.as_dict(),
+        "left_out": [gone.as_dict() for gone in target.left_out],
     }
     _write_entry(register_folder(data_root), name, target, meta, replace)
     for note in target.notes:
@@ -339,6 +341,7 @@ def _read_meta(folder: Path, name: str) -> dict[str, Any]:
             "table_sha256",
         } <= meta.keys()
         complete = complete and {"digest", "latest"} <= meta.get("files", {"digest": "", "latest": 0}).keys()
+        meta["left_out"] = [LeftOut(**gone) for gone in meta.get("left_out", [])]
     except (ValueError, KeyError, TypeError, AttributeError):
         newer = complete = False
     if newer:
@@ -368,7 +371,7 @@ def _read_entry(folder: Path, name: str) -> Target:
         say(f"{name}: {changes}; what was embedded before is of the old ones")
         notes.append(changes)
     pixels = Pixels(**meta.get("pixels", {}))
-    return dataclasses.replace(target, root=root, notes=tuple(notes), pixels=pixels)
+    return dataclasses.replace(target, root=root, notes=tuple(notes), pixels=pixels, left_out=tuple(meta["left_out"]))
 
 
 __all__ = [

@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from fastxfer.errors import DataError, UsageError
+from fastxfer.images import tables
 from fastxfer.images.containers import ENDINGS
 from fastxfer.targets.archives import find_archives, read_archives
 from fastxfer.targets.csvfile import Table, read_csv
 from fastxfer.targets.files import walk_images
 from fastxfer.targets.listing import Listing, read_folder, read_table
-from fastxfer.targets.packed import read_npz, read_parquet
+from fastxfer.targets.packed import read_npz, read_shards
 from fastxfer.targets.pattern import read_pattern
 
 
@@ -25,8 +26,8 @@ def read_source(
 ) -> tuple[str, Listing]:
     """The kind of a source ("folder", "table", "packed") and what it lists.
 
-    source: a folder with a labels.csv (which then decides alone), with class folders, or with Parquet shards; a CSV,
-    whose paths start at `root` (default: its folder); an .npz in MedMNIST's layout; a .parquet; tar archives.
+    source: a folder with a labels.csv (which then decides alone), with class folders, or with Parquet or Arrow shards; a CSV,
+    whose paths start at `root` (default: its folder); an .npz in MedMNIST's layout; a .parquet or .arrow; tar archives.
     pattern: which of a folder's images, and what their paths say, see `read_pattern`; a labels.csv then counts for nothing.
     The other options are those of `read_table`.
     """
@@ -53,8 +54,8 @@ def read_source(
             raise UsageError(f"--pattern goes with a folder of images; {source} is a file")
         if ending == ".npz":
             return of_table("packed", read_npz(source), source.parent)
-        if ending == ".parquet":
-            return of_table("packed", read_parquet([source], source.parent, columns), source.parent)
+        if ending in tables.ENDINGS:
+            return of_table("packed", read_shards([source], source.parent, columns), source.parent)
         if ending != ".tar":
             return of_table("table", read_csv(source), root or source.parent)
         without_table("an archive has no table")
@@ -66,7 +67,7 @@ def read_source(
         return of_table("table", read_csv(source / "labels.csv"), source)
     found = walk_images(source)
     if found.shards and not found.images:
-        return of_table("packed", read_parquet([source / shard for shard in found.shards], source, columns), source)
+        return of_table("packed", read_shards([source / shard for shard in found.shards], source, columns), source)
     without_table("there is no labels.csv in this folder")
     archives = [] if found.images else find_archives(source)
     return ("packed", read_archives(source, archives)) if archives else ("folder", read_folder(source, found))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,9 +27,9 @@ def make_split(
 
     Without patients and with one label an image, every class is cut by itself: its counts are the exact shares,
     rounded, and a class of at least as many images as splits is in all of them. Else groups are dealt one by one,
-    rarest label first, to the split that lacks this label most: iterative stratification (Sechidis, Tsoumakas &
-    Vlahavas, ECML 2011), with groups of images in place of images; then classes that one split misses altogether
-    are repaired where a group can be spared.
+    rarest label first, to the split that has least of this label for its share: iterative stratification (Sechidis,
+    Tsoumakas & Vlahavas, ECML 2011), with groups of images in place of images; then classes that one split misses
+    altogether are repaired where a group can be spared.
     """
     names = [name for name, share in fractions.items() if share > 0]
     shares = np.array([fractions[name] for name in names])
@@ -74,51 +75,57 @@ def _round_shares(total: int, shares: NDArray[np.float64]) -> NDArray[np.int64]:
     return counts
 
 
-def _label_counts(labels: NDArray[np.int64] | NDArray[np.float32], group: NDArray[np.int64]) -> NDArray[np.int64]:
-    """(groups, strata): how many images of each group carry each label; images without any are a stratum of theirs."""
+def _label_counts(labels: NDArray[np.int64] | NDArray[np.float32], group: NDArray[np.int64]) -> Any:
+    """(groups, strata), sparse: how many images of each group carry each label; images without any are a stratum of theirs."""
+    from scipy import sparse
+
     if labels.ndim == 1:
-        counts = np.zeros((group.max() + 1, int(labels.max()) + 1), dtype=np.int64)
-        np.add.at(counts, (group, labels.astype(np.int64)), 1)
-        return counts
-    positive = labels > 0.5  # NaN is not
-    columns = np.column_stack([positive, ~positive.any(axis=1)]).astype(np.int64)
-    counts = np.zeros((group.max() + 1, columns.shape[1]), dtype=np.int64)
-    np.add.at(counts, group, columns)
-    return counts
+        images, strata = np.arange(len(labels)), labels.astype(np.int64)
+    else:
+        positive = labels > 0.5  # NaN is not
+        images, strata = np.nonzero(np.column_stack([positive, ~positive.any(axis=1)]))
+    return sparse.csr_array((np.ones(len(images), np.int64), (group[images], strata)))  # equal places add up
 
 
-def _deal_groups(counts: NDArray[np.int64], shares: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.int64]:
+def _deal_groups(counts: Any, shares: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.int64]:
     n_groups, n_strata = counts.shape
-    wanted = shares[:, None] * counts.sum(axis=0)  # (splits, strata), what each split still lacks
-    wanted_all = wanted.sum(axis=1)
-    chosen = np.full(n_groups, -1, dtype=np.int64)
-    holders = (counts > 0).sum(axis=0)
-    order = rng.permutation(n_groups)
+    by_stratum = counts.tocsc()
+    holders = np.diff(by_stratum.indptr)
     # Large groups first: the small ones that follow can still even out what a large one upset.
-    order = order[np.argsort(-counts[order].sum(axis=1), kind="stable")]
+    order = rng.permutation(n_groups)
+    turn = np.empty(n_groups, dtype=np.int64)
+    turn[order[np.argsort(-counts.sum(axis=1)[order], kind="stable")]] = np.arange(n_groups)
+    chosen = np.full(n_groups, -1, dtype=np.int64)
+    given = np.zeros((len(shares), n_strata))
     for stratum in sorted(range(n_strata), key=lambda s: (holders[s], s)):
-        for g in order[(counts[order, stratum] > 0) & (chosen[order] < 0)]:
-            lack = wanted[:, stratum]
-            best = np.flatnonzero(lack >= lack.max() - 1e-9)
-            split = int(best[np.argmax(wanted_all[best])])
-            chosen[g] = split
-            wanted[split] -= counts[g]
-            wanted_all[split] -= counts[g].sum()
-    _repair(chosen, counts, len(shares), rng)
+        column = slice(*by_stratum.indptr[stratum : stratum + 2])
+        groups, sizes = by_stratum.indices[column], by_stratum.data[column]
+        for k in np.argsort(turn[groups]):
+            g = groups[k]
+            if chosen[g] < 0:
+                row = slice(*counts.indptr[g : g + 2])
+                # Seats in a parliament: each goes to the party with the largest share a seat (Sainte-Laguë). The plain
+                # rule, to whom lacks most, would deal all large groups to the large split, and small ones to the small.
+                split = np.argmax(shares / (given[:, stratum] + sizes[k] / 2))
+                chosen[g] = split
+                given[split, counts.indices[row]] += counts.data[row]
+    _repair(chosen, counts, by_stratum, len(shares), rng)
     return chosen
 
 
-def _repair(chosen: NDArray[np.int64], counts: NDArray[np.int64], n_splits: int, rng: np.random.Generator) -> None:
+def _repair(chosen: NDArray[np.int64], counts: Any, by_stratum: Any, n_splits: int, rng: np.random.Generator) -> None:
     """Give a split that misses a label altogether a group with it, where no other split loses a label by that."""
-    holders = np.stack([(counts[chosen == s] > 0).sum(axis=0) for s in range(n_splits)])  # (splits, strata)
+    holders = np.stack([np.diff(counts[chosen == s].tocsc().indptr) for s in range(n_splits)])  # (splits, strata)
+    size = counts.sum(axis=1)
     for split, stratum in np.argwhere(holders == 0):
         if holders[split, stratum]:
             continue  # mended on the way, by a group moved for another label
-        candidates = rng.permutation(np.flatnonzero((counts[:, stratum] > 0) & (chosen != split)))
-        for g in candidates[np.argsort(counts[candidates].sum(axis=1), kind="stable")]:
-            carries = counts[g] > 0
+        having = np.sort(by_stratum.indices[slice(*by_stratum.indptr[stratum : stratum + 2])])
+        candidates = rng.permutation(having[chosen[having] != split])
+        for g in candidates[np.argsort(size[candidates], kind="stable")]:
+            carries = counts.indices[slice(*counts.indptr[g : g + 2])]
             if (holders[chosen[g], carries] > 1).all():
-                holders[chosen[g]] -= carries
-                holders[split] += carries
+                holders[chosen[g], carries] -= 1
+                holders[split, carries] += 1
                 chosen[g] = split
                 break

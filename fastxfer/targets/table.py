@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from fastxfer.errors import DataError
 from fastxfer.images import DEFAULT, Pixels
+from fastxfer.targets.leftout import LeftOut
 
 SPLITS = ("train", "val", "test")
 ABOUT = ("patient", "study", "view", "source")
@@ -38,6 +39,7 @@ class Target:
     pixels:      what the images' numbers mean, where their files leave a choice
     root:        folder that `image_id` starts from; None once the images are left behind (read from a store)
     notes:       what was decided on the way here, for people ("no split found: made one, seed 0 …")
+    left_out:    what readers and filters left out on the way here, all of it
     dropped:     what was taken out of test on wish ("copy:12", twelve images), which results must tell; "" for nothing
     """
 
@@ -52,6 +54,7 @@ class Target:
     study: NDArray[np.str_] | None = None
     view: NDArray[np.str_] | None = None
     source: NDArray[np.str_] | None = None
+    left_out: tuple[LeftOut, ...] = ()
     dropped: str = ""
     pixels: Pixels = DEFAULT
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from fastxfer.errors import DataError, UsageError
-from fastxfer.targets.files import some, walk_images
+from fastxfer.targets.files import walk_images
+from fastxfer.targets.leftout import LeftOut
 from fastxfer.targets.split import make_split
 from fastxfer.targets.table import Target
 
@@ -32,8 +33,8 @@ def read(folder: Path, name: str, *, split: str = "stratified", split_seed: int 
     notes: list[str] = []
     found = [path for path in walk_images(folder).images if "mask" not in path.lower()]
     others = [p for p in found if not p.rsplit("/", 1)[-1].startswith(tuple(start for start, _ in SOURCES.values()))]
-    if others:
-        notes.append(f"left out {len(others):,} images with names of neither source: {some(others)}")
+    left_out = [LeftOut("images with names of neither source", str(folder), paths=others)] if others else []
+    notes += [gone.note for gone in left_out]
     ids: list[str] = []
     labels: list[int] = []
     source: list[str] = []
@@ -70,4 +71,15 @@ def read(folder: Path, name: str, *, split: str = "stratified", split_seed: int 
         strata = label + len(CLASSES) * (origins == "montgomery")
         parts = make_split(image_id, strata, None, fractions=shares, seed=split_seed)
         notes.append(f"split: 85% train and 15% test of each source and label, seed {split_seed}")
-    return Target(name, image_id, CLASSES, label, parts, None, folder.absolute(), tuple(notes), source=origins)
+    return Target(
+        name,
+        image_id,
+        CLASSES,
+        label,
+        parts,
+        None,
+        folder.absolute(),
+        tuple(notes),
+        source=origins,
+        left_out=tuple(left_out),
+    )
