@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks import fewshot, gram, knn, neardup, path, probe, sample
+from benchmarks import fewshot, gram, knn, neardup, path, probe, sample, store
 
 Entry = dict[str, Any]
 
@@ -32,4 +32,5 @@ BENCHMARKS: dict[str, Callable[[Any], list[Entry]]] = {
     "gram": gram.run,
     "sample": sample.run,
     "neardup": neardup.run,
+    "store": store.run,
 }
