@@ -191,7 +191,7 @@ def test_a_full_disk_is_one_line_and_the_next_run_finishes(world: Path, monkeypa
     def full(handle: int) -> None:
         nonlocal calls
         calls += 1
-        if calls > 60:
+        if calls > 48:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         sync(handle)
 

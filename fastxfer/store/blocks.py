@@ -17,6 +17,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import google_crc32c
@@ -78,8 +79,16 @@ class Layout:
         return self.chunks(number) * self.stride + SEAL_BYTES + self.index_bytes
 
     def index(self, number: int) -> bytes:
+        """The index of a block's chunks, with its checksum."""
+        return self._full_index if len(self.rows(number)) == self.block_rows else self._index(self.chunks(number))
+
+    @cached_property
+    def _full_index(self) -> bytes:
+        return self._index(self.block_rows // self.chunk_rows)
+
+    def _index(self, chunks: int) -> bytes:
         entries = np.full((self.block_rows // self.chunk_rows, 2), _EMPTY, "<u8")
-        for chunk in range(self.chunks(number)):
+        for chunk in range(chunks):
             entries[chunk] = chunk * self.stride, self.chunk_bytes + _CRC
         content = entries.tobytes()
         return content + crc(content)
