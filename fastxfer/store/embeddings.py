@@ -270,7 +270,7 @@ class EmbeddingStore:
         name = check_name(target.name, "target")
         if target.n_images == 0:
             raise DataError(f"target '{name}' has no images")
-        with self._lock(f"{name}", f"target '{name}'", wait=60.0):
+        with self.locked(f"{name}", f"target '{name}'", wait=60.0):
             attrs = self._target_attrs(name)
             if attrs is not None:
                 embedded = any(self._holds_rows(backbone, name) for backbone in self.backbones(name))
@@ -299,7 +299,7 @@ class EmbeddingStore:
         check_name(backbone, "backbone")
         n_images = int(self._need_target(target)["n_images"])
         path = array_path(backbone, target)
-        with self._lock(f"{target}@{backbone}", f"'{backbone}' on '{target}'") as lock:
+        with self.locked(f"{target}@{backbone}", f"'{backbone}' on '{target}'") as lock:
             if self._attrs(path) is None:
                 chunk = min(CHUNK_ROWS, block_rows)
                 shard = -(-min(block_rows, n_images) // chunk) * chunk
@@ -350,10 +350,10 @@ class EmbeddingStore:
             self.stored(backbone, target)
         self._writable()
         for name in gone:
-            with self._lock(f"{target}@{name}", f"'{name}' on '{target}'"):
+            with self.locked(f"{target}@{name}", f"'{name}' on '{target}'"):
                 files.delete_tree(self._files, f"targets/{target}/embeddings/{name}")
         if backbone is None:
-            with self._lock(target, f"target '{target}'"):
+            with self.locked(target, f"target '{target}'"):
                 files.delete_tree(self._files, f"targets/{target}")
 
     # -- inside --------------------------------------------------------------------------------------------------
@@ -363,7 +363,8 @@ class EmbeddingStore:
             raise UsageError(f"store '{self.path}' was opened for reading; open it with mode 'a'")
 
     @contextmanager
-    def _lock(self, name: str, what: str, wait: float = 0.0) -> Iterator[Path | None]:
+    def locked(self, name: str, what: str, wait: float = 0.0) -> Iterator[Path | None]:
+        """Hold a lock of the store; `what` is said to whoever comes second. DataError if it is held."""
         self._writable()
         root = files.local_root(self._files)
         if root is None:  # no locks on object stores: blocks are written whole and are the same whoever writes them
@@ -412,7 +413,7 @@ class EmbeddingStore:
         return len(array.missing()) < len(array.blocks)
 
     def record_bad(self, target: str, found: dict[int, str]) -> None:
-        with self._lock(target, f"target '{target}'", wait=60.0):
+        with self.locked(target, f"target '{target}'", wait=60.0):
             attrs = self._need_target(target)
             bad = {**attrs["bad"], **{str(row): reason for row, reason in found.items()}}
             group = zarr.open_group(self._files, path=f"targets/{target}", mode="r+")
