@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -14,14 +12,12 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 from zarr.abc.store import Store
-from zarr.codecs import Crc32cCodec
 
 from fastxfer.errors import DataError, UsageError, nearest
 from fastxfer.store import files, locks
 from fastxfer.store.arrays import StoredArray, open_array
 from fastxfer.store.layout import (
     BLOCK_ROWS,
-    CHUNK_ROWS,
     FORMAT,
     NAME,
     array_path,
@@ -32,11 +28,10 @@ from fastxfer.store.layout import (
     check_name,
     check_table,
     damaged,
-    now,
 )
 from fastxfer.store.rows import StoredRows
 from fastxfer.store.tables import read_column, read_table, write_table
-from fastxfer.store.writing import Writer
+from fastxfer.store.writing import Writer, create
 from fastxfer.targets.table import Target
 
 
@@ -62,7 +57,7 @@ class EmbeddingStore:
         self.path = str(path)
         self.read_only = read_only
         self.version = version
-        self._files = backing
+        self.backing = backing
         self._left_out: dict[str, tuple[Collection[str], str]] = {}
 
     def __repr__(self) -> str:
@@ -82,6 +77,8 @@ class EmbeddingStore:
         there = root.exists() if root is not None else True
         try:
             content = files.read_json(backing, files.METADATA, sealed=False) if there else None
+            if content is not None and content["attributes"].get("fastxfer_format") == FORMAT:
+                files.read_json(backing, files.METADATA)  # from format 2 on it has a digest
         except (ValueError, KeyError, TypeError) as error:
             raise damaged(str(path), "its zarr.json", error) from None
         if content is None:
@@ -107,7 +104,7 @@ class EmbeddingStore:
     def targets(self) -> list[str]:
         """Names of the targets whose tables are stored, sorted."""
         return [
-            n for n in files.names(self._files, "targets") if NAME.fullmatch(n) and self._target_attrs(n) is not None
+            n for n in files.names(self.backing, "targets") if NAME.fullmatch(n) and self._target_attrs(n) is not None
         ]
 
     def backbones(self, target: str) -> list[str]:
@@ -115,15 +112,15 @@ class EmbeddingStore:
         prefix = f"targets/{target}/embeddings"
         return [
             n
-            for n in files.names(self._files, prefix)
+            for n in files.names(self.backing, prefix)
             if NAME.fullmatch(n) and self._attrs(f"{prefix}/{n}") is not None
         ]
 
-    def entries(self) -> list[Entry]:
-        """One Entry an array, by target and backbone."""
+    def entries(self, of: str | None = None) -> list[Entry]:
+        """One Entry an array, by target and backbone; of target `of` only, if named."""
         found = []
-        for target in self.targets():
-            attrs = self._need_target(target)
+        for target in self.targets() if of is None else [of]:
+            attrs = self.target_attributes(target)
             bad = bad_rows(attrs)
             for backbone in self.backbones(target):
                 array = self.stored(backbone, target)
@@ -141,7 +138,7 @@ class EmbeddingStore:
                         dtype=str(array.dtype),
                         complete=not missing,
                         n_present=usable - len(np.setdiff1d(absent, bad)),
-                        bytes=files.size(self._files, array.path),
+                        bytes=self.size(array.path)[1],
                         attrs=dict(array.attributes),
                     )
                 )
@@ -149,8 +146,8 @@ class EmbeddingStore:
 
     def target(self, name: str, *, keep_bad: bool = False) -> Target:
         """The target's table as stored, row for row as `embeddings` (so without images that cannot be decoded)."""
-        attrs = self._need_target(name)
-        whole = read_table(self.path, self._files, name, attrs)
+        attrs = self.target_attributes(name)
+        whole = read_table(self.path, self.backing, name, attrs)
         absent = self._absent(name)
         if keep_bad or not len(absent):
             return whole
@@ -160,27 +157,35 @@ class EmbeddingStore:
 
     def fingerprint(self, target: str) -> str:
         """That of the target's full table, as `add_target` was given it."""
-        return str(self._need_target(target)["fingerprint"])
+        return str(self.target_attributes(target)["fingerprint"])
+
+    def files_digest(self, target: str) -> str:
+        """What `add_target` was told of the target's image files; "" for nothing."""
+        return str(self.target_attributes(target).get("files", ""))
+
+    def size(self, prefix: str) -> tuple[int, int]:
+        """Files and bytes under a path of the store."""
+        return files.size(self.backing, prefix)
 
     def bad_images(self, target: str) -> dict[int, str]:
         """Row number in the full table -> why that image cannot be decoded."""
-        return {int(row): reason for row, reason in self._need_target(target)["bad"].items()}
+        return {int(row): reason for row, reason in self.target_attributes(target)["bad"].items()}
 
     def leaving_out(self, images: Mapping[str, Collection[str]], why: str) -> EmbeddingStore:
         """The same store, for reading, in which some images (target -> image ids) are not there, nor their embeddings.
 
         Targets then say so: their `dropped` is `why` and how many it were.
         """
-        store = EmbeddingStore(self.path, self._files, read_only=True, version=self.version)
+        store = EmbeddingStore(self.path, self.backing, read_only=True, version=self.version)
         store._left_out = {name: (set(some), why) for name, some in images.items()}
         return store
 
     def _absent(self, name: str) -> NDArray[np.int64]:
         """Rows of the full table that `target` and `embeddings` are without, ascending."""
-        bad = bad_rows(self._need_target(name))
+        bad = bad_rows(self.target_attributes(name))
         if name not in self._left_out:
             return bad
-        ids = as_words(read_column(self.path, self._files, f"targets/{name}/image_id"))
+        ids = as_words(read_column(self.path, self.backing, f"targets/{name}/image_id"))
         return np.union1d(bad, np.flatnonzero(np.isin(ids, sorted(self._left_out[name][0]))))
 
     def embeddings(self, backbone: str, target: str) -> NDArray[Any]:
@@ -235,24 +240,9 @@ class EmbeddingStore:
 
         Rows that are missing count as missing, so an incomplete store has another digest.
         """
-        h = hashlib.sha256(b"fastxfer store 1\0")
+        from fastxfer.store.digest import digest
 
-        def text(*words: object) -> None:
-            h.update(json.dumps([str(w) for w in words]).encode() + b"\0")
-
-        for name in self.targets():
-            whole = self.target(name, keep_bad=True)
-            text("target", name, whole.fingerprint, sorted(self.bad_images(name)))
-            for backbone in self.backbones(name):
-                array = self.stored(backbone, name)
-                text("embeddings", backbone, array.attributes.get("identity"), array.dtype, array.shape)
-                absent = {r.start for r in array.missing()}
-                for block in array.blocks:
-                    if block.start in absent:
-                        text("missing", *block)
-                    else:
-                        h.update(array.read(block).tobytes())
-        return h.hexdigest()
+        return digest(self)
 
     def export(self, backbone: str, target: str, out: Path) -> None:
         """Write embeddings and the table's columns to a .npz, .parquet or .npy (`exporting.export`); rows correspond."""
@@ -276,9 +266,9 @@ class EmbeddingStore:
                 embedded = any(self._holds_rows(backbone, name) for backbone in self.backbones(name))
                 check_table(self.path, attrs, target, files if embedded else "")
                 if not embedded and files != attrs.get("files", ""):
-                    zarr.open_group(self._files, path=f"targets/{name}", mode="r+").update_attributes({"files": files})
+                    zarr.open_group(self.backing, path=f"targets/{name}", mode="r+").update_attributes({"files": files})
                 return
-            write_table(self._files, target, files)
+            write_table(self.backing, target, files)
 
     @contextmanager
     def writer(
@@ -297,32 +287,18 @@ class EmbeddingStore:
         Raises DataError if somebody else writes it, or if it holds another backbone's embeddings under this name.
         """
         check_name(backbone, "backbone")
-        n_images = int(self._need_target(target)["n_images"])
+        n_images = int(self.target_attributes(target)["n_images"])
         path = array_path(backbone, target)
         with self.locked(f"{target}@{backbone}", f"'{backbone}' on '{target}'") as lock:
             if self._attrs(path) is None:
-                chunk = min(CHUNK_ROWS, block_rows)
-                shard = -(-min(block_rows, n_images) // chunk) * chunk
-                files.sweep(self._files, path)
-                zarr.create_array(
-                    self._files,
-                    name=path,
-                    shape=(n_images, dim),
-                    dtype=dtype,
-                    chunks=(chunk, dim),
-                    shards=(shard, dim),
-                    compressors=Crc32cCodec(),
-                    fill_value=float("nan"),
-                    # One flat folder, so that a single listing tells which blocks are there.
-                    chunk_key_encoding={"name": "default", "separator": "."},
-                    attributes={"date": now(), "seconds": 0.0, "n_timed": 0, **files.as_json(attributes)},
-                )
+                files.sweep(self.backing, path)
+                create(self.backing, path, (n_images, dim), dtype, block_rows, files.as_json(attributes))
             array = self.stored(backbone, target)
             there = {**array.attributes, "dim": array.shape[1], "dtype": str(array.dtype)}
             check_backbone(
                 self.path, backbone, target, there, {**files.as_json(attributes), "dim": dim, "dtype": dtype}
             )
-            files.sweep(self._files, path)
+            files.sweep(self.backing, path)
             out = Writer(self, array, lock)
             try:
                 yield out
@@ -333,40 +309,41 @@ class EmbeddingStore:
 
     def update_attributes(self, array: StoredArray, changes: dict[str, Any]) -> None:
         """Change an array's attributes, here and in the store; its lock must be held."""
-        self._writable()
+        self.check_writable()
         key = f"{array.path}/{files.METADATA}"
-        document = files.read_json(self._files, key)
+        document = files.read_json(self.backing, key)
         if document is None:
             raise DataError(f"store '{self.path}': {key} is gone while being written; is its disk still mounted?")
         document["attributes"] |= files.as_json(changes)
-        files.write_json(self._files, key, document)
+        files.write_json(self.backing, key, document)
         array.attributes = document["attributes"]
 
     def remove(self, backbone: str | None, target: str) -> None:
         """Remove one array, or with backbone None the target and all its embeddings. DataError if being written."""
-        self._need_target(target)
+        self.target_attributes(target)
         gone = self.backbones(target) if backbone is None else [backbone]
         if backbone is not None:
             self.stored(backbone, target)
-        self._writable()
+        self.check_writable()
         for name in gone:
             with self.locked(f"{target}@{name}", f"'{name}' on '{target}'"):
-                files.delete_tree(self._files, f"targets/{target}/embeddings/{name}")
+                files.delete_tree(self.backing, f"targets/{target}/embeddings/{name}")
         if backbone is None:
             with self.locked(target, f"target '{target}'"):
-                files.delete_tree(self._files, f"targets/{target}")
+                files.delete_tree(self.backing, f"targets/{target}")
 
     # -- inside --------------------------------------------------------------------------------------------------
 
-    def _writable(self) -> None:
+    def check_writable(self) -> None:
+        """UsageError if the store was opened for reading."""
         if self.read_only:
             raise UsageError(f"store '{self.path}' was opened for reading; open it with mode 'a'")
 
     @contextmanager
     def locked(self, name: str, what: str, wait: float = 0.0) -> Iterator[Path | None]:
         """Hold a lock of the store; `what` is said to whoever comes second. DataError if it is held."""
-        self._writable()
-        root = files.local_root(self._files)
+        self.check_writable()
+        root = files.local_root(self.backing)
         if root is None:  # no locks on object stores: blocks are written whole and are the same whoever writes them
             yield None
             return
@@ -376,7 +353,7 @@ class EmbeddingStore:
     def _attrs(self, path: str) -> dict[str, Any] | None:
         key = f"{path}/{files.METADATA}"
         try:
-            document = files.read_json(self._files, key, sealed=self.version > 1)
+            document = files.read_json(self.backing, key, sealed=self.version > 1)
         except (ValueError, KeyError, TypeError) as error:
             raise damaged(self.path, key, error) from None
         return None if document is None else dict(document["attributes"])
@@ -385,7 +362,8 @@ class EmbeddingStore:
         attrs = self._attrs(f"targets/{name}")
         return attrs if attrs is not None and "fingerprint" in attrs else None
 
-    def _need_target(self, name: str) -> dict[str, Any]:
+    def target_attributes(self, name: str) -> dict[str, Any]:
+        """What is recorded of a target beside its columns. UsageError if the store doesn't hold it."""
         attrs = self._target_attrs(check_name(name, "target"))
         if attrs is None:
             known = self.targets()
@@ -397,9 +375,9 @@ class EmbeddingStore:
 
     def stored(self, backbone: str, target: str) -> StoredArray:
         """The array as it is, undecodable images' rows too. UsageError if there is none, DataError if damaged."""
-        fingerprint = str(self._need_target(target)["fingerprint"])
+        fingerprint = str(self.target_attributes(target)["fingerprint"])
         check_name(backbone, "backbone")
-        array = open_array(self.path, self._files, backbone, target, fingerprint, sealed=self.version > 1)
+        array = open_array(self.path, self.backing, backbone, target, fingerprint, sealed=self.version > 1)
         if array is None:
             known = self.backbones(target)
             raise UsageError(
@@ -414,7 +392,7 @@ class EmbeddingStore:
 
     def record_bad(self, target: str, found: dict[int, str]) -> None:
         with self.locked(target, f"target '{target}'", wait=60.0):
-            attrs = self._need_target(target)
+            attrs = self.target_attributes(target)
             bad = {**attrs["bad"], **{str(row): reason for row, reason in found.items()}}
-            group = zarr.open_group(self._files, path=f"targets/{target}", mode="r+")
+            group = zarr.open_group(self.backing, path=f"targets/{target}", mode="r+")
             group.update_attributes({"bad": {k: bad[k] for k in sorted(bad, key=int)}})

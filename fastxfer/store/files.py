@@ -194,11 +194,17 @@ def delete(store: Store, key: str) -> None:
     run(store.delete(key))
 
 
-def size(store: Store, prefix: str) -> int:
-    """Bytes on disk under `prefix`."""
+def size(store: Store, prefix: str) -> tuple[int, int]:
+    """How many files there are under `prefix` (or whether it is one), and their bytes."""
     if isinstance(store, zarr.storage.LocalStore):
-        return sum(f.stat().st_size for f in (store.root / prefix).rglob("*") if f.is_file())
-    return int(run(store.getsize_prefix(prefix)))
+        path = store.root / prefix
+        sizes = [f.stat().st_size for f in path.rglob("*") if f.is_file()] if path.is_dir() else [path.stat().st_size]
+        return len(sizes), sum(sizes)
+
+    async def count(found: AsyncIterator[str]) -> int:
+        return sum([1 async for _ in found])
+
+    return run(count(store.list_prefix(prefix))), int(run(store.getsize_prefix(prefix)))
 
 
 def delete_tree(store: Store, prefix: str) -> None:

@@ -80,14 +80,9 @@ def verify(path: str | Path, backbone: str | None = None, target: str | None = N
     if root is not None and not root.is_dir():
         raise DataError(f"no store at '{path}'")
     report = Report()
-    document = _metadata(backing, files.METADATA, report)
-    if document is None and not report.problems:
+    _refuse_older(path, backing)
+    if _metadata(backing, files.METADATA, report) is None and not report.problems:
         raise DataError(f"'{path}' is not a fastxfer store (no zarr.json in it)")
-    if document is not None and check_format(path, document["attributes"]) < FORMAT:
-        raise DataError(
-            f"store '{path}' has format {document['attributes']['fastxfer_format']}, whose files don't tell enough to be "
-            f"verified: `fastxfer store migrate --store {path}` first"
-        )
     _metadata(backing, f"targets/{files.METADATA}", report)
     targets = [n for n in files.names(backing, "targets") if NAME.fullmatch(n) and n != files.METADATA]
     if target is not None and target not in targets:
@@ -102,6 +97,18 @@ def verify(path: str | Path, backbone: str | None = None, target: str | None = N
             report.problems += [problem] if problem else []
             advance(1)
     return report
+
+
+def _refuse_older(path: str | Path, backing: Store) -> None:
+    try:
+        root = files.read_json(backing, files.METADATA, sealed=False)
+    except (ValueError, KeyError, TypeError, OSError):
+        return  # which is found again
+    if root is not None and check_format(path, root["attributes"]) < FORMAT:
+        raise DataError(
+            f"store '{path}' has format {root['attributes']['fastxfer_format']}, whose files don't tell enough to be "
+            f"verified: `fastxfer store migrate --store {path}` first"
+        )
 
 
 def _metadata(backing: Store, key: str, report: Report, target: str = "", backbone: str = "") -> dict[str, Any] | None:

@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import zarr
 from numpy.typing import NDArray
+from zarr.abc.store import Store
+from zarr.codecs import Crc32cCodec
 
 from fastxfer.errors import DataError
 from fastxfer.store import files, locks
 from fastxfer.store.arrays import StoredArray
-from fastxfer.store.layout import block_file
+from fastxfer.store.layout import CHUNK_ROWS, block_file, now
 
 if TYPE_CHECKING:
     from fastxfer.store.embeddings import EmbeddingStore
@@ -123,6 +126,27 @@ class Writer:
     def give_up(self) -> None:
         """After an error: let blocks that are on their way arrive, whatever becomes of them."""
         self._pool.shutdown(wait=True)
+
+
+def create(
+    backing: Store, path: str, shape: tuple[int, int], dtype: str, block_rows: int, attributes: dict[str, Any]
+) -> None:
+    """Make an array without rows."""
+    chunk = min(CHUNK_ROWS, block_rows)
+    shard = -(-min(block_rows, shape[0]) // chunk) * chunk
+    zarr.create_array(
+        backing,
+        name=path,
+        shape=shape,
+        dtype=dtype,
+        chunks=(chunk, shape[1]),
+        shards=(shard, shape[1]),
+        compressors=Crc32cCodec(),
+        fill_value=float("nan"),
+        # One flat folder, so that a single listing tells which blocks are there.
+        chunk_key_encoding={"name": "default", "separator": "."},
+        attributes={"date": now(), "seconds": 0.0, "n_timed": 0, **attributes},
+    )
 
 
 def _finite(values: NDArray[Any]) -> NDArray[np.bool_]:
