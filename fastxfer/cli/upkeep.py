@@ -198,7 +198,7 @@ def gc(yes: bool, store_path: str, as_json: bool) -> None:
 
     found = leftovers(EmbeddingStore.open(store_path))
     if as_json:
-        emit_json({"removed": yes, "leftovers": [{"path": f.path, "why": f.why, "bytes": f.bytes} for f in found]})
+        emit_json({"removed": yes, "leftovers": [vars(f) for f in found]})
     elif found:
         print_table(["what", "why", "size"], [(f.path, f.why, size_words(f.bytes)) for f in found])
     if yes and found:

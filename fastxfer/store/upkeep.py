@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from fastxfer.errors import DataError, FastxferError, UsageError
 from fastxfer.progress import progress, say
@@ -47,8 +48,9 @@ def usage(store: EmbeddingStore) -> list[Usage]:
 
 @dataclass(frozen=True)
 class Leftover:
-    """Something that nobody needs: its path in the store, why, and how many bytes it takes."""
+    """Something that nobody needs: what it is, its path in the store, why, and how many bytes it takes."""
 
+    what: Literal["lock", "file", "folder", "table"]
     path: str
     why: str
     bytes: int
@@ -59,10 +61,10 @@ def leftovers(store: EmbeddingStore) -> list[Leftover]:
 
     What a running process may still need is not among them.
     """
-    return [Leftover(path, why, store.size(path)[1]) for path, why in _leftovers(store)]
+    return [Leftover(what, path, why, store.size(path)[1]) for what, path, why in _leftovers(store)]
 
 
-def _leftovers(store: EmbeddingStore) -> Iterator[tuple[str, str]]:
+def _leftovers(store: EmbeddingStore) -> Iterator[tuple[Literal["lock", "file", "folder", "table"], str, str]]:
     known = set(store.targets())
     root = files.local_root(store.backing)
     held = set()
@@ -71,24 +73,24 @@ def _leftovers(store: EmbeddingStore) -> Iterator[tuple[str, str]]:
             if locks.is_held(lock):
                 held.add(lock.name)
             else:
-                yield f".locks/{lock.name}", "a lock that nobody holds"
+                yield "lock", f".locks/{lock.name}", "a lock that nobody holds"
         for path in sorted(root.rglob(f"*{files.PARTIAL}")):
             parts = path.relative_to(root).parts
             if any(part.startswith(files.TRASH) for part in parts):
                 continue  # goes with the rest of it
             owner = f"{parts[1]}@{parts[3]}" if len(parts) == 5 else ""
             if owner not in held if owner else time.time() - path.stat().st_mtime > _OLD:
-                yield path.relative_to(root).as_posix(), "a file that was never finished"
+                yield "file", path.relative_to(root).as_posix(), "a file that was never finished"
         for path in sorted(root.rglob(f"{files.TRASH}*")):
-            yield path.relative_to(root).as_posix(), "a removal that was cut short"
+            yield "folder", path.relative_to(root).as_posix(), "a removal that was cut short"
     for name in files.names(store.backing, "targets"):
         if name == files.METADATA or name in held or files.PARTIAL in name or not NAME.fullmatch(name):
             continue
         if name not in known:
             if not files.names(store.backing, f"targets/{name}/embeddings"):
-                yield f"targets/{name}", "a table that was never finished"
+                yield "table", f"targets/{name}", "a table that was never finished"
         elif not store.backbones(name) and not any(h.startswith(f"{name}@") for h in held):
-            yield f"targets/{name}", "a table without embeddings"
+            yield "table", f"targets/{name}", "a table without embeddings"
 
 
 def remove_leftovers(store: EmbeddingStore, found: list[Leftover]) -> None:
@@ -96,23 +98,21 @@ def remove_leftovers(store: EmbeddingStore, found: list[Leftover]) -> None:
     store.check_writable()
     root = files.local_root(store.backing)
     for leftover in found:
-        name = leftover.path.removeprefix("targets/")
-        if leftover.path.startswith("targets/") and "/" not in name and not name.startswith("."):
+        if leftover.what == "table":
+            name = leftover.path.removeprefix("targets/")
             with store.locked(name, f"target '{name}'"):
-                if not any(
-                    n != files.METADATA and not n.startswith(".")
-                    for n in files.names(store.backing, f"targets/{name}/embeddings")
-                ):
+                arrays = files.names(store.backing, f"{leftover.path}/embeddings")
+                if not any(NAME.fullmatch(n) and n != files.METADATA for n in arrays):
                     files.delete_tree(store.backing, leftover.path)
-        elif root is not None:
-            path = root / leftover.path
-            if path.parent.name == ".locks":
-                with locks.hold(path, leftover.path):
-                    pass  # which removes it, if it is still nobody's
-            elif path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
+        elif root is None:
+            continue  # only folders have other leftovers
+        elif leftover.what == "lock":
+            with locks.hold(root / leftover.path, leftover.path):
+                pass  # which removes it, if it is still nobody's
+        elif leftover.what == "folder":
+            shutil.rmtree(root / leftover.path)
+        else:
+            (root / leftover.path).unlink(missing_ok=True)
 
 
 # -- copies and unions -------------------------------------------------------------------------------------------------
