@@ -37,10 +37,15 @@ class Writer:
         self._store = store
         self._array = array
         self._lock = lock
-        self.missing: list[range] = array.missing()  # row blocks still to be written, ascending
+        self._left = {block.start for block in array.missing()}
         self._pool = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="write")
         self._going: deque[Future[None]] = deque()
         self._seconds, self._timed, self._recorded = 0.0, 0, time.monotonic()
+
+    @property
+    def missing(self) -> list[range]:
+        """Row blocks still to be written, ascending."""
+        return [block for block in self._array.blocks if block.start in self._left]
 
     @property
     def attributes(self) -> dict[str, Any]:
@@ -64,14 +69,15 @@ class Writer:
         an earlier block could not be written (a full disk); that block is missing as before.
         """
         array, layout = self._array, self._array.layout
-        if layout is None or block not in array.blocks or values.shape != (len(block), array.shape[1]):
+        number = block.start // array.block_rows
+        if layout is None or block != layout.rows(number) or values.shape != (len(block), array.shape[1]):
             raise ValueError(f"rows {block} with values {values.shape} are no whole block of {array.shape}")
         with np.errstate(over="ignore"):
             stored = values.astype(layout.dtype)
-        wrong = [i for i in np.flatnonzero(~_finite(stored)) if block.start + int(i) not in self.bad]
-        if wrong:
-            row = block.start + int(wrong[0])
-            finite = bool(np.isfinite(values[wrong[0]]).all())
+        wrong = np.flatnonzero(~_finite(stored))
+        bad = self.bad if len(wrong) else {}
+        for row in (block.start + int(i) for i in wrong if block.start + int(i) not in bad):
+            finite = bool(np.isfinite(values[row - block.start]).all())
             why = (
                 f"is too large for {array.dtype}: use --dtype float32"
                 if finite
@@ -80,8 +86,8 @@ class Writer:
             raise DataError(f"embedding of row {row} of '{array.target}' {why}")
         while len(self._going) >= AT_ONCE or (self._going and self._going[0].done()):
             self._going.popleft().result()
-        self._going.append(self._pool.submit(self._put, block.start // array.block_rows, stored))
-        self.missing = [b for b in self.missing if b != block]
+        self._going.append(self._pool.submit(self._put, number, stored))
+        self._left.discard(block.start)
         if seconds is not None:
             self._seconds, self._timed = self._seconds + seconds, self._timed + len(block)
         if time.monotonic() - self._recorded > _RECORD_EVERY:
