@@ -232,3 +232,13 @@ def test_values_are_finite_or_refused_in_either_dtype(tmp_path: Path) -> None:
                 with pytest.raises(DataError, match="row 2 of 'photos' is not finite"):
                     w.write(range(4), values)
             w.write(range(4), np.full((4, 5), np.finfo(dtype).max))
+
+
+@pytest.mark.parametrize(("dim", "chunk"), [(5, 64), (2048, 64), (8192, 16), (3000, 32), (200_000, 1)])
+def test_wide_rows_lie_in_smaller_chunks(dim: int, chunk: int) -> None:
+    store = EmbeddingStore.open(f"memory://wide-{dim}/s", mode="a")
+    x = wide(store, 70, dim, 64)
+    layout = store.stored("tiny", "photos").layout
+    assert layout is not None
+    assert layout.chunk_rows == chunk
+    np.testing.assert_array_equal(store.array("tiny", "photos")[[69, 3]], x[[69, 3]])

@@ -16,7 +16,8 @@ from fastxfer.targets.table import Target
 
 FORMAT = 2
 BLOCK_ROWS = 256  # rows in a file; 1 MB of float16 at dim 2,048
-CHUNK_ROWS = 64  # rows read at least to get one (an episode's rows lie scattered)
+# What is read at least to get one row (an episode's rows lie scattered), and still large enough to be read fast.
+CHUNK_ROWS, CHUNK_BYTES = 64, 256 << 10
 TABLE_CHUNK = 65_536
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=-]{0,119}")
 BLOCK_FILE = re.compile(r"c\.(\d+)\.0")

@@ -12,6 +12,7 @@ import mmap
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -179,14 +180,19 @@ def _check_chunk(
 
 def _map_file(address: int, size: int, descriptor: int) -> None:
     """Map a file to an address inside a region of ours: what Python's own mmap cannot, as it chooses the address."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.mmap.restype = ctypes.c_void_p
-    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_int64]
     fixed = 0x10  # MAP_FIXED on Linux and macOS
-    got = libc.mmap(address, size, mmap.PROT_READ, mmap.MAP_SHARED | fixed, descriptor, 0)
+    got = _libc().mmap(address, size, mmap.PROT_READ, mmap.MAP_SHARED | fixed, descriptor, 0)
     if got != address:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
+
+
+@cache
+def _libc() -> Any:
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_int64]
+    return libc
 
 
 def _each(work: Callable[[int], None], numbers: Iterable[int], n_bytes: int) -> None:

@@ -21,7 +21,10 @@ COLUMNS = ("image_id", "labels", "split", *ABOUT)
 
 def write_table(backing: Store, target: Target, digest_of_files: str) -> None:
     """Write a target's table; until its last step it counts as absent."""
-    group = zarr.create_group(backing, path=f"targets/{target.name}", zarr_format=3, overwrite=True)
+    prefix = f"targets/{target.name}"
+    if files.names(backing, prefix):  # what a killed run left goes at once, not file by file
+        files.delete_tree(backing, prefix)
+    group = zarr.create_group(backing, path=prefix, zarr_format=3)
     write_columns(backing, target)
     # The fingerprint makes the table count as there, so it comes last.
     group.update_attributes(

@@ -17,7 +17,7 @@ from zarr.codecs import Crc32cCodec
 from fastxfer.errors import DataError
 from fastxfer.store import files, locks
 from fastxfer.store.arrays import StoredArray
-from fastxfer.store.layout import CHUNK_ROWS, block_file, now
+from fastxfer.store.layout import CHUNK_BYTES, CHUNK_ROWS, block_file, now
 
 if TYPE_CHECKING:
     from fastxfer.store.embeddings import EmbeddingStore
@@ -138,7 +138,8 @@ def create(
     backing: Store, path: str, shape: tuple[int, int], dtype: str, block_rows: int, attributes: dict[str, Any]
 ) -> None:
     """Make an array without rows."""
-    chunk = min(CHUNK_ROWS, block_rows)
+    fits = CHUNK_BYTES // (shape[1] * np.dtype(dtype).itemsize)
+    chunk = min(CHUNK_ROWS, 1 << max(0, fits.bit_length() - 1), block_rows)
     shard = -(-min(block_rows, shape[0]) // chunk) * chunk
     zarr.create_array(
         backing,
