@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks import fewshot, gram, growth, knn, neardup, path, probe, sample
+from benchmarks import fewshot, gram, growth, knn, neardup, path, probe, sample, store
 
 Entry = dict[str, Any]
 
@@ -33,4 +33,5 @@ BENCHMARKS: dict[str, Callable[[Any], list[Entry]]] = {
     "sample": sample.run,
     "growth": growth.run,
     "neardup": neardup.run,
+    "store": store.run,
 }

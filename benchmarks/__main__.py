@@ -54,7 +54,7 @@ def _table(entries: list[Entry]) -> None:
     for e in entries:
         print(
             f"{e['name']:<22}{e['ours_ms']:>9.3f} ms{e['peer_ms']:>9.2f} ms{e['ratio']:>8.3g}x{e['ratio_per_core']:>8.3g}x"
-            f"  {'yes' if e['checked'] else 'NO ':<7}  {e['peer']}"
+            f"  {'yes' if e['checked'] else 'NO ':<7}  {e.get('peer_is', e['peer'])}"
         )
     if entries:
         e = entries[0]

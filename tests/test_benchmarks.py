@@ -169,3 +169,22 @@ def test_growth_entries(capsys):
     assert {"growth/one-thread", "growth/one-episode-a-call", "growth/4-threads-a-core"} <= set(entries)
     memory = entries["growth/memory/20w20s"]
     assert 0 < memory["bytes_beyond_pool"] <= memory["limit_bytes"] == 2 * 2**30
+
+
+def test_store_entries(capsys):
+    assert main(["store", "--tiny", "--json"]) == 0
+    entries = json.loads(capsys.readouterr().out)
+    assert [e["name"] for e in entries] == ["store_read", "store_write", "store_gather", "store_gather_first"]
+    for e in entries:
+        assert set(FIELDS) <= set(e)
+        assert e["checked"]
+        assert e["ratio"] == pytest.approx(e["peer"] / e["ours"])
+        assert (e["ours"], e["unit"]) == (e["ours_ms"], "ms")
+
+
+def test_a_wrong_store_is_noticed(monkeypatch, capsys):
+    from fastxfer.store import EmbeddingStore
+
+    right = EmbeddingStore.embeddings
+    monkeypatch.setattr(EmbeddingStore, "embeddings", lambda *a: right(*a)[::-1])
+    assert main(["store", "--tiny"]) == 1

@@ -64,6 +64,14 @@ finetune --plan --ckpt --target --store --data-root --seed --json
 store ls --store --json
 store digest --store --json
 store export --out --store --json
+store verify --all --store --json
+store repair --all --ckpt --arch --no-embed --yes --store --data-root --json
+store gc --yes --store --json
+store cp --to --store --json
+store merge --store --json
+store du --store --json
+store migrate --store --json
+store show --store --json
 report --out --store --data-root --json
 pretrain --out --resume --data-root --seed --json
 demo --json

@@ -191,7 +191,7 @@ def test_a_full_disk_is_one_line_and_the_next_run_finishes(world: Path, monkeypa
     def full(handle: int) -> None:
         nonlocal calls
         calls += 1
-        if calls > 30:
+        if calls > 48:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         sync(handle)
 
@@ -225,7 +225,7 @@ def test_another_backbone_under_the_same_name(world: Path) -> None:
         (("ls", "--store", "nowhere"), 1, "no store at 'nowhere'"),
         (("export", "net", "tiny", "--out", "x.npz"), 2, "holds no target 'tiny'"),
         (("export", "nett", "small", "--out", "x.npz"), 2, "Did you mean: net?"),
-        (("export", "net", "small", "--out", "x.csv"), 2, "expected a name ending in .npz"),
+        (("export", "net", "small", "--out", "x.csv"), 2, "expected a name ending in .npz, .parquet, .npy"),
         (("rm", "net"), 2, "name BACKBONE TARGET, or --target NAME"),
         (("rm",), 2, "name BACKBONE TARGET, or --target NAME"),
         (("rm", "nett", "small", "--yes"), 2, "Did you mean: net?"),

@@ -124,7 +124,7 @@ def test_what_goes_in_comes_out(place: str, patients: bool, multi: bool) -> None
 def test_layout_is_plain_sharded_checksummed_zarr(tmp_path: Path) -> None:
     make_store(tmp_path / "s")
     root = zarr.open_group(tmp_path / "s", mode="r")
-    assert root.attrs["fastxfer_format"] == 1
+    assert root.attrs["fastxfer_format"] == 2
     array = root["targets/photos/embeddings/tiny"]
     assert array.shards == (4, DIM)
     assert array.metadata.zarr_format == 3
@@ -296,7 +296,7 @@ def test_what_is_no_store_is_said(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="Zarr folder, but not a fastxfer store"):
         EmbeddingStore.open(tmp_path / "zarr")
     zarr.create_group(tmp_path / "new", attributes={"fastxfer_format": 7})
-    with pytest.raises(DataError, match=r"made by a newer fastxfer \(format 7, this one reads 1\): upgrade"):
+    with pytest.raises(DataError, match=r"made by a newer fastxfer \(format 7, this one reads 2\): upgrade"):
         EmbeddingStore.open(tmp_path / "new")
     (tmp_path / "new" / "zarr.json").write_text("{")
     with pytest.raises(DataError, match=r"zarr\.json is damaged"):

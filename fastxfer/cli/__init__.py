@@ -28,7 +28,7 @@ COMMANDS = {
     "probes": ("probes", "List and explain probes and presets (published protocols)."),
     "select": ("select", "Choose what deserves a fine-tuning, from validation rows only."),
     "finetune": ("finetune", "Fine-tune what a plan selected, or one checkpoint on one target."),
-    "store": ("store", "List, digest, export and remove embeddings."),
+    "store": ("store", "List, verify, export, copy and remove embeddings."),
     "report": ("report", "Write the HTML report."),
     "pretrain": ("pretrain", "Pre-train a backbone."),
     "demo": ("demo", "The whole road on real images that packages ship."),

@@ -288,6 +288,15 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
             click.echo(line)
 
 
+def size_words(count: float) -> str:
+    """Bytes, for people: "12.3 MB"."""
+    for unit in ("B", "KB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:,.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:,.1f} TB"
+
+
 def results_option(f: F) -> F:
     return click.option(
         "--results",

@@ -1,4 +1,4 @@
-"""`fastxfer store`: what is there, whether two are equal, out, and away."""
+"""`fastxfer store`: what is there, whether two are equal, out, and away; looking after it is in `upkeep`."""
 
 from __future__ import annotations
 
@@ -6,17 +6,19 @@ from pathlib import Path
 
 import click
 
-from fastxfer.cli.common import emit_json, json_option, print_table, store_option
+from fastxfer.cli.common import emit_json, json_option, print_table, size_words, store_option
+from fastxfer.cli.upkeep import COMMANDS, yes_option
 from fastxfer.errors import UsageError
 
 
 @click.group()
 def store() -> None:
-    """List, digest, export and remove embeddings.
+    """List, verify, export, copy and remove embeddings.
 
     \b
     Examples:
       fastxfer store ls
+      fastxfer store verify
       fastxfer store export resnet50 photos --out photos.npz
       fastxfer store rm resnet50 photos --yes
     """
@@ -66,7 +68,7 @@ def list_entries(store_path: str, as_json: bool) -> None:
             e.dtype,
             "yes" if e.complete else f"{e.n_present:,} there",
             e.attrs.get("source", "unknown"),
-            _size(e.bytes),
+            size_words(e.bytes),
             str(e.attrs.get("date", ""))[:16].replace("T", " "),
         )
         for e in entries
@@ -96,26 +98,94 @@ def digest(store_path: str, as_json: bool) -> None:
 @store.command()
 @click.argument("backbone")
 @click.argument("target")
-@click.option("--out", required=True, type=click.Path(path_type=Path, dir_okay=False), help="The .npz to write.")
+@click.option(
+    "--out", required=True, type=click.Path(path_type=Path, dir_okay=False), help="The .npz, .parquet or .npy to write."
+)
 @store_option
 @json_option
 def export(backbone: str, target: str, out: Path, store_path: str, as_json: bool) -> None:
-    """Write embeddings, labels, class_names, split and image_id (and patient) to one .npz; rows correspond.
+    """Write embeddings, labels, split, image_id and what else is known of each row for other programs.
+
+    .npz and .parquet hold all of it; a .npy holds the embeddings alone, for np.load(…, mmap_mode="r"), and the rest lies
+    beside it in a .rows.parquet. Rows correspond.
 
     \b
-    Example:
+    Examples:
       fastxfer store export resnet50 photos --out photos.npz
+      fastxfer store export resnet50 photos --out photos.parquet
     """
     from fastxfer.progress import say
     from fastxfer.store import EmbeddingStore
 
-    if out.suffix != ".npz":
-        raise UsageError(f"--out {out}: expected a name ending in .npz")
     EmbeddingStore.open(store_path).export(backbone, target, out)
     if as_json:
         emit_json({"out": out, "backbone": backbone, "target": target})
     else:
         say(f"wrote {out}")
+
+
+@store.command()
+@click.argument("backbone")
+@click.argument("target")
+@store_option
+@json_option
+def show(backbone: str, target: str, store_path: str, as_json: bool) -> None:
+    """Tell all that is known of one array: which weights, which pixels, which images, which code, when, how complete.
+
+    \b
+    Example:
+      fastxfer store show resnet50 photos
+    """
+    from fastxfer.store import EmbeddingStore
+
+    opened = EmbeddingStore.open(store_path)
+    opened.attributes(backbone, target)  # says what there is instead
+    (entry,) = (e for e in opened.entries(target) if e.backbone == backbone)
+    told = {
+        "store": store_path,
+        "format": opened.version,
+        "path": opened.stored(backbone, target).path,
+        "backbone": backbone,
+        "target": target,
+        "n_images": entry.n_images,
+        "n_present": entry.n_present,
+        "left_out": len(opened.bad_images(target)),
+        "dim": entry.dim,
+        "bytes": entry.bytes,
+        "target_fingerprint": opened.fingerprint(target),
+        **entry.attrs,
+        "complete": entry.complete,
+    }
+    if as_json:
+        emit_json(told)
+    else:
+        print_table(["what", "value"], [(k, str(v)) for k, v in told.items()])
+
+
+@store.command()
+@store_option
+@json_option
+def du(store_path: str, as_json: bool) -> None:
+    """Tell what takes how much room, by target and backbone.
+
+    \b
+    Example:
+      fastxfer store du
+    """
+    from fastxfer.progress import say
+    from fastxfer.store import EmbeddingStore
+    from fastxfer.store.upkeep import usage
+
+    found = usage(EmbeddingStore.open(store_path))
+    if as_json:
+        emit_json([vars(u) | {"backbone": u.backbone or None} for u in found])
+        return
+    found.sort(key=lambda u: -u.bytes)
+    print_table(
+        ["target", "backbone", "files", "size"],
+        [(u.target, u.backbone or "(table)", u.files, size_words(u.bytes)) for u in found],
+    )
+    say(f"in all {sum(u.files for u in found):,} files, {size_words(sum(u.bytes for u in found))}")
 
 
 @store.command("rm")
@@ -124,7 +194,7 @@ def export(backbone: str, target: str, out: Path, store_path: str, as_json: bool
 @click.option(
     "--target", "whole_target", metavar="NAME", help="Remove this target with the embeddings of all backbones."
 )
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@yes_option
 @store_option
 def remove(backbone: str | None, target: str | None, whole_target: str | None, yes: bool, store_path: str) -> None:
     """Remove BACKBONE's embeddings of TARGET, or with --target a target and everything made from it.
@@ -156,9 +226,5 @@ def remove(backbone: str | None, target: str | None, whole_target: str | None, y
     say(f"removed {what}")
 
 
-def _size(count: float) -> str:
-    for unit in ("B", "KB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:,.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:,.1f} TB"
+for command in COMMANDS:
+    store.add_command(command)

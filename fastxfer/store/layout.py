@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -15,12 +14,21 @@ from numpy.typing import NDArray
 from fastxfer.errors import DataError, UsageError
 from fastxfer.targets.table import Target
 
-FORMAT = 1
-BLOCK_ROWS = 256  # rows lost at most by a kill; 1 MB of float16 at dim 2,048
-CHUNK_ROWS = 64  # rows read at least to get one (an episode's rows lie scattered)
+FORMAT = 2
+BLOCK_ROWS = 256  # rows in a file; 1 MB of float16 at dim 2,048
+# What is read at least to get one row (an episode's rows lie scattered), and still large enough to be read fast.
+CHUNK_ROWS, CHUNK_BYTES = 64, 256 << 10
 TABLE_CHUNK = 65_536
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=-]{0,119}")
 BLOCK_FILE = re.compile(r"c\.(\d+)\.0")
+
+
+def block_file(number: int) -> str:
+    return f"c.{number}.0"
+
+
+def array_path(backbone: str, target: str) -> str:
+    return f"targets/{target}/embeddings/{backbone}"
 
 
 def check_name(name: str, what: str) -> str:
@@ -32,11 +40,8 @@ def check_name(name: str, what: str) -> str:
     return name
 
 
-def check_format(path: str | Path, content: bytes) -> None:
-    try:
-        attributes = json.loads(content).get("attributes", {})
-    except (ValueError, AttributeError):
-        raise DataError(f"store '{path}': its zarr.json is damaged; restore it from a copy") from None
+def check_format(path: str | Path, attributes: Mapping[str, Any]) -> int:
+    """The format of the store whose root has these attributes. DataError if it isn't one, or a newer fastxfer's."""
     version = attributes.get("fastxfer_format")
     if not isinstance(version, int):
         raise DataError(f"'{path}' is a Zarr folder, but not a fastxfer store (no fastxfer_format in its attributes)")
@@ -44,6 +49,7 @@ def check_format(path: str | Path, content: bytes) -> None:
         raise DataError(
             f"store '{path}' was made by a newer fastxfer (format {version}, this one reads {FORMAT}): upgrade"
         )
+    return version
 
 
 def check_table(store: str, attrs: Mapping[str, Any], target: Target, files: str = "") -> None:
@@ -82,6 +88,12 @@ def check_backbone(store: str, backbone: str, target: str, stored: Mapping[str, 
 def bad_rows(attrs: Mapping[str, Any]) -> NDArray[np.int64]:
     """Rows of the full table whose image cannot be decoded, ascending."""
     return np.array(sorted(int(row) for row in attrs["bad"]), dtype=np.int64)
+
+
+def damaged(
+    store: str, what: str, why: object, remedy: str = "`fastxfer store repair` restores what it can"
+) -> DataError:
+    return DataError(f"store '{store}': {what} is damaged ({(str(why) or 'no word why').splitlines()[0]}): {remedy}")
 
 
 def as_words(column: NDArray[Any]) -> NDArray[np.str_]:

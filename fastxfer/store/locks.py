@@ -96,6 +96,18 @@ def _holder(descriptor: int) -> dict[str, Any]:
     return holder if isinstance(holder, dict) else {}
 
 
+def is_held(path: Path) -> bool:
+    """Whether somebody holds a lock file, as far as can be seen from here."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        return _take(descriptor, path) is not None
+    finally:
+        os.close(descriptor)
+
+
 def touch(path: Path) -> None:
     """Say that the holder still lives."""
     os.utime(path)

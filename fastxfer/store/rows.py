@@ -2,30 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fastxfer.store.arrays import StoredArray
+
 
 class StoredRows:
-    """Rows `which` (m,), ascending, of a stored array, in slices: what `ops.logistic_full` walks through.
+    """Rows `which` (m,) of a stored array as an array of its own, (m, dim), that reads only what is asked for.
 
-    `read` gives a range of the array's rows. A slice reads from its first row to its last, with what lies between, so a
-    split that is a seventh of the target holds seven times the slice in memory for a moment.
+    `rows[a:b]`, `rows[indices]` and `rows[mask]` give NumPy arrays, one copy from the files' pages into memory; so does
+    `np.asarray(rows)` for all. `torch.from_dlpack(rows)` takes that array as its own: no copy more. Each chunk of rows
+    is checked against its checksum when it is first touched through this object.
     """
 
-    def __init__(self, read: Callable[[range], NDArray[Any]], which: NDArray[Any], dim: int, dtype: Any) -> None:
-        self.read, self.which = read, which
-        self.shape = (len(which), dim)
-        self.dtype = np.dtype(dtype)
+    ndim = 2
+
+    def __init__(self, array: StoredArray, which: NDArray[Any]) -> None:
+        self.array = array
+        self.which = np.asarray(which, np.int64)
+        self.shape = (len(self.which), array.shape[1])
+        self.dtype = array.dtype
+
+    def __repr__(self) -> str:
+        return f"StoredRows({self.array.path}, {self.shape[0]:,} x {self.shape[1]:,} {self.dtype})"
 
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __getitem__(self, rows: slice) -> NDArray[Any]:
+    def __getitem__(self, rows: int | slice | NDArray[Any] | list[int]) -> NDArray[Any]:
         which = self.which[rows]
-        if not len(which):
-            return np.empty((0, self.shape[1]), self.dtype)
-        return self.read(range(int(which[0]), int(which[-1]) + 1))[which - which[0]]
+        if which.ndim == 0:
+            return self.array.take(which[None])[0]
+        if len(which) > 1 and which[-1] - which[0] == len(which) - 1 and bool((np.diff(which) == 1).all()):
+            return self.array.read(range(int(which[0]), int(which[-1]) + 1))
+        return self.array.take(which)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        if copy is False:
+            raise ValueError("stored rows are on the disk: as an array they are a copy")
+        return self[:] if dtype is None else self[:].astype(dtype, copy=False)
+
+    def __dlpack__(self, **options: Any) -> Any:
+        return self[:].__dlpack__(**options)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return (1, 0)  # the CPU, as DLPack numbers devices
