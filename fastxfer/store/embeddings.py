@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -307,15 +307,13 @@ class EmbeddingStore:
                 raise
             out.finish()
 
-    def update_attributes(self, array: StoredArray, changes: dict[str, Any]) -> None:
-        """Change an array's attributes, here and in the store; its lock must be held."""
+    def change_attributes(self, array: StoredArray, change: Callable[[dict[str, Any]], None]) -> None:
+        """Change an array's attributes, here and in the store; its lock must be held, where there are locks."""
         self.check_writable()
         key = f"{array.path}/{files.METADATA}"
-        document = files.read_json(self.backing, key)
+        document = files.change_json(self.backing, key, change)
         if document is None:
             raise DataError(f"store '{self.path}': {key} is gone while being written; is its disk still mounted?")
-        document["attributes"] |= files.as_json(changes)
-        files.write_json(self.backing, key, document)
         array.attributes = document["attributes"]
 
     def remove(self, backbone: str | None, target: str) -> None:
@@ -392,7 +390,10 @@ class EmbeddingStore:
 
     def record_bad(self, target: str, found: dict[int, str]) -> None:
         with self.locked(target, f"target '{target}'", wait=60.0):
-            attrs = self.target_attributes(target)
-            bad = {**attrs["bad"], **{str(row): reason for row, reason in found.items()}}
-            group = zarr.open_group(self.backing, path=f"targets/{target}", mode="r+")
-            group.update_attributes({"bad": {k: bad[k] for k in sorted(bad, key=int)}})
+            self.target_attributes(target)
+
+            def add(attributes: dict[str, Any]) -> None:
+                bad = attributes["bad"] | {str(row): reason for row, reason in found.items()}
+                attributes["bad"] = {k: bad[k] for k in sorted(bad, key=int)}
+
+            files.change_json(self.backing, f"targets/{target}/{files.METADATA}", add)

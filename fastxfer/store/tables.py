@@ -90,6 +90,6 @@ def read_table(store: str, backing: Store, name: str, attributes: dict[str, Any]
 
 def read_column(store: str, backing: Store, path: str) -> NDArray[Any]:
     try:
-        return np.asarray(zarr.open_array(backing, path=path, mode="r")[:])
+        return np.asarray(zarr.open_array(backing, path=path, mode="r", zarr_format=3)[:])
     except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
         raise damaged(store, path, error) from None

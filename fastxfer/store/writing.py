@@ -105,15 +105,18 @@ class Writer:
             )
         files.write(array.backing, f"{array.path}/{block_file(number)}", array.layout.encode(number, stored))
 
-    def _record(self, **more: Any) -> None:
-        """Add to the array's attributes how long its blocks took, and `more`."""
-        attributes = self._array.attributes
-        total = attributes["seconds"] + self._seconds
-        timed = attributes["n_timed"] + self._timed
-        rate = timed / total if total > 0 else None
-        self._store.update_attributes(
-            self._array, {"seconds": total, "n_timed": timed, "images_per_second": rate, **more}
-        )
+    def _record(self, complete: bool = False) -> None:
+        """Add to the array's attributes how long its blocks took; and that it is complete, if it is."""
+
+        def add(attributes: dict[str, Any]) -> None:
+            attributes["seconds"] += self._seconds
+            attributes["n_timed"] += self._timed
+            total = attributes["seconds"]
+            attributes["images_per_second"] = attributes["n_timed"] / total if total > 0 else None
+            if complete:
+                attributes["complete"] = True
+
+        self._store.change_attributes(self._array, add)
         self._seconds, self._timed, self._recorded = 0.0, 0, time.monotonic()
         if self._lock is not None:
             locks.touch(self._lock)
@@ -126,7 +129,7 @@ class Writer:
         finally:
             self._pool.shutdown(wait=True)
         complete = not self._array.missing()
-        if self._timed or complete != self._array.attributes.get("complete", False):
+        if self._timed or (complete and not self._array.attributes.get("complete")):
             self._record(complete=complete)
 
     def give_up(self) -> None:
