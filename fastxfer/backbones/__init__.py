@@ -65,6 +65,11 @@ class Backbone:
     precision: str = "float32"
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def is_users_code(self) -> bool:
+        """Whether its architecture is a user's file, about whose inside nothing may be assumed."""
+        return ".py" in self.architecture
+
     def provenance(self) -> dict[str, Any]:
         """What the store keeps beside the embeddings."""
         return {
