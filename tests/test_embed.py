@@ -13,6 +13,7 @@ import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +23,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from fastxfer.backbones import Backbone, load_backbone
-from fastxfer.embed import embed
+from fastxfer.backbones.lean import lean
+from fastxfer.embed import embed, feed
 from fastxfer.errors import DataError, UsageError
 from fastxfer.images import load_image
 from fastxfer.store import EmbeddingStore, Writer
@@ -482,3 +484,116 @@ def test_embeddings_of_files_that_changed_under_their_names_never_mix(tmp_path: 
     ):
         embed(backbone, [target], store)
     assert store.digest() == digest
+
+
+# -- several backbones -------------------------------------------------------------------------------------------------
+
+
+def test_several_backbones_share_one_pass_and_get_the_bits_they_get_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each image is decoded once; another geometry, another mean, one that has some rows already."""
+    target = make_images(tmp_path, 21)
+    kinds: list[dict[str, Any]] = [
+        {"name": "one"},
+        {"name": "two", "preprocessing": {"mean": 0.1}},
+        {"name": "wide", "preprocessing": {"input_size": (3, 40, 40)}},
+    ]
+    backbones = [make_backbone(tmp_path, **kind) for kind in kinds]
+    alone, together = open_store(tmp_path / "alone"), open_store(tmp_path / "together")
+    options: Any = {"dtype": "float32", "batch_size": 4, "block_rows": 8}
+    for backbone in backbones:
+        embed(backbone, [target], alone, **options)
+    true = Writer.write
+    monkeypatch.setattr(Writer, "write", lambda self, b, v, seconds=0.0: None if b.start else true(self, b, v, seconds))
+    embed(backbones[0], [target], together, **options)
+    monkeypatch.undo()
+    opened: list[str] = []
+    load = feed.load_image
+    monkeypatch.setattr(feed, "load_image", lambda path, **k: opened.append(path) or load(path, **k))
+    done = embed(backbones, [target], together, workers=2, **options)
+    assert [(d.backbone, d.embedded) for d in done] == [("one", 13), ("two", 21), ("wide", 21)]
+    assert sorted(opened) == sorted(f"{tmp_path}/{i}" for i in target.image_id)
+    assert together.digest() == alone.digest()
+    assert all(d.state == "complete already" for d in embed(backbones, [target], together, **options))
+
+
+def test_two_backbones_of_one_name_are_refused(tmp_path: Path) -> None:
+    target, store = make_images(tmp_path, 2), open_store(tmp_path / "s")
+    with pytest.raises(UsageError, match="two backbones are called net: give them different names with --name"):
+        embed([make_backbone(tmp_path), make_backbone(tmp_path, preprocessing={"mean": 0.1})], [target], store)
+
+
+# -- lean networks -----------------------------------------------------------------------------------------------------
+
+LEAN = [
+    "resnetv2_50x1_bit",
+    "resnet18",
+    "tf_efficientnet_lite0",
+    "mobilenetv3_small_100",
+    "densenet121",
+    "vit_tiny_patch16_224",
+]
+
+
+@pytest.mark.parametrize("name", LEAN)
+def test_a_lean_network_gives_the_same_embeddings(name: str) -> None:
+    torch.manual_seed(0)
+    network = timm.create_model(name, num_classes=0).eval().requires_grad_(False)
+    for module in network.modules():  # statistics and scales as after training, where folding matters
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)  # type: ignore[union-attr]
+            module.running_var.uniform_(0.5, 1.5)  # type: ignore[union-attr]
+            module.weight.uniform_(0.5, 1.5)
+            module.bias.normal_(0, 0.1)
+    images = torch.randn(2, 3, 64 if "vit" not in name else 224, 64 if "vit" not in name else 224)
+    before = {k: v.clone() for k, v in network.state_dict().items()}
+    small, why = lean(network, images)
+    assert why == ""
+    with torch.inference_mode():
+        for batch in (images, torch.randn_like(images)):
+            expected = network(batch)
+            torch.testing.assert_close(small(batch), expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
+    kinds = {type(m).__name__ for m in small.modules()}
+    assert not kinds & {"StdConv2d", "Conv2dSame"}
+    assert "BatchNormAct2d" not in kinds or name == "densenet121"  # there, norms come before convolutions
+    assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
+
+
+class _Branching(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 4, 3)
+        self.norm = torch.nn.BatchNorm2d(4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.conv(x)
+        return (self.norm(y) + y).mean((2, 3))  # the convolution's result is used twice: nothing may be folded
+
+
+class _Deciding(_Branching):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x if x.mean() > 0 else -x)
+
+
+def test_what_cannot_be_made_lean_stays_as_it_was() -> None:
+    images = torch.randn(2, 3, 16, 16)
+    branching, deciding = _Branching().eval().requires_grad_(False), _Deciding().eval().requires_grad_(False)
+    branching.norm.running_mean.fill_(0.5)  # type: ignore[union-attr,operator]
+    small, why = lean(branching, images)
+    assert why == ""
+    torch.testing.assert_close(small(images), branching(images))
+    same, why = lean(deciding, images)
+    assert same is deciding
+    assert "TraceError" in why
+
+
+def test_a_lean_network_that_differs_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = timm.create_model("resnet18", num_classes=0).eval()
+    monkeypatch.setattr("fastxfer.backbones.lean.fuse_conv_bn_weights", lambda w, b, *a: (w, torch.zeros(len(w))))
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_var.fill_(0.5)  # type: ignore[union-attr,operator]
+    same, why = lean(network, torch.randn(1, 3, 64, 64))
+    assert same is network
+    assert "would differ" in why
