@@ -27,7 +27,7 @@ from fastxfer.backbones.lean import lean
 from fastxfer.embed import embed, feed
 from fastxfer.errors import DataError, UsageError
 from fastxfer.images import load_image
-from fastxfer.store import EmbeddingStore, Writer
+from fastxfer.store import EmbeddingStore, Writer, verify
 from fastxfer.targets.table import Target
 
 ARCHITECTURES = Path(__file__).parent / "architectures"
@@ -597,3 +597,68 @@ def test_a_lean_network_that_differs_is_not_used(monkeypatch: pytest.MonkeyPatch
     same, why = lean(network, torch.randn(1, 3, 64, 64))
     assert same is network
     assert "would differ" in why
+
+
+# -- the pixel cache ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cache", ["disk", "ram"])
+def test_the_next_backbone_decodes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = make_images(tmp_path, 21, f"photos-{cache}")
+    one, two = make_backbone(tmp_path), make_backbone(tmp_path, name="two", preprocessing={"mean": 0.1})
+    plain, cached = open_store(tmp_path / "plain"), open_store(tmp_path / "cached")
+    options: Any = {"dtype": "float32", "batch_size": 4, "block_rows": 8}
+    embed([one, two], [target], plain, **options)
+    embed(one, [target], cached, cache=cache, **options)
+    assert "pixel cache: 0.0 GB in all" in capsys.readouterr().err
+    monkeypatch.setattr(feed, "load_image", lambda *a, **k: pytest.fail("decoded again"))
+    (done,) = embed(two, [target], cached, cache=cache, **options)
+    assert done.embedded == 21
+    assert cached.digest() == plain.digest()
+    kept = tmp_path / "cached/pixels"
+    assert kept.exists() == (cache == "disk")
+    if cache == "disk":
+        store = open_store(kept)
+        (entry,) = store.entries()
+        assert (entry.dtype, entry.dim, entry.complete) == ("uint8", 3 * 12 * 12, True)
+        assert not verify(kept).problems
+        np.testing.assert_array_equal(
+            store.embeddings(entry.backbone, target.name)[3].reshape(3, 12, 12),
+            one.preprocessing.geometry()(load_image(Path(str(target.root)) / str(target.image_id[3]))),
+        )
+
+
+def test_damaged_or_missing_pixels_are_decoded_again_and_bad_images_stay_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = make_images(tmp_path, 20)
+    (tmp_path / "images/002.png").write_bytes(b"")
+    one, two = make_backbone(tmp_path), make_backbone(tmp_path, name="two", preprocessing={"mean": 0.1})
+    plain, cached = open_store(tmp_path / "plain"), open_store(tmp_path / "cached")
+    options: Any = {"dtype": "float32", "batch_size": 4, "block_rows": 8, "skip_bad": True}
+    embed([one, two], [target], plain, **options)
+    embed(one, [target], cached, cache="disk", **options)
+    (folder,) = (tmp_path / "cached/pixels/targets/photos/embeddings").glob("3x12x12-*")
+    block = folder / "c.0.0"
+    content = bytearray(block.read_bytes())
+    content[100] ^= 1
+    block.write_bytes(content)
+    (folder / "c.1.0").unlink()
+    capsys.readouterr()
+    embed(two, [target], cached, cache="disk", **options)
+    assert "pixel cache: store" in capsys.readouterr().err
+    assert cached.digest() == plain.digest()
+    assert (folder / "c.1.0").exists()
+
+
+def test_a_cache_that_does_not_fit_is_refused_before_anything_is_computed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, store = make_images(tmp_path, 2), open_store(tmp_path / "s")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1000, 200, 800))  # type: ignore[attr-defined]
+    with pytest.raises(UsageError, match=r"--cache disk: the pixels take 0\.0 GB"):
+        embed(make_backbone(tmp_path), [target], store, cache="disk")
+    with pytest.raises(UsageError, match="--cache tape: one of off, ram, disk"):
+        embed(make_backbone(tmp_path), [target], store, cache="tape")

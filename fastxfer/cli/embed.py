@@ -108,6 +108,13 @@ def _one_each(option: str, given: tuple[str, ...], ckpts: tuple[str, ...]) -> tu
     show_default=True,
     help="Rows written at once, the most a kill can cost.",
 )
+@click.option(
+    "--cache",
+    type=click.Choice(["off", "ram", "disk"]),
+    default="off",
+    show_default=True,
+    help="disk = keep decoded pixels inside the store, for backbones to come.",
+)
 @click.option("--skip-bad", is_flag=True, help="Leave out images that cannot be decoded, instead of stopping.")
 @store_option
 @data_root_option
@@ -132,6 +139,7 @@ def embed(
     batch_size: int | None,
     workers: int | None,
     block_rows: int,
+    cache: str,
     skip_bad: bool,
     store_path: str,
     data_root: Path,
@@ -194,6 +202,7 @@ def embed(
         dtype=dtype,
         device=device,
         block_rows=block_rows,
+        cache=cache,
     )
     if as_json:
         about = [{"backbone": b.name, **b.provenance()} for b in backbones]

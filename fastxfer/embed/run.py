@@ -15,14 +15,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fastxfer import __version__
 from fastxfer.backbones import Backbone
+from fastxfer.embed.cache import CachedPixels, bytes_needed, check_room, pixel_store
 from fastxfer.embed.checks import check_images, join
 from fastxfer.embed.feed import Feed, Pixels
-from fastxfer.embed.forward import Forward, default_batch, one_thread_each
+from fastxfer.embed.forward import default_batch, one_thread_each
+from fastxfer.embed.jobs import EmbedJob, Job, PixelJob, begin, writer
 from fastxfer.errors import DataError, UsageError
 from fastxfer.progress import progress, say
-from fastxfer.store import BLOCK_ROWS, EmbeddingStore, Writer, check_name
+from fastxfer.store import BLOCK_ROWS, EmbeddingStore, check_name
 from fastxfer.targets.changes import digest_of_sizes
 from fastxfer.targets.table import Target
 
@@ -64,6 +65,7 @@ def embed(
     dtype: str = "float16",
     device: str = "auto",
     block_rows: int = BLOCK_ROWS,
+    cache: str = "off",
 ) -> list[Embedded]:
     """Embed the images of `targets` by one or several backbones, only the row blocks that the store lacks.
 
@@ -74,6 +76,7 @@ def embed(
     workers:    threads that decode, and on a CPU compute, each on its own images [one a core, at most 16 on a GPU]
     skip_bad:   leave out (and record) images that cannot be decoded, instead of stopping before the first forward pass
     dtype:      of the stored embeddings;  block_rows: rows written at once, the most a kill can cost
+    cache:      "disk" keeps the pixels inside the store, "ram" in this process, for backbones to come; "off" does not
 
     Raises DataError for undecodable or missing images (named, as far as two seconds show them before anything is
     computed), for embeddings of another backbone under this name, or if somebody else is writing; OSError for a full
@@ -90,15 +93,25 @@ def embed(
         raise UsageError(f"two backbones are called {', '.join(twice)}: give them different names with --name")
     place = _device(device)
     threads = workers or (_cores() if place.type == "cpu" else min(16, _cores()))
-    jobs = [_Job(b, min(batch_size or default_batch(b, place), block_rows), dtype, place) for b in some]
+    jobs: list[Job] = [
+        EmbedJob(b, store, min(batch_size or default_batch(b, place), block_rows), dtype, place) for b in some
+    ]
+    kept = pixel_store(store, cache)
+    if kept is not None:
+        geometries = {b.preprocessing.geometry_key: b.preprocessing for b in some}
+        check_room(kept, bytes_needed(targets, list(geometries.values())))
+        jobs += [PixelJob(p, kept, max(job.batch for job in jobs)) for p in geometries.values()]
 
     # First everything that can be refused, for all targets; then the hours.
     for target in targets:
         if target.root is None:
             raise DataError(f"target '{target.name}' comes without its images (root is None)")
-        store.add_target(target, files=digest_of_sizes(target.root, target.image_id))
+        digest = digest_of_sizes(target.root, target.image_id)
+        for where in {id(job.store): job.store for job in jobs}.values():
+            where.add_target(target, files=digest)
         with ExitStack() as stack:
-            outs = [stack.enter_context(job.writer(store, target, block_rows)) for job in jobs]
+            some_jobs = [job for job in jobs if isinstance(job, EmbedJob)]
+            outs = [stack.enter_context(writer(job, target, block_rows)) for job in some_jobs]
             lacking = {row for out in outs for block in out.missing for row in block if row not in out.bad}
         check_images(target, sorted(lacking), threads, contents=not skip_bad)
 
@@ -107,61 +120,20 @@ def embed(
         for target in targets:
             with ExitStack() as stack:
                 for job in jobs:
-                    job.open(stack.enter_context(job.writer(store, target, block_rows)))
-                done += _Pass(target, jobs, pool, threads, skip_bad).run()
+                    begin(job, stack.enter_context(writer(job, target, block_rows)))
+                done += _Pass(target, jobs, pool, threads, skip_bad, on_cpu=place.type == "cpu").run()
     return done
-
-
-class _Job:
-    """A backbone's part in a pass: how it computes, and where its embeddings go."""
-
-    def __init__(self, backbone: Backbone, batch: int, dtype: str, device: torch.device) -> None:
-        self.backbone = backbone
-        self.batch = batch
-        self.dtype = dtype
-        self.device = device
-        self.geometry = backbone.preprocessing.geometry_key
-        self.attributes = {
-            **backbone.provenance(),
-            "dtype": dtype,
-            "code_version": __version__,
-            "torch_version": torch.__version__,
-            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-            "threads": 1 if device.type == "cpu" else torch.get_num_threads(),
-            "batch_size": batch,
-        }
-        self._forward: Forward | None = None
-
-    def writer(self, store: EmbeddingStore, target: Target, block_rows: int) -> Any:
-        b = self.backbone
-        return store.writer(
-            b.name, target.name, dim=b.dim, dtype=self.dtype, attributes=self.attributes, block_rows=block_rows
-        )
-
-    def open(self, out: Writer) -> None:
-        """Begin a target, whose embeddings go to `out`."""
-        self.out = out
-        self.missing = out.missing
-        self.total = sum(len(block) for block in self.missing)
-        self.seconds = 0.0  # of forward passes
-
-    @property
-    def forward(self) -> Forward:
-        """Made when it is first needed, in whichever thread: where nothing is missing, nothing is made."""
-        if self._forward is None:
-            self._forward = Forward(self.backbone, self.device, self.batch)
-        return self._forward
 
 
 @dataclass
 class _Block:
-    """Rows that some backbones lack, while they come in."""
+    """Rows that some jobs lack, while they come in."""
 
     rows: range
-    jobs: list[_Job]
-    values: dict[str, NDArray[np.float32]] = field(default_factory=dict)  # by the backbone's name
+    jobs: list[Job]
+    values: dict[str, NDArray[Any]] = field(default_factory=dict)  # by the job's name
     bad: dict[int, str] = field(default_factory=dict)
-    forward: dict[str, float] = field(default_factory=dict)  # seconds
+    seconds: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -177,42 +149,47 @@ class _Result:
     """What a worker made of a piece: embeddings of all batches (or pixels, if the device is not the worker's)."""
 
     pixels: Pixels
-    values: dict[str, NDArray[np.float32]]
+    values: dict[str, NDArray[Any]]
     bad: dict[int, str]
-    spent: dict[str, float]  # seconds: "decode", and forward passes by backbone
+    spent: dict[str, float]  # seconds: "decode", and each job's
 
 
 class _Pass:
-    """One target, all backbones."""
+    """One target, all jobs."""
 
     def __init__(
-        self, target: Target, jobs: list[_Job], pool: ThreadPoolExecutor, threads: int, skip_bad: bool
+        self, target: Target, jobs: list[Job], pool: ThreadPoolExecutor, threads: int, skip_bad: bool, on_cpu: bool
     ) -> None:
-        self.target, self.pool, self.threads = target, pool, threads
-        self.jobs = jobs
-        self.known_bad = jobs[0].out.bad
-        self.on_cpu = jobs[0].device.type == "cpu"
+        self.target, self.pool, self.threads, self.on_cpu = target, pool, threads, on_cpu
+        self.jobs = [job for job in jobs if isinstance(job, EmbedJob)]
+        self.keeping = [job for job in jobs if isinstance(job, PixelJob)]
+        self.known_bad = self.jobs[0].out.bad
         # Batches are powers of two, or all the same; so each fits into the largest.
         self.piece_rows = max(job.batch for job in jobs)
-        self.feed = Feed(target, [job.backbone.preprocessing for job in jobs], self.known_bad, skip_bad)
+        cached = {
+            job.preprocessing.geometry_key: CachedPixels(job.store, target, job.preprocessing) for job in self.keeping
+        }
+        self.feed = Feed(target, [job.preprocessing for job in self.jobs], self.known_bad, skip_bad, cached)
         self.spent = {"decode": 0.0, "forward": 0.0, "write": 0.0}
 
     def run(self) -> list[Embedded]:
         started = time.perf_counter()
-        busy = [job for job in self.jobs if job.total]
         for job in self.jobs:
             self._say_what_is_there(job)
         blocks: dict[range, _Block] = {}
-        for job in busy:
+        for job in self.jobs:
             for rows in job.missing:
                 blocks.setdefault(rows, _Block(rows, [])).jobs.append(job)
+        for keeping in self.keeping:
+            for rows in keeping.missing:
+                if rows in blocks:  # pixels that no backbone asks for are not decoded
+                    blocks[rows].jobs.append(keeping)
         if blocks:
-            if self.on_cpu:
-                for job in busy:
-                    _ = job.forward  # not in several workers at once
-            names = ", ".join(job.backbone.name for job in busy)
-            total = sum(map(len, blocks))
-            with progress(f"embed {names} on {self.target.name}", total, "images") as advance:
+            busy = [job for job in self.jobs if job.missing]
+            for job in busy:
+                job.prepare()
+            names = ", ".join(job.name for job in busy)
+            with progress(f"embed {names} on {self.target.name}", sum(map(len, blocks)), "images") as advance:
                 self._all(sorted(blocks.values(), key=lambda b: (b.rows.start, b.rows.stop)), advance)
         seconds = time.perf_counter() - started if blocks else 0.0
         bad = self.jobs[0].out.bad
@@ -220,32 +197,33 @@ class _Pass:
             say(f"{self.target.name}: {len(bad):,} images left out that cannot be decoded: {join(list(bad.values()))}")
         if len(bad) == self.target.n_images:
             raise DataError(f"target '{self.target.name}': not one of its {len(bad):,} images can be decoded")
-        forward = sum(job.seconds for job in busy) or 1.0
+        forward = sum(job.seconds for job in self.jobs) or 1.0
         return [self._embedded(job, seconds * job.seconds / forward, len(bad)) for job in self.jobs]
 
-    def _embedded(self, job: _Job, seconds: float, bad: int) -> Embedded:
+    def _embedded(self, job: EmbedJob, seconds: float, bad: int) -> Embedded:
         """seconds: this backbone's share of the pass."""
+        embedded = sum(map(len, job.missing))
         return Embedded(
-            backbone=job.backbone.name,
+            backbone=job.name,
             target=self.target.name,
             n_images=self.target.n_images - bad,
-            dim=job.backbone.dim,
+            dim=job.dim,
             dtype=job.dtype,
-            state="embedded" if job.total else "complete already",
-            embedded=job.total,
+            state="embedded" if embedded else "complete already",
+            embedded=embedded,
             bad=bad,
             seconds=seconds,
-            images_per_second=job.total / seconds if job.total and seconds else None,
-            bound=max(self.spent, key=lambda name: self.spent[name]) if job.total else None,
+            images_per_second=embedded / seconds if embedded and seconds else None,
+            bound=max(self.spent, key=lambda name: self.spent[name]) if embedded else None,
             identity=job.backbone.identity,
         )
 
-    def _say_what_is_there(self, job: _Job) -> None:
-        title, n = f"{job.backbone.name} on {self.target.name}", self.target.n_images
-        if not job.total:
+    def _say_what_is_there(self, job: EmbedJob) -> None:
+        title, n, missing = f"{job.name} on {self.target.name}", self.target.n_images, sum(map(len, job.missing))
+        if not missing:
             say(f"{title}: complete ({n:,} images), nothing to do")
-        elif job.total < n:
-            say(f"{title}: {n - job.total:,} of {n:,} rows are there, doing the rest")
+        elif missing < n:
+            say(f"{title}: {n - missing:,} of {n:,} rows are there, doing the rest")
             began = job.out.attributes
             other = [k for k in _BITS if began.get(k) != job.attributes.get(k)]
             if other:
@@ -271,40 +249,39 @@ class _Pass:
 
     def _work(self, piece: _Piece) -> _Result:
         clock = time.perf_counter()
-        wanted = {job.geometry for job in piece.block.jobs}
+        wanted = {job.preprocessing.geometry_key for job in piece.block.jobs}
         pixels, bad = self.feed.pixels(piece.rows, wanted, self.piece_rows)
         result = _Result(pixels, {}, bad, {"decode": time.perf_counter() - clock})
         if self.on_cpu:
-            self._forward(piece, result)
+            self._make(piece, result)
         return result
 
-    def _forward(self, piece: _Piece, result: _Result) -> None:
+    def _make(self, piece: _Piece, result: _Result) -> None:
         for job in piece.block.jobs:
             clock = time.perf_counter()
             used = -(-len(piece.rows) // job.batch) * job.batch
-            pixels = result.pixels[job.geometry][:used]
-            out = [job.forward(pixels[i : i + job.batch]) for i in range(0, used, job.batch)]
-            result.values[job.backbone.name] = np.concatenate(out)[: len(piece.rows)]
-            result.spent[job.backbone.name] = time.perf_counter() - clock
+            pixels = result.pixels[job.preprocessing.geometry_key][:used]
+            made = [job.make(pixels[i : i + job.batch]) for i in range(0, used, job.batch)]
+            result.values[job.name] = np.concatenate(made)[: len(piece.rows)]
+            result.spent[job.name] = time.perf_counter() - clock
         result.pixels = {}
 
     def _take(self, piece: _Piece, future: Future[_Result], advance: Callable[[int], None]) -> None:
         """Bring a piece to its block, and a block that is whole to the store."""
         result, block = future.result(), piece.block
         if not self.on_cpu:
-            self._forward(piece, result)
+            self._make(piece, result)
         shared = self.threads if self.on_cpu else 1
         self.spent["decode"] += result.spent.pop("decode") / self.threads
         self.spent["forward"] += sum(result.spent.values()) / shared
         for job in block.jobs:
-            name = job.backbone.name
-            seconds = result.spent[name] / shared
-            job.seconds += seconds
+            made, seconds = result.values[job.name], result.spent[job.name] / shared
             if piece.rows.start == block.rows.start:
-                block.values[name] = np.full((len(block.rows), job.backbone.dim), np.nan, np.float32)
+                block.values[job.name] = np.empty((len(block.rows), job.dim), made.dtype)
             start = piece.rows.start - block.rows.start
-            block.values[name][start : start + len(piece.rows)] = result.values[name]
-            block.forward[name] = block.forward.get(name, 0.0) + seconds
+            block.values[job.name][start : start + len(made)] = made
+            block.seconds[job.name] = block.seconds.get(job.name, 0.0) + seconds
+            job.seconds += seconds
         block.bad |= result.bad
         if piece.rows.stop == block.rows.stop:
             self._write(block)
@@ -312,12 +289,13 @@ class _Pass:
 
     def _write(self, block: _Block) -> None:
         clock = time.perf_counter()
-        block.jobs[0].out.mark_bad(block.bad)
+        for store in {id(job.store): job.out for job in block.jobs}.values():
+            store.mark_bad(block.bad)
         empty = [row - block.rows.start for row in block.rows if row in self.known_bad or row in block.bad]
         for job in block.jobs:
-            values = block.values.pop(job.backbone.name)
-            values[empty] = np.nan
-            job.out.write(block.rows, values, seconds=block.forward[job.backbone.name])
+            values = block.values.pop(job.name)
+            values[empty] = np.nan if values.dtype.kind == "f" else 0
+            job.out.write(block.rows, values, seconds=block.seconds[job.name])
         self.spent["write"] += time.perf_counter() - clock
 
 
