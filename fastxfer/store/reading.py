@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from fastxfer.store.blocks import SEAL_BYTES, Layout, crc
 from fastxfer.store.layout import block_file
 
-THREADS = 4
+THREADS = min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 _PARALLEL_BYTES = 4 << 20  # below it threads cost more than they bring
 _CRC = 4
 
@@ -66,45 +66,47 @@ class LocalBlocks:
     def _read_block(self, number: int, rows: range, flat: NDArray[np.uint8]) -> None:
         layout = self.layout
         mine = layout.rows(number)
-        first, last = max(rows.start, mine.start) - mine.start, min(rows.stop, mine.stop) - mine.start
+        first, last = max(rows.start, mine.start), min(rows.stop, mine.stop)
+        out = flat[(first - rows.start) * layout.row_bytes : (last - rows.start) * layout.row_bytes]
         descriptor = os.open(self.folder / block_file(number), os.O_RDONLY)
         try:
-            checksums = bytearray(_CRC * layout.chunks(number))
-            views = [memoryview(checksums)[i : i + _CRC] for i in range(0, len(checksums), _CRC)]
-            gap = bytearray(layout.stride - layout.chunk_bytes - _CRC)
-            chunks = range(first // layout.chunk_rows, (last - 1) // layout.chunk_rows + 1)
-            # Chunks that are wanted whole land where they belong; of the others the part that is wanted is copied.
-            parts: list[NDArray[np.uint8]] = []
-            for chunk in chunks:
-                start = (mine.start + chunk * layout.chunk_rows - rows.start) * layout.row_bytes
-                whole = first <= chunk * layout.chunk_rows and (chunk + 1) * layout.chunk_rows <= last
-                parts.append(
-                    flat[start : start + layout.chunk_bytes] if whole else np.empty(layout.chunk_bytes, np.uint8)
-                )
-            buffers: list[Any] = [
-                b for chunk, part in zip(chunks, parts, strict=True) for b in (part, views[chunk], gap)
-            ]
-            size = os.fstat(descriptor).st_size
-            tail = SEAL_BYTES + layout.index_bytes
-            got = os.preadv(descriptor, buffers, chunks.start * layout.stride)
-            for chunk in range(layout.chunks(number)):
-                if chunk not in chunks:
-                    os.preadv(descriptor, [views[chunk]], chunk * layout.stride + layout.chunk_bytes)
-            wrong = layout.check_frame(
-                number, size, os.pread(descriptor, tail, max(0, size - tail)), bytes(checksums)
-            ) or ("it is shorter than it was" if got < sum(len(b) for b in buffers) else "")
+            if last - first == layout.block_rows:
+                self._read_whole(descriptor, number, out)
+            else:
+                self._read_part(descriptor, number, range(first - mine.start, last - mine.start), out)
         finally:
             os.close(descriptor)
+
+    def _read_whole(self, descriptor: int, number: int, out: NDArray[np.uint8]) -> None:
+        """All rows of a block, chunk by chunk straight into `out`, each checked while it is in the cache."""
+        layout = self.layout
+        size, n = layout.chunk_bytes, layout.chunks(number)
+        stored, computed, got = bytearray(_CRC * n), b"", 0
+        checksums = memoryview(stored)
+        gap = bytearray(layout.stride - size - _CRC)
+        tail = bytearray(SEAL_BYTES + layout.index_bytes + 1)  # a byte more than there should be
+        for chunk in range(n):
+            part = out[chunk * size : (chunk + 1) * size]
+            buffers: list[Any] = [part, checksums[_CRC * chunk : _CRC * (chunk + 1)], gap]
+            got += os.preadv(descriptor, buffers if chunk < n - 1 else [*buffers, tail], chunk * layout.stride)
+            computed += crc(part)
+        wrong = layout.check_frame(number, got, bytes(tail[:-1]), bytes(stored))
+        if not wrong and computed != stored:
+            wrong = layout.words(
+                number,
+                [c for c in range(n) if computed[_CRC * c : _CRC * c + _CRC] != stored[_CRC * c : _CRC * c + _CRC]],
+            )
         if wrong:
             raise DamagedBlockError(number, wrong)
-        for chunk, part in zip(chunks, parts, strict=True):
-            _check_chunk(layout, number, chunk, part, checksums)
-            begin, end = max(first, chunk * layout.chunk_rows), min(last, (chunk + 1) * layout.chunk_rows)
-            if (end - begin) < layout.chunk_rows:
-                inside = (begin - chunk * layout.chunk_rows) * layout.row_bytes
-                to = (mine.start + begin - rows.start) * layout.row_bytes
-                length = (end - begin) * layout.row_bytes
-                flat[to : to + length] = part[inside : inside + length]
+
+    def _read_part(self, descriptor: int, number: int, rows: range, out: NDArray[np.uint8]) -> None:
+        """Some rows of a block, by way of the chunks that hold them."""
+        layout = self.layout
+        chunks = range(rows.start // layout.chunk_rows, (rows.stop - 1) // layout.chunk_rows + 1)
+        content = np.empty((len(chunks), layout.chunk_bytes), np.uint8)
+        _check_chunks(layout, number, descriptor, chunks, content)
+        start = (rows.start - chunks.start * layout.chunk_rows) * layout.row_bytes
+        out[:] = content.reshape(-1)[start : start + len(out)]
 
 
 class _Map:
@@ -152,17 +154,8 @@ class _Map:
         layout = self.layout
         descriptor = os.open(self.folder / block_file(number), os.O_RDONLY)
         try:
-            size = os.fstat(descriptor).st_size
-            tail = SEAL_BYTES + layout.index_bytes
-            ends = (c * layout.stride + layout.chunk_bytes for c in range(layout.chunks(number)))
-            checksums = b"".join(os.pread(descriptor, _CRC, end) for end in ends)
-            if wrong := layout.check_frame(number, size, os.pread(descriptor, tail, max(0, size - tail)), checksums):
-                raise DamagedBlockError(number, wrong)
             # Read, not looked at through the map: a failing disk is an error here, and a crash there.
-            content = np.empty(layout.chunk_bytes, np.uint8)
-            for chunk in chunks:
-                os.preadv(descriptor, [content.data], chunk * layout.stride)
-                _check_chunk(layout, number, chunk, content, checksums)
+            size = _check_chunks(layout, number, descriptor, chunks, np.empty((1, layout.chunk_bytes), np.uint8))
             if not self.mapped[number]:
                 _map_file(self.address + number * self.stride, size, descriptor)
                 self.mapped[number] = True
@@ -171,11 +164,23 @@ class _Map:
         self.checked[[number * (layout.block_rows // layout.chunk_rows) + chunk for chunk in chunks]] = True
 
 
-def _check_chunk(
-    layout: Layout, number: int, chunk: int, content: NDArray[np.uint8], checksums: bytes | bytearray
-) -> None:
-    if crc(content) != checksums[_CRC * chunk : _CRC * (chunk + 1)]:
-        raise DamagedBlockError(number, layout.words(number, [chunk]))
+def _check_chunks(
+    layout: Layout, number: int, descriptor: int, chunks: Sequence[int], content: NDArray[np.uint8]
+) -> int:
+    """Check a block's frame and some chunks, read into the rows of `content` in turn; the file's size."""
+    size = os.fstat(descriptor).st_size
+    tail = SEAL_BYTES + layout.index_bytes
+    ends = (c * layout.stride + layout.chunk_bytes for c in range(layout.chunks(number)))
+    checksums = b"".join(os.pread(descriptor, _CRC, end) for end in ends)
+    wrong = layout.check_frame(number, size, os.pread(descriptor, tail, max(0, size - tail)), checksums)
+    if wrong:
+        raise DamagedBlockError(number, wrong)
+    for i, chunk in enumerate(chunks):
+        into = content[i % len(content)]
+        os.preadv(descriptor, [into.data], chunk * layout.stride)
+        if crc(into) != checksums[_CRC * chunk : _CRC * (chunk + 1)]:
+            raise DamagedBlockError(number, layout.words(number, [chunk]))
+    return size
 
 
 def _map_file(address: int, size: int, descriptor: int) -> None:
