@@ -126,6 +126,7 @@ class _Map:
         self.mapped = np.zeros(layout.n_blocks, bool)
         chunk = np.arange(-(-layout.n_rows // layout.chunk_rows))
         self.checked = np.zeros(len(chunk), bool)
+        self.all_checked = False
         # Row r of chunk c is item `base[c] + r * step`.
         self.step = layout.row_bytes // 2
         in_block = layout.block_rows // layout.chunk_rows
@@ -135,7 +136,7 @@ class _Map:
     def take(self, rows: NDArray[np.int64]) -> NDArray[Any]:
         layout = self.layout
         chunks = rows // layout.chunk_rows
-        if not self.checked[chunks].all():  # IndexError if there is no such row
+        if not self.all_checked and not self.checked[chunks].all():
             self._touch(np.unique(chunks[~self.checked[chunks]]))
         items = rows * self.step
         items += self.base[chunks]
@@ -149,6 +150,8 @@ class _Map:
         _each(
             lambda number: self._touch_block(number, by_block[number]), by_block, len(chunks) * self.layout.chunk_bytes
         )
+
+        self.all_checked = bool(self.checked.all())
 
     def _touch_block(self, number: int, chunks: list[int]) -> None:
         layout = self.layout
