@@ -78,24 +78,20 @@ class LocalBlocks:
             os.close(descriptor)
 
     def _read_whole(self, descriptor: int, number: int, out: NDArray[np.uint8]) -> None:
-        """All rows of a block, chunk by chunk straight into `out`, each checked while it is in the cache."""
+        """All rows of a block straight into `out`, by one call, and checked while they are in the cache."""
         layout = self.layout
         size, n = layout.chunk_bytes, layout.chunks(number)
-        stored, computed, got = bytearray(_CRC * n), b"", 0
-        checksums = memoryview(stored)
+        stored = bytearray(_CRC * n)
         gap = bytearray(layout.stride - size - _CRC)
         tail = bytearray(SEAL_BYTES + layout.index_bytes + 1)  # a byte more than there should be
-        for chunk in range(n):
-            part = out[chunk * size : (chunk + 1) * size]
-            buffers: list[Any] = [part, checksums[_CRC * chunk : _CRC * (chunk + 1)], gap]
-            got += os.preadv(descriptor, buffers if chunk < n - 1 else [*buffers, tail], chunk * layout.stride)
-            computed += crc(part)
+        parts = [out[i : i + size] for i in range(0, n * size, size)]
+        checksums = (memoryview(stored)[i : i + _CRC] for i in range(0, _CRC * n, _CRC))
+        buffers: list[Any] = [b for part, one in zip(parts, checksums, strict=True) for b in (part, one, gap)]
+        got = os.preadv(descriptor, [*buffers, tail], 0)
         wrong = layout.check_frame(number, got, bytes(tail[:-1]), bytes(stored))
-        if not wrong and computed != stored:
-            wrong = layout.words(
-                number,
-                [c for c in range(n) if computed[_CRC * c : _CRC * c + _CRC] != stored[_CRC * c : _CRC * c + _CRC]],
-            )
+        if not wrong:
+            damaged = [c for c, part in enumerate(parts) if crc(part) != stored[_CRC * c : _CRC * (c + 1)]]
+            wrong = layout.words(number, damaged) if damaged else ""
         if wrong:
             raise DamagedBlockError(number, wrong)
 
