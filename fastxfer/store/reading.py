@@ -24,6 +24,7 @@ from fastxfer.store.layout import block_file
 
 THREADS = min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 _PARALLEL_BYTES = 4 << 20  # below it threads cost more than they bring
+_AT_ONE_GO = 256  # chunks: the system takes at most 1,024 buffers a call
 _CRC = 4
 
 
@@ -70,7 +71,7 @@ class LocalBlocks:
         out = flat[(first - rows.start) * layout.row_bytes : (last - rows.start) * layout.row_bytes]
         descriptor = os.open(self.folder / block_file(number), os.O_RDONLY)
         try:
-            if last - first == layout.block_rows:
+            if last - first == layout.block_rows and layout.chunks(number) <= _AT_ONE_GO:
                 self._read_whole(descriptor, number, out)
             else:
                 self._read_part(descriptor, number, range(first - mine.start, last - mine.start), out)
