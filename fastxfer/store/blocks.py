@@ -48,20 +48,20 @@ class Layout:
     chunk_rows: int
     key: bytes
 
-    @property
+    @cached_property
     def row_bytes(self) -> int:
         return self.dim * self.dtype.itemsize
 
-    @property
+    @cached_property
     def chunk_bytes(self) -> int:
         return self.chunk_rows * self.row_bytes
 
-    @property
+    @cached_property
     def stride(self) -> int:
         """Bytes from chunk to chunk."""
         return -(-(self.chunk_bytes + _CRC) // ALIGN) * ALIGN
 
-    @property
+    @cached_property
     def index_bytes(self) -> int:
         return 16 * (self.block_rows // self.chunk_rows) + _CRC
 
