@@ -23,7 +23,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from fastxfer.backbones import Backbone, load_backbone
-from fastxfer.backbones.lean import lean
+from fastxfer.backbones.lean import lean, try_out
 from fastxfer.embed import embed, feed
 from fastxfer.errors import DataError, UsageError
 from fastxfer.images import load_image
@@ -548,7 +548,8 @@ def test_a_lean_network_gives_the_same_embeddings(name: str) -> None:
             module.bias.normal_(0, 0.1)
     images = torch.randn(2, 3, 64 if "vit" not in name else 224, 64 if "vit" not in name else 224)
     before = {k: v.clone() for k, v in network.state_dict().items()}
-    small, why = lean(network, images)
+    trial = try_out(network, tuple(images.shape[1:]), 0.0, 1.0)  # type: ignore[arg-type]
+    small, why = lean(network, trial, 2)
     assert why == ""
     with torch.inference_mode():
         for batch in (images, torch.randn_like(images)):
@@ -580,10 +581,10 @@ def test_what_cannot_be_made_lean_stays_as_it_was() -> None:
     images = torch.randn(2, 3, 16, 16)
     branching, deciding = _Branching().eval().requires_grad_(False), _Deciding().eval().requires_grad_(False)
     branching.norm.running_mean.fill_(0.5)  # type: ignore[union-attr,operator]
-    small, why = lean(branching, images)
+    small, why = lean(branching, try_out(branching, (3, 16, 16), 0.5, 0.3))
     assert why == ""
     torch.testing.assert_close(small(images), branching(images))
-    same, why = lean(deciding, images)
+    same, why = lean(deciding, try_out(deciding, (3, 16, 16), 0.5, 0.3))
     assert same is deciding
     assert "TraceError" in why
 
@@ -594,7 +595,7 @@ def test_a_lean_network_that_differs_is_not_used(monkeypatch: pytest.MonkeyPatch
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.running_var.fill_(0.5)  # type: ignore[union-attr,operator]
-    same, why = lean(network, torch.randn(1, 3, 64, 64))
+    same, why = lean(network, try_out(network, (3, 64, 64), 0.5, 0.3))
     assert same is network
     assert "would differ" in why
 

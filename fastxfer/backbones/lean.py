@@ -7,6 +7,8 @@ network as it was; where it is not the same, or cannot be traced, the network st
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,7 +16,6 @@ import torch.nn.functional as F
 from timm.layers import BatchNormAct2d, Conv2dSame, StdConv2d, StdConv2dSame
 from timm.layers.padding import get_same_padding
 from torch import Tensor, fx, nn
-from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 # Embeddings may differ by this part of the largest value: rounding, in another order.
@@ -24,21 +25,57 @@ _CONVOLUTIONS = (nn.Conv2d, Conv2dSame, StdConv2d, StdConv2dSame)
 _BATCH_NORMS = (nn.BatchNorm2d, BatchNormAct2d)
 
 
-def lean(network: nn.Module, images: Tensor) -> tuple[nn.Module, str]:
-    """A network that gives what `network` gives, in evaluation mode, for batches like `images`; and why not, or "".
+@dataclass(frozen=True)
+class Trial:
+    """One forward pass of a network as it was built.
 
-    images: (b, c, h, w) float32, on the network's device, of the size that will come; the network itself is left alone.
+    image: (1, c, h, w) noise, scaled like real pixels;  output: what came out
+    shapes: of what each convolution was given, by its name;  flops: of all convolutions, an image
+    """
+
+    image: Tensor
+    output: Tensor
+    shapes: dict[str, tuple[int, ...]]
+    flops: float
+
+
+def try_out(network: nn.Module, size: tuple[int, int, int], mean: float, std: float) -> Trial:
+    """Run a network, in evaluation mode and on the CPU, on one image of noise; it raises what the network raises."""
+    image = (torch.rand(1, *size, generator=torch.Generator().manual_seed(0)) - mean) / std
+    shapes: dict[str, tuple[int, ...]] = {}
+    flops = 0.0
+
+    def look(name: str, part: nn.Conv2d, given: Tensor, out: Tensor) -> None:
+        nonlocal flops
+        shapes[name] = tuple(given.shape)
+        flops += 2.0 * out.numel() * part.weight[0].numel()
+
+    hooks = [
+        part.register_forward_hook(lambda m, given, out, name=name: look(name, m, given[0], out))
+        for name, part in network.named_modules()
+        if isinstance(part, nn.Conv2d)
+    ]
+    try:
+        with torch.inference_mode():
+            return Trial(image, network(image), shapes, flops)
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def lean(network: nn.Module, trial: Trial, batch: int = 1) -> tuple[nn.Module, str]:
+    """A network that gives what `network` gives, for batches of images like the trial's; and why not, or "".
+
+    The network itself is left alone.
     """
     try:
-        graph = _Tracer().trace(network)
-        module = fx.GraphModule(network, graph)
-        ShapeProp(module).propagate(images)
-        _rewrite(module)
+        module = fx.GraphModule(network, _Tracer().trace(network))
+        _rewrite(module, {name: (batch, *shape[1:]) for name, shape in trial.shapes.items()})
         with torch.inference_mode():
-            expected, got = network(images), module(images)
+            got = module(trial.image.to(next(network.parameters()).device)).cpu()
     except Exception as error:  # networks are anybody's code: whatever stops the tracing, the network itself still runs
         return network, f"{type(error).__name__}: {error}".splitlines()[0]
-    off = float((got - expected).abs().max()) / (float(expected.abs().max()) or 1.0)
+    off = float((got - trial.output).abs().max()) / (float(trial.output.abs().max()) or 1.0)
     if not off <= TOLERANCE:
         return network, f"embeddings would differ by {off:.1e} of the largest"
     return module, ""
@@ -51,7 +88,7 @@ class _Tracer(fx.Tracer):
         return isinstance(m, nn.Conv2d) or not any(isinstance(part, nn.Conv2d) for part in m.modules())
 
 
-def _rewrite(module: fx.GraphModule) -> None:
+def _rewrite(module: fx.GraphModule, shapes: Mapping[str, tuple[int, ...]]) -> None:
     graph = module.graph
     parts = dict(module.named_modules())
     calls = [node.target for node in graph.nodes if node.op == "call_module"]
@@ -62,7 +99,7 @@ def _rewrite(module: fx.GraphModule) -> None:
         assert isinstance(convolution, nn.Conv2d)
         if convolution.padding_mode != "zeros":
             continue
-        shape = node.args[0].meta["tensor_meta"].shape
+        shape = shapes[str(node.target)]
         lean, last = _Convolution(convolution, *shape[2:]), node
         norm = _only_user(node, parts, _BATCH_NORMS)
         if norm is not None and lean.absorb(parts[str(norm.target)]):
@@ -75,7 +112,6 @@ def _rewrite(module: fx.GraphModule) -> None:
         module.add_submodule(name, lean)
         with graph.inserting_after(last):
             new = graph.call_module(name, node.args)
-        new.meta = last.meta
         last.replace_all_uses_with(new)
         for gone in reversed(_between(node, last)):
             graph.erase_node(gone)
@@ -135,7 +171,7 @@ class _Convolution(nn.Module):
         self.weight, self.bias = weight.detach(), bias.detach()
         return True
 
-    def finish(self, shape: torch.Size) -> None:
+    def finish(self, shape: tuple[int, ...]) -> None:
         """Weights as they are fastest for input of `shape`."""
         self.weight = self.weight.detach().contiguous(memory_format=torch.channels_last)
         if (

@@ -96,7 +96,9 @@ def _one_each(option: str, given: tuple[str, ...], ckpts: tuple[str, ...]) -> tu
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 …")
 @click.option(
-    "--batch-size", type=click.IntRange(min=1), help="Images a forward pass [default: 4 at 224 x 224, on a GPU 256]."
+    "--batch-size",
+    type=click.IntRange(min=1),
+    help="Images a forward pass [default: 1 to 64 by the network's size, on a GPU 256].",
 )
 @click.option(
     "--workers", type=click.IntRange(min=1), help="Threads that decode and, on a CPU, compute [default: one a core]."

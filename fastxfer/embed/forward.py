@@ -14,8 +14,9 @@ from fastxfer.backbones.lean import lean
 from fastxfer.errors import DataError
 from fastxfer.progress import say
 
-# On a CPU a few images stay in the cache from layer to layer; this many pixels are four images of 224 x 224.
-_CPU_PIXELS = 4 * 224 * 224
+# On a CPU a forward pass does about this much: small networks want several images at once, large ones are as fast with one,
+# whose activations stay in the cache from layer to layer.
+_CPU_FLOPS = 4e9
 _CPU_MOST = 64
 _GPU_BATCH = 256
 
@@ -34,11 +35,8 @@ class Forward:
         self._dtype = PRECISIONS[backbone.precision]
         self._network = backbone.network.to(device).to(memory_format=torch.channels_last)
         if not backbone.is_users_code and self._dtype == torch.float32:
-            noise = torch.randint(
-                0, 256, (batch, *backbone.preprocessing.input_size), generator=torch.Generator().manual_seed(0)
-            )
-            with torch.inference_mode(), _exact(backbone.precision):
-                self._network, _ = lean(self._network, self._images(noise.to(torch.uint8)))
+            with _exact(backbone.precision):
+                self._network, _ = lean(self._network, backbone.trial, batch)
 
     def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Embeddings of whole batches; DataError if one image is more than the device's memory holds."""
@@ -75,8 +73,8 @@ def default_batch(backbone: Backbone, device: torch.device) -> int:
     """Images a forward pass, a power of two."""
     if device.type != "cpu":
         return _GPU_BATCH
-    _, height, width = backbone.preprocessing.input_size
-    return 1 << max(0, min(_CPU_MOST, _CPU_PIXELS // (height * width)).bit_length() - 1)
+    images = min(_CPU_FLOPS / max(backbone.trial.flops, 1.0), _CPU_MOST)
+    return int(1 << max(0, int(images).bit_length() - 1))
 
 
 @contextmanager

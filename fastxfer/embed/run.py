@@ -71,8 +71,8 @@ def embed(
 
     Gives one `Embedded` a (target, backbone), in this order.
 
-    batch_size: images a forward pass [on a CPU as many as stay in the cache, 4 at 224 x 224; on a GPU 256, halved while
-                memory runs out]
+    batch_size: images a forward pass [on a CPU 1 to 64, the larger the network the fewer; on a GPU 256, halved while memory
+                runs out]
     workers:    threads that decode, and on a CPU compute, each on its own images [one a core, at most 16 on a GPU]
     skip_bad:   leave out (and record) images that cannot be decoded, instead of stopping before the first forward pass
     dtype:      of the stored embeddings;  block_rows: rows written at once, the most a kill can cost
