@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks import fewshot, gram, growth, knn, neardup, path, probe, sample, store
+from benchmarks import embed, fewshot, gram, growth, knn, neardup, path, probe, sample, store
 
 Entry = dict[str, Any]
 
@@ -34,4 +34,5 @@ BENCHMARKS: dict[str, Callable[[Any], list[Entry]]] = {
     "growth": growth.run,
     "neardup": neardup.run,
     "store": store.run,
+    "embed": embed.run,
 }

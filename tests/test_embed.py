@@ -13,6 +13,7 @@ import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,10 +23,11 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from fastxfer.backbones import Backbone, load_backbone
-from fastxfer.embed import embed
+from fastxfer.backbones.lean import lean, try_out
+from fastxfer.embed import embed, feed
 from fastxfer.errors import DataError, UsageError
 from fastxfer.images import load_image
-from fastxfer.store import EmbeddingStore, Writer
+from fastxfer.store import EmbeddingStore, Writer, verify
 from fastxfer.targets.table import Target
 
 ARCHITECTURES = Path(__file__).parent / "architectures"
@@ -482,3 +484,182 @@ def test_embeddings_of_files_that_changed_under_their_names_never_mix(tmp_path: 
     ):
         embed(backbone, [target], store)
     assert store.digest() == digest
+
+
+# -- several backbones -------------------------------------------------------------------------------------------------
+
+
+def test_several_backbones_share_one_pass_and_get_the_bits_they_get_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each image is decoded once; another geometry, another mean, one that has some rows already."""
+    target = make_images(tmp_path, 21)
+    kinds: list[dict[str, Any]] = [
+        {"name": "one"},
+        {"name": "two", "preprocessing": {"mean": 0.1}},
+        {"name": "wide", "preprocessing": {"input_size": (3, 40, 40)}},
+    ]
+    backbones = [make_backbone(tmp_path, **kind) for kind in kinds]
+    alone, together = open_store(tmp_path / "alone"), open_store(tmp_path / "together")
+    options: Any = {"dtype": "float32", "batch_size": 4, "block_rows": 8}
+    for backbone in backbones:
+        embed(backbone, [target], alone, **options)
+    true = Writer.write
+    monkeypatch.setattr(Writer, "write", lambda self, b, v, seconds=0.0: None if b.start else true(self, b, v, seconds))
+    embed(backbones[0], [target], together, **options)
+    monkeypatch.undo()
+    opened: list[str] = []
+    load = feed.load_image
+    monkeypatch.setattr(feed, "load_image", lambda path, **k: opened.append(path) or load(path, **k))
+    done = embed(backbones, [target], together, workers=2, **options)
+    assert [(d.backbone, d.embedded) for d in done] == [("one", 13), ("two", 21), ("wide", 21)]
+    assert sorted(opened) == sorted(f"{tmp_path}/{i}" for i in target.image_id)
+    assert together.digest() == alone.digest()
+    assert all(d.state == "complete already" for d in embed(backbones, [target], together, **options))
+
+
+def test_two_backbones_of_one_name_are_refused(tmp_path: Path) -> None:
+    target, store = make_images(tmp_path, 2), open_store(tmp_path / "s")
+    with pytest.raises(UsageError, match="two backbones are called net: give them different names with --name"):
+        embed([make_backbone(tmp_path), make_backbone(tmp_path, preprocessing={"mean": 0.1})], [target], store)
+
+
+# -- lean networks -----------------------------------------------------------------------------------------------------
+
+LEAN = [
+    "resnetv2_50x1_bit",
+    "resnet18",
+    "tf_efficientnet_lite0",
+    "mobilenetv3_small_100",
+    "densenet121",
+    "vit_tiny_patch16_224",
+]
+
+
+@pytest.mark.parametrize("name", LEAN)
+def test_a_lean_network_gives_the_same_embeddings(name: str) -> None:
+    torch.manual_seed(0)
+    network = timm.create_model(name, num_classes=0).eval().requires_grad_(False)
+    for module in network.modules():  # statistics and scales as after training, where folding matters
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)  # type: ignore[union-attr]
+            module.running_var.uniform_(0.5, 1.5)  # type: ignore[union-attr]
+            module.weight.uniform_(0.5, 1.5)
+            module.bias.normal_(0, 0.1)
+    images = torch.randn(2, 3, 64 if "vit" not in name else 224, 64 if "vit" not in name else 224)
+    before = {k: v.clone() for k, v in network.state_dict().items()}
+    trial = try_out(network, tuple(images.shape[1:]), 0.0, 1.0)  # type: ignore[arg-type]
+    small, why = lean(network, trial, 2)
+    assert why == ""
+    with torch.inference_mode():
+        for batch in (images, torch.randn_like(images)):
+            expected = network(batch)
+            torch.testing.assert_close(small(batch), expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
+    kinds = {type(m).__name__ for m in small.modules()}
+    assert not kinds & {"StdConv2d", "Conv2dSame"}
+    assert "BatchNormAct2d" not in kinds or name == "densenet121"  # there, norms come before convolutions
+    assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
+
+
+class _Branching(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 4, 3)
+        self.norm = torch.nn.BatchNorm2d(4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.conv(x)
+        return (self.norm(y) + y).mean((2, 3))  # the convolution's result is used twice: nothing may be folded
+
+
+class _Deciding(_Branching):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x if x.mean() > 0 else -x)
+
+
+def test_what_cannot_be_made_lean_stays_as_it_was() -> None:
+    images = torch.randn(2, 3, 16, 16)
+    branching, deciding = _Branching().eval().requires_grad_(False), _Deciding().eval().requires_grad_(False)
+    branching.norm.running_mean.fill_(0.5)  # type: ignore[union-attr,operator]
+    small, why = lean(branching, try_out(branching, (3, 16, 16), 0.5, 0.3))
+    assert why == ""
+    torch.testing.assert_close(small(images), branching(images))
+    same, why = lean(deciding, try_out(deciding, (3, 16, 16), 0.5, 0.3))
+    assert same is deciding
+    assert "TraceError" in why
+
+
+def test_a_lean_network_that_differs_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = timm.create_model("resnet18", num_classes=0).eval()
+    monkeypatch.setattr("fastxfer.backbones.lean.fuse_conv_bn_weights", lambda w, b, *a: (w, torch.zeros(len(w))))
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_var.fill_(0.5)  # type: ignore[union-attr,operator]
+    same, why = lean(network, try_out(network, (3, 64, 64), 0.5, 0.3))
+    assert same is network
+    assert "would differ" in why
+
+
+# -- the pixel cache ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cache", ["disk", "ram"])
+def test_the_next_backbone_decodes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = make_images(tmp_path, 21, f"photos-{cache}")
+    one, two = make_backbone(tmp_path), make_backbone(tmp_path, name="two", preprocessing={"mean": 0.1})
+    plain, cached = open_store(tmp_path / "plain"), open_store(tmp_path / "cached")
+    options: Any = {"dtype": "float32", "batch_size": 4, "block_rows": 8}
+    embed([one, two], [target], plain, **options)
+    embed(one, [target], cached, cache=cache, **options)
+    assert "pixel cache: 0.0 GB in all" in capsys.readouterr().err
+    monkeypatch.setattr(feed, "load_image", lambda *a, **k: pytest.fail("decoded again"))
+    (done,) = embed(two, [target], cached, cache=cache, **options)
+    assert done.embedded == 21
+    assert cached.digest() == plain.digest()
+    kept = tmp_path / "cached/pixels"
+    assert kept.exists() == (cache == "disk")
+    if cache == "disk":
+        store = open_store(kept)
+        (entry,) = store.entries()
+        assert (entry.dtype, entry.dim, entry.complete) == ("uint8", 3 * 12 * 12, True)
+        assert not verify(kept).problems
+        np.testing.assert_array_equal(
+            store.embeddings(entry.backbone, target.name)[3].reshape(3, 12, 12),
+            one.preprocessing.geometry()(load_image(Path(str(target.root)) / str(target.image_id[3]))),
+        )
+
+
+def test_damaged_or_missing_pixels_are_decoded_again_and_bad_images_stay_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = make_images(tmp_path, 20)
+    (tmp_path / "images/002.png").write_bytes(b"")
+    one, two = make_backbone(tmp_path), make_backbone(tmp_path, name="two", preprocessing={"mean": 0.1})
+    plain, cached = open_store(tmp_path / "plain"), open_store(tmp_path / "cached")
+    options: Any = {"dtype": "float32", "batch_size": 4, "block_rows": 8, "skip_bad": True}
+    embed([one, two], [target], plain, **options)
+    embed(one, [target], cached, cache="disk", **options)
+    (folder,) = (tmp_path / "cached/pixels/targets/photos/embeddings").glob("3x12x12-*")
+    block = folder / "c.0.0"
+    content = bytearray(block.read_bytes())
+    content[100] ^= 1
+    block.write_bytes(content)
+    (folder / "c.1.0").unlink()
+    capsys.readouterr()
+    embed(two, [target], cached, cache="disk", **options)
+    assert "pixel cache: store" in capsys.readouterr().err
+    assert cached.digest() == plain.digest()
+    assert (folder / "c.1.0").exists()
+
+
+def test_a_cache_that_does_not_fit_is_refused_before_anything_is_computed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, store = make_images(tmp_path, 2), open_store(tmp_path / "s")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1000, 200, 800))  # type: ignore[attr-defined]
+    with pytest.raises(UsageError, match=r"--cache disk: the pixels take 0\.0 GB"):
+        embed(make_backbone(tmp_path), [target], store, cache="disk")
+    with pytest.raises(UsageError, match="--cache tape: one of off, ram, disk"):
+        embed(make_backbone(tmp_path), [target], store, cache="tape")

@@ -16,7 +16,16 @@ from fastxfer.errors import DataError
 from fastxfer.store import EmbeddingStore
 from fastxfer.store.blocks import Layout, crc, key_of, layout_of
 
-SHAPES = [(1, 1, 4), (10, 5, 4), (64, 3, 64), (65, 2, 64), (300, 7, 256), (512, 8, 256), (700, 33, 128)]
+SHAPES = [
+    (1, 1, 4),
+    (10, 5, 4),
+    (64, 3, 64),
+    (65, 2, 64),
+    (300, 7, 256),
+    (512, 8, 256),
+    (700, 33, 128),
+    (25_700, 1, 25_600),
+]
 
 
 def wide(store: EmbeddingStore, n: int, dim: int, block_rows: int, dtype: str = "float16") -> np.ndarray:

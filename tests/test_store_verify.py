@@ -266,6 +266,8 @@ def test_a_kill_between_two_writes_is_no_damage(tmp_path: Path, monkeypatch: pyt
     def write(file: Path, content: bytes) -> None:
         nonlocal left
         if left == 0:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.with_name(f"{file.name}.abc{files.PARTIAL}").write_bytes(bytes(content)[:5])
             raise Killed
         left -= 1
         true(file, content)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from fastxfer.backbones import architecture as architectures
 from fastxfer.backbones.architecture import TORCHVISION, Built
 from fastxfer.backbones.checkpoint import SUFFIXES, Checkpoint, missing_file, read_checkpoint, read_state_dict
+from fastxfer.backbones.lean import Trial, try_out
 from fastxfer.backbones.matching import fit_weights
 from fastxfer.backbones.preprocessing import Preprocessing, merge
 from fastxfer.errors import DataError, UsageError
@@ -49,6 +50,7 @@ class Backbone:
     identity:       SHA-256 of weights, architecture, arguments, pooling, preprocessing (and precision, if not float32)
     checkpoint:     path or name as given;  source: what it was trained on, or "unknown"
     precision:      what the forward pass computes in
+    trial:          what one forward pass in float32 showed
     """
 
     name: str
@@ -62,8 +64,14 @@ class Backbone:
     identity: str
     checkpoint: str
     source: str
+    trial: Trial = field(repr=False)
     precision: str = "float32"
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def is_users_code(self) -> bool:
+        """Whether its architecture is a user's file, about whose inside nothing may be assumed."""
+        return ".py" in self.architecture
 
     def provenance(self) -> dict[str, Any]:
         """What the store keeps beside the embeddings."""
@@ -148,7 +156,7 @@ def load_backbone(
     if precision != "float32":
         identity["precision"] = precision
     body = _Body(network, pool).eval() if timm_like else network
-    dim = _measure_dim(body, chosen, built.architecture)
+    trial = _try_out(body, chosen, built.architecture)
     for note in notes:
         say(f"{ckpt}: {note}")
     return Backbone(
@@ -156,7 +164,8 @@ def load_backbone(
         architecture=built.architecture,
         arch_args=args,
         network=body.to(PRECISIONS[precision]),
-        dim=dim,
+        dim=int(trial.output.shape[1]),
+        trial=trial,
         preprocessing=chosen,
         pooling=pool,
         weights_sha256=weights,
@@ -249,23 +258,23 @@ def _hash_weights(network: nn.Module) -> str:
     return h.hexdigest()
 
 
-def _measure_dim(body: nn.Module, preprocessing: Preprocessing, what: str) -> int:
-    """Width of the embeddings, from one black image: the only answer that holds for every network."""
+def _try_out(body: nn.Module, preprocessing: Preprocessing, what: str) -> Trial:
+    """One image through the network: the width that comes out is the only answer that holds for every network."""
     try:
-        with torch.inference_mode():
-            out = body(torch.zeros(1, *preprocessing.input_size))
+        trial = try_out(body, preprocessing.input_size, preprocessing.mean[0], preprocessing.std[0])
     except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as error:
         size = ",".join(str(s) for s in preprocessing.input_size)
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UsageError(
             f"{what} does not run on input of {size}: {reason}. Another --input-size, or an --arch-arg?"
         ) from None
+    out: Any = trial.output
     if not isinstance(out, Tensor) or out.ndim != 2 or len(out) != 1:
         shape = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
         raise DataError(
             f"{what}: forward gives {shape} for one image, expected (1, dim): pool it to one vector an image"
         )
-    return int(out.shape[1])
+    return trial
 
 
 def _default_name(ckpt: str, pool: str, precision: str) -> str:

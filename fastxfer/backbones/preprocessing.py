@@ -69,6 +69,12 @@ class Preprocessing:
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
+    @property
+    def geometry_key(self) -> str:
+        """What `geometry` depends on, in a word: equal for preprocessings whose pixels are equal."""
+        fill = f" {self.mean}" if self.crop_mode == "border" else ""  # timm pads with the mean
+        return f"{self.input_size} {self.interpolation} {self.crop_pct} {self.crop_mode}{fill}"
+
     def geometry(self) -> Callable[[Image.Image], NDArray[np.uint8]]:
         """The half that runs where images are decoded: RGB image -> uint8 (channels, height, width).
 

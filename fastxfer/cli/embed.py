@@ -35,21 +35,39 @@ def _numbers(option: str, words: str | None, kind: type) -> tuple[Any, ...] | No
         raise UsageError(f"{option} {words}: expected numbers with commas between, such as 0.485,0.456,0.406") from None
 
 
+def _one_each(option: str, given: tuple[str, ...], ckpts: tuple[str, ...]) -> tuple[str | None, ...]:
+    if given and len(given) != len(ckpts):
+        raise UsageError(f"{option}: {len(given)} given for {len(ckpts)} --ckpt; expected none, or one a checkpoint")
+    return given or (None,) * len(ckpts)
+
+
 @click.command(cls=ManyValues)
 @click.option(
     "--ckpt",
+    "ckpts",
     required=True,
-    metavar="FILE|NAME",
-    help="Weights: .safetensors, .pt, .pth, .pth.tar, BiT .npz; or a timm name.",
+    multiple=True,
+    metavar="FILE|NAME…",
+    help="Weights: .safetensors, .pt, .pth, .pth.tar, BiT .npz; or a timm name. Several share one pass over the images.",
 )
 @click.option(
     "--arch",
-    metavar="NAME",
-    help="timm name, torchvision:NAME or FILE.py:function [default: guessed if the file tells].",
+    "archs",
+    multiple=True,
+    metavar="NAME…",
+    help="timm name, torchvision:NAME or FILE.py:function, one a --ckpt [default: guessed if the file tells].",
 )
 @click.option("--arch-arg", "arch_args", multiple=True, metavar="K=V…", help="Keyword arguments of the architecture.")
-@click.option("--name", help="Name of the backbone in the store [default: the file's].")
-@click.option("--source", help="What it was trained on [default: what the file says, or unknown].")
+@click.option(
+    "--name", "names", multiple=True, metavar="NAME…", help="Name in the store, one a --ckpt [default: the file's]."
+)
+@click.option(
+    "--source",
+    "sources",
+    multiple=True,
+    metavar="TEXT…",
+    help="What it was trained on, one for all or one a --ckpt [default: what the file says, or unknown].",
+)
 @click.option("--target", "targets", required=True, multiple=True, metavar="NAME…", help="Targets to embed.")
 @click.option(
     "--pool",
@@ -77,8 +95,14 @@ def _numbers(option: str, words: str | None, kind: type) -> tuple[Any, ...] | No
     help="The network computes in.",
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 …")
-@click.option("--batch-size", type=click.IntRange(min=1), help="Images a forward pass [default: 32, on a GPU 256].")
-@click.option("--workers", type=click.IntRange(min=1), help="Decoding threads [default: one a core].")
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    help="Images a forward pass [default: 1 to 64 by the network's size, on a GPU 256].",
+)
+@click.option(
+    "--workers", type=click.IntRange(min=1), help="Threads that decode and, on a CPU, compute [default: one a core]."
+)
 @click.option(
     "--block-rows",
     type=click.IntRange(min=1),
@@ -86,16 +110,23 @@ def _numbers(option: str, words: str | None, kind: type) -> tuple[Any, ...] | No
     show_default=True,
     help="Rows written at once, the most a kill can cost.",
 )
+@click.option(
+    "--cache",
+    type=click.Choice(["off", "ram", "disk"]),
+    default="off",
+    show_default=True,
+    help="disk = keep decoded pixels inside the store, for backbones to come.",
+)
 @click.option("--skip-bad", is_flag=True, help="Leave out images that cannot be decoded, instead of stopping.")
 @store_option
 @data_root_option
 @json_option
 def embed(
-    ckpt: str,
-    arch: str | None,
+    ckpts: tuple[str, ...],
+    archs: tuple[str, ...],
     arch_args: tuple[str, ...],
-    name: str | None,
-    source: str | None,
+    names: tuple[str, ...],
+    sources: tuple[str, ...],
     targets: tuple[str, ...],
     pool: str,
     input_size: str | None,
@@ -110,6 +141,7 @@ def embed(
     batch_size: int | None,
     workers: int | None,
     block_rows: int,
+    cache: str,
     skip_bad: bool,
     store_path: str,
     data_root: Path,
@@ -122,10 +154,15 @@ def embed(
     \b
     Examples:
       fastxfer embed --ckpt r152x4.pt --target chexpert
-      fastxfer embed --ckpt resnet50.a1_in1k --target photos flowers
+      fastxfer embed --ckpt resnet50.a1_in1k bit.npz --target photos flowers
       fastxfer embed --ckpt mine.pt --arch mine.py:build --input-size 3,224,224 --mean 0.5 --std 0.5 --target photos
     """
     keywords = parse_arch_args(arch_args)
+    of_each = [
+        _one_each("--arch", archs, ckpts),
+        _one_each("--name", names, ckpts),
+        _one_each("--source", sources * len(ckpts) if len(sources) == 1 else sources, ckpts),
+    ]
     preprocessing = {
         "input_size": _numbers("--input-size", input_size, int),
         "mean": _numbers("--mean", mean, float),
@@ -143,19 +180,22 @@ def embed(
     from fastxfer.embed import embed as run
     from fastxfer.store import EmbeddingStore
 
-    backbone = load_backbone(
-        ckpt,
-        arch=arch,
-        arch_args=keywords,
-        name=name,
-        source=source,
-        pool=pool,
-        precision=precision,
-        preprocessing=preprocessing,
-    )
+    backbones = [
+        load_backbone(
+            ckpt,
+            arch=arch,
+            arch_args=keywords,
+            name=name,
+            source=source,
+            pool=pool,
+            precision=precision,
+            preprocessing=preprocessing,
+        )
+        for ckpt, arch, name, source in zip(ckpts, *of_each, strict=True)
+    ]
     store = EmbeddingStore.open(store_path, mode="a")
     done = run(
-        backbone,
+        backbones,
         tables,
         store,
         batch_size=batch_size,
@@ -164,16 +204,12 @@ def embed(
         dtype=dtype,
         device=device,
         block_rows=block_rows,
+        cache=cache,
     )
     if as_json:
-        emit_json(
-            {
-                "store": store_path,
-                "backbone": backbone.name,
-                **backbone.provenance(),
-                "embedded": [e.as_dict() for e in done],
-            }
-        )
+        about = [{"backbone": b.name, **b.provenance()} for b in backbones]
+        alone = about[0] if len(about) == 1 else {}
+        emit_json({"store": store_path, **alone, "backbones": about, "embedded": [e.as_dict() for e in done]})
         return
     rows = [
         (

@@ -29,6 +29,9 @@ ALIGN = 64
 _CRC = 4
 _EMPTY = 2**64 - 1  # offset and size of a chunk that is not there
 _INNER = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
+# What the rows of a block that is not full are filled up with, as in zarr.json; pixels (uint8) know no NaN, nor byte order.
+FILL: dict[str, Any] = {"float16": "NaN", "float32": "NaN", "uint8": 0}
+_TYPES = {"float16": "<f2", "float32": "<f4", "uint8": "|u1"}
 
 
 @dataclass(frozen=True)
@@ -45,20 +48,20 @@ class Layout:
     chunk_rows: int
     key: bytes
 
-    @property
+    @cached_property
     def row_bytes(self) -> int:
         return self.dim * self.dtype.itemsize
 
-    @property
+    @cached_property
     def chunk_bytes(self) -> int:
         return self.chunk_rows * self.row_bytes
 
-    @property
+    @cached_property
     def stride(self) -> int:
         """Bytes from chunk to chunk."""
         return -(-(self.chunk_bytes + _CRC) // ALIGN) * ALIGN
 
-    @property
+    @cached_property
     def index_bytes(self) -> int:
         return 16 * (self.block_rows // self.chunk_rows) + _CRC
 
@@ -99,7 +102,7 @@ class Layout:
         return hashlib.sha256(self.key + b"%d:%d:" % (rows.start, rows.stop) + checksums).digest()
 
     def encode(self, number: int, values: NDArray[Any]) -> memoryview:
-        """The file of a block, from its values (rows, dim); rows that fill up its last chunk are NaN."""
+        """The file of a block, from its values (rows, dim); rows that fill up its last chunk are NaN (pixels: 0)."""
         content = np.zeros(self.size(number), np.uint8)
         checksums = b""
         for chunk in range(self.chunks(number)):
@@ -108,7 +111,7 @@ class Layout:
             inside = content[start:end].view(self.dtype).reshape(self.chunk_rows, self.dim)
             part = values[chunk * self.chunk_rows : (chunk + 1) * self.chunk_rows]
             inside[: len(part)] = part
-            inside[len(part) :] = np.nan
+            inside[len(part) :] = np.nan if self.dtype.kind == "f" else 0
             checksum = crc(content[start:end])
             content[end : end + _CRC] = np.frombuffer(checksum, np.uint8)
             checksums += checksum
@@ -174,7 +177,8 @@ def layout_of(document: Mapping[str, Any], fingerprint: str) -> Layout | None:
     """The layout that an array's zarr.json tells; None if it is not one that is written here, which zarr may read."""
     try:
         n_rows, dim = document["shape"]
-        dtype = np.dtype({"float16": "<f2", "float32": "<f4"}[document["data_type"]])
+        dtype = np.dtype(_TYPES[document["data_type"]])
+        inner = _INNER if dtype.itemsize > 1 else [{"name": "bytes"}, _INNER[1]]
         block_rows, width = document["chunk_grid"]["configuration"]["chunk_shape"]
         (codec,) = document["codecs"]
         chunk_rows = codec["configuration"]["chunk_shape"][0]
@@ -194,9 +198,9 @@ def layout_of(document: Mapping[str, Any], fingerprint: str) -> Layout | None:
         "little",
         "regular",
         {"name": "default", "configuration": {"separator": "."}},
-        "NaN",
+        FILL[document["data_type"]],
         "sharding_indexed",
-        {"chunk_shape": [chunk_rows, dim], "codecs": _INNER, "index_codecs": _INNER, "index_location": "end"},
+        {"chunk_shape": [chunk_rows, dim], "codecs": inner, "index_codecs": _INNER, "index_location": "end"},
         dim,
         0,
     )

@@ -283,7 +283,7 @@ class EmbeddingStore:
     ) -> Iterator[Writer]:
         """Hold the array of (backbone, target) for writing, making it if it isn't there; the target must be.
 
-        dtype "float16" or "float32"; `attributes` is its provenance and has an "identity".
+        dtype "float16" or "float32" (pixels: "uint8"); `attributes` is its provenance and has an "identity".
         Raises DataError if somebody else writes it, or if it holds another backbone's embeddings under this name.
         """
         check_name(backbone, "backbone")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 from fastxfer.store.blocks import SEAL_BYTES, Layout, crc
 from fastxfer.store.layout import block_file
 
-THREADS = 4
+THREADS = min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 _PARALLEL_BYTES = 4 << 20  # below it threads cost more than they bring
+_AT_ONE_GO = 256  # chunks: the system takes at most 1,024 buffers a call
 _CRC = 4
 
 
@@ -66,45 +67,43 @@ class LocalBlocks:
     def _read_block(self, number: int, rows: range, flat: NDArray[np.uint8]) -> None:
         layout = self.layout
         mine = layout.rows(number)
-        first, last = max(rows.start, mine.start) - mine.start, min(rows.stop, mine.stop) - mine.start
+        first, last = max(rows.start, mine.start), min(rows.stop, mine.stop)
+        out = flat[(first - rows.start) * layout.row_bytes : (last - rows.start) * layout.row_bytes]
         descriptor = os.open(self.folder / block_file(number), os.O_RDONLY)
         try:
-            checksums = bytearray(_CRC * layout.chunks(number))
-            views = [memoryview(checksums)[i : i + _CRC] for i in range(0, len(checksums), _CRC)]
-            gap = bytearray(layout.stride - layout.chunk_bytes - _CRC)
-            chunks = range(first // layout.chunk_rows, (last - 1) // layout.chunk_rows + 1)
-            # Chunks that are wanted whole land where they belong; of the others the part that is wanted is copied.
-            parts: list[NDArray[np.uint8]] = []
-            for chunk in chunks:
-                start = (mine.start + chunk * layout.chunk_rows - rows.start) * layout.row_bytes
-                whole = first <= chunk * layout.chunk_rows and (chunk + 1) * layout.chunk_rows <= last
-                parts.append(
-                    flat[start : start + layout.chunk_bytes] if whole else np.empty(layout.chunk_bytes, np.uint8)
-                )
-            buffers: list[Any] = [
-                b for chunk, part in zip(chunks, parts, strict=True) for b in (part, views[chunk], gap)
-            ]
-            size = os.fstat(descriptor).st_size
-            tail = SEAL_BYTES + layout.index_bytes
-            got = os.preadv(descriptor, buffers, chunks.start * layout.stride)
-            for chunk in range(layout.chunks(number)):
-                if chunk not in chunks:
-                    os.preadv(descriptor, [views[chunk]], chunk * layout.stride + layout.chunk_bytes)
-            wrong = layout.check_frame(
-                number, size, os.pread(descriptor, tail, max(0, size - tail)), bytes(checksums)
-            ) or ("it is shorter than it was" if got < sum(len(b) for b in buffers) else "")
+            if last - first == layout.block_rows and layout.chunks(number) <= _AT_ONE_GO:
+                self._read_whole(descriptor, number, out)
+            else:
+                self._read_part(descriptor, number, range(first - mine.start, last - mine.start), out)
         finally:
             os.close(descriptor)
+
+    def _read_whole(self, descriptor: int, number: int, out: NDArray[np.uint8]) -> None:
+        """All rows of a block straight into `out`, by one call, and checked while they are in the cache."""
+        layout = self.layout
+        size, n = layout.chunk_bytes, layout.chunks(number)
+        stored = bytearray(_CRC * n)
+        gap = bytearray(layout.stride - size - _CRC)
+        tail = bytearray(SEAL_BYTES + layout.index_bytes + 1)  # a byte more than there should be
+        parts = [out[i : i + size] for i in range(0, n * size, size)]
+        checksums = (memoryview(stored)[i : i + _CRC] for i in range(0, _CRC * n, _CRC))
+        buffers: list[Any] = [b for part, one in zip(parts, checksums, strict=True) for b in (part, one, gap)]
+        got = os.preadv(descriptor, [*buffers, tail], 0)
+        wrong = layout.check_frame(number, got, bytes(tail[:-1]), bytes(stored))
+        if not wrong:
+            damaged = [c for c, part in enumerate(parts) if crc(part) != stored[_CRC * c : _CRC * (c + 1)]]
+            wrong = layout.words(number, damaged) if damaged else ""
         if wrong:
             raise DamagedBlockError(number, wrong)
-        for chunk, part in zip(chunks, parts, strict=True):
-            _check_chunk(layout, number, chunk, part, checksums)
-            begin, end = max(first, chunk * layout.chunk_rows), min(last, (chunk + 1) * layout.chunk_rows)
-            if (end - begin) < layout.chunk_rows:
-                inside = (begin - chunk * layout.chunk_rows) * layout.row_bytes
-                to = (mine.start + begin - rows.start) * layout.row_bytes
-                length = (end - begin) * layout.row_bytes
-                flat[to : to + length] = part[inside : inside + length]
+
+    def _read_part(self, descriptor: int, number: int, rows: range, out: NDArray[np.uint8]) -> None:
+        """Some rows of a block, by way of the chunks that hold them."""
+        layout = self.layout
+        chunks = range(rows.start // layout.chunk_rows, (rows.stop - 1) // layout.chunk_rows + 1)
+        content = np.empty((len(chunks), layout.chunk_bytes), np.uint8)
+        _check_chunks(layout, number, descriptor, chunks, content)
+        start = (rows.start - chunks.start * layout.chunk_rows) * layout.row_bytes
+        out[:] = content.reshape(-1)[start : start + len(out)]
 
 
 class _Map:
@@ -124,6 +123,7 @@ class _Map:
         self.mapped = np.zeros(layout.n_blocks, bool)
         chunk = np.arange(-(-layout.n_rows // layout.chunk_rows))
         self.checked = np.zeros(len(chunk), bool)
+        self.all_checked = False
         # Row r of chunk c is item `base[c] + r * step`.
         self.step = layout.row_bytes // 2
         in_block = layout.block_rows // layout.chunk_rows
@@ -133,7 +133,7 @@ class _Map:
     def take(self, rows: NDArray[np.int64]) -> NDArray[Any]:
         layout = self.layout
         chunks = rows // layout.chunk_rows
-        if not self.checked[chunks].all():  # IndexError if there is no such row
+        if not self.all_checked and not self.checked[chunks].all():
             self._touch(np.unique(chunks[~self.checked[chunks]]))
         items = rows * self.step
         items += self.base[chunks]
@@ -148,21 +148,14 @@ class _Map:
             lambda number: self._touch_block(number, by_block[number]), by_block, len(chunks) * self.layout.chunk_bytes
         )
 
+        self.all_checked = bool(self.checked.all())
+
     def _touch_block(self, number: int, chunks: list[int]) -> None:
         layout = self.layout
         descriptor = os.open(self.folder / block_file(number), os.O_RDONLY)
         try:
-            size = os.fstat(descriptor).st_size
-            tail = SEAL_BYTES + layout.index_bytes
-            ends = (c * layout.stride + layout.chunk_bytes for c in range(layout.chunks(number)))
-            checksums = b"".join(os.pread(descriptor, _CRC, end) for end in ends)
-            if wrong := layout.check_frame(number, size, os.pread(descriptor, tail, max(0, size - tail)), checksums):
-                raise DamagedBlockError(number, wrong)
             # Read, not looked at through the map: a failing disk is an error here, and a crash there.
-            content = np.empty(layout.chunk_bytes, np.uint8)
-            for chunk in chunks:
-                os.preadv(descriptor, [content.data], chunk * layout.stride)
-                _check_chunk(layout, number, chunk, content, checksums)
+            size = _check_chunks(layout, number, descriptor, chunks, np.empty((1, layout.chunk_bytes), np.uint8))
             if not self.mapped[number]:
                 _map_file(self.address + number * self.stride, size, descriptor)
                 self.mapped[number] = True
@@ -171,11 +164,23 @@ class _Map:
         self.checked[[number * (layout.block_rows // layout.chunk_rows) + chunk for chunk in chunks]] = True
 
 
-def _check_chunk(
-    layout: Layout, number: int, chunk: int, content: NDArray[np.uint8], checksums: bytes | bytearray
-) -> None:
-    if crc(content) != checksums[_CRC * chunk : _CRC * (chunk + 1)]:
-        raise DamagedBlockError(number, layout.words(number, [chunk]))
+def _check_chunks(
+    layout: Layout, number: int, descriptor: int, chunks: Sequence[int], content: NDArray[np.uint8]
+) -> int:
+    """Check a block's frame and some chunks, read into the rows of `content` in turn; the file's size."""
+    size = os.fstat(descriptor).st_size
+    tail = SEAL_BYTES + layout.index_bytes
+    ends = (c * layout.stride + layout.chunk_bytes for c in range(layout.chunks(number)))
+    checksums = b"".join(os.pread(descriptor, _CRC, end) for end in ends)
+    wrong = layout.check_frame(number, size, os.pread(descriptor, tail, max(0, size - tail)), checksums)
+    if wrong:
+        raise DamagedBlockError(number, wrong)
+    for i, chunk in enumerate(chunks):
+        into = content[i % len(content)]
+        os.preadv(descriptor, [into.data], chunk * layout.stride)
+        if crc(into) != checksums[_CRC * chunk : _CRC * (chunk + 1)]:
+            raise DamagedBlockError(number, layout.words(number, [chunk]))
+    return size
 
 
 def _map_file(address: int, size: int, descriptor: int) -> None:

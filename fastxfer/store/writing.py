@@ -74,7 +74,7 @@ class Writer:
             raise ValueError(f"rows {block} with values {values.shape} are no whole block of {array.shape}")
         with np.errstate(over="ignore"):
             stored = values.astype(layout.dtype)
-        wrong = np.flatnonzero(~_finite(stored))
+        wrong = np.flatnonzero(~_finite(stored)) if stored.dtype.kind == "f" else ()
         bad = self.bad if len(wrong) else {}
         for row in (block.start + int(i) for i in wrong if block.start + int(i) not in bad):
             finite = bool(np.isfinite(values[row - block.start]).all())
@@ -152,7 +152,7 @@ def create(
         chunks=(chunk, shape[1]),
         shards=(shard, shape[1]),
         compressors=Crc32cCodec(),
-        fill_value=float("nan"),
+        fill_value=0 if dtype == "uint8" else float("nan"),
         # One flat folder, so that a single listing tells which blocks are there.
         chunk_key_encoding={"name": "default", "separator": "."},
         attributes={"date": now(), "seconds": 0.0, "n_timed": 0, **attributes},

@@ -1,0 +1,104 @@
+"""A backbone on a device, ready for batches of one size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fastxfer.backbones import PRECISIONS, Backbone
+from fastxfer.backbones.lean import lean
+from fastxfer.errors import DataError
+from fastxfer.progress import say
+
+# On a CPU a forward pass does about this much: small networks want several images at once, large ones are as fast with one,
+# whose activations stay in the cache from layer to layer.
+_CPU_FLOPS = 4e9
+_CPU_MOST = 64
+_GPU_BATCH = 256
+
+
+class Forward:
+    """uint8 pixels (b, c, h, w) -> embeddings (b, dim) float32, `batch` images at a time.
+
+    Safe to call from several threads at once on a CPU, where each call computes in its own thread.
+    """
+
+    def __init__(self, backbone: Backbone, device: torch.device, batch: int) -> None:
+        self.backbone = backbone
+        self.device = device
+        self.batch = batch
+        self._at_once = batch  # less than a batch after the GPU's memory ran out
+        self._dtype = PRECISIONS[backbone.precision]
+        self._network = backbone.network.to(device).to(memory_format=torch.channels_last)
+        if not backbone.is_users_code and self._dtype == torch.float32:
+            with _exact(backbone.precision):
+                self._network, _ = lean(self._network, backbone.trial, batch)
+
+    def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Embeddings of whole batches; DataError if one image is more than the device's memory holds."""
+        while True:
+            try:
+                with torch.inference_mode(), _exact(self.backbone.precision):
+                    return np.concatenate(
+                        [self._once(pixels[i : i + self._at_once]) for i in range(0, len(pixels), self._at_once)]
+                    )
+            except torch.OutOfMemoryError:
+                if self._at_once == 1:
+                    raise DataError(
+                        f"{self.backbone.name}: one image of {self.backbone.preprocessing.input_size} is more than the "
+                        f"device's memory holds: a smaller --input-size, or --device cpu"
+                    ) from None
+                self._at_once = -(-self._at_once // 2)
+                torch.cuda.empty_cache()
+                say(f"the device's memory ran out: {self._at_once} images at once from here on")
+
+    def _once(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        out = self._network(self._images(torch.from_numpy(pixels)))
+        if out.shape != (len(pixels), self.backbone.dim):
+            raise DataError(
+                f"{self.backbone.name}: the network gave {tuple(out.shape[1:])} an image, expected {self.backbone.dim}"
+            )
+        return np.asarray(out.float().cpu().numpy())
+
+    def _images(self, pixels: torch.Tensor) -> torch.Tensor:
+        images = self.backbone.preprocessing.normalise(pixels.to(self.device))
+        return images.to(self._dtype, memory_format=torch.channels_last)
+
+
+def default_batch(backbone: Backbone, device: torch.device) -> int:
+    """Images a forward pass, a power of two."""
+    if device.type != "cpu":
+        return _GPU_BATCH
+    images = min(_CPU_FLOPS / max(backbone.trial.flops, 1.0), _CPU_MOST)
+    return int(1 << max(0, int(images).bit_length() - 1))
+
+
+@contextmanager
+def one_thread_each(device: torch.device) -> Iterator[None]:
+    """On a CPU, let torch compute in the thread that calls it: images side by side need no threads inside."""
+    if device.type != "cpu":
+        yield
+        return
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def _exact(precision: str) -> Iterator[None]:
+    """No TF32 where float32 was asked for (torch's default for convolutions is TF32), and repeatable algorithms."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, matmul.allow_tf32, cudnn.deterministic, cudnn.benchmark
+    cudnn.allow_tf32 = matmul.allow_tf32 = precision == "tf32"
+    cudnn.deterministic, cudnn.benchmark = True, False
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32, matmul.allow_tf32, cudnn.deterministic, cudnn.benchmark = before

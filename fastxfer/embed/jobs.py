@@ -1,0 +1,103 @@
+"""What a pass over a target's images makes of them: embeddings by a backbone, or pixels to be kept."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fastxfer import __version__
+from fastxfer.backbones import Backbone, Preprocessing
+from fastxfer.embed.forward import Forward
+from fastxfer.store import EmbeddingStore, Writer
+from fastxfer.targets.table import Target
+
+
+class Job(ABC):
+    """What is made of each image, and where it goes.
+
+    name, dim, dtype:  of the array in `store`;  batch: images at a time;  preprocessing: gives the pixels
+    out, missing:      of the target that was opened last;  seconds: spent on it
+    """
+
+    name: str
+    dim: int
+    dtype: str
+    batch: int
+    preprocessing: Preprocessing
+    store: EmbeddingStore
+    attributes: dict[str, Any]
+    out: Writer
+    missing: list[range]
+    seconds: float
+
+    def prepare(self) -> None:
+        """Get ready for `make`, which comes from several threads."""
+        return
+
+    @abstractmethod
+    def make(self, pixels: NDArray[np.uint8]) -> NDArray[Any]:
+        """uint8 (batch, c, h, w) -> (batch, dim)."""
+
+
+def writer(job: Job, target: Target, block_rows: int) -> AbstractContextManager[Writer]:
+    """Hold the job's array of a target for writing."""
+    return job.store.writer(
+        job.name, target.name, dim=job.dim, dtype=job.dtype, attributes=job.attributes, block_rows=block_rows
+    )
+
+
+def begin(job: Job, out: Writer) -> None:
+    """Begin a target, whose rows go to `out`."""
+    job.out, job.missing, job.seconds = out, out.missing, 0.0
+
+
+class EmbedJob(Job):
+    """Embeddings by a backbone."""
+
+    def __init__(self, backbone: Backbone, store: EmbeddingStore, batch: int, dtype: str, device: torch.device) -> None:
+        self.backbone, self.device = backbone, device
+        self.name, self.dim, self.dtype = backbone.name, backbone.dim, dtype
+        self.batch, self.store, self.preprocessing = batch, store, backbone.preprocessing
+        self.attributes = {
+            **backbone.provenance(),
+            "dtype": dtype,
+            "code_version": __version__,
+            "torch_version": torch.__version__,
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+            "threads": 1 if device.type == "cpu" else torch.get_num_threads(),
+            "batch_size": batch,
+        }
+        self._forward: Forward | None = None
+
+    def prepare(self) -> None:
+        self._forward = self._forward or Forward(self.backbone, self.device, self.batch)
+
+    def make(self, pixels: NDArray[np.uint8]) -> NDArray[Any]:
+        assert self._forward is not None
+        return self._forward(pixels)
+
+
+class PixelJob(Job):
+    """The pixels themselves, decoded and resized, for backbones to come: `--cache disk`."""
+
+    def __init__(self, preprocessing: Preprocessing, store: EmbeddingStore, batch: int) -> None:
+        shape = preprocessing.input_size
+        self.name = pixels_name(preprocessing)
+        self.dim, self.dtype = int(np.prod(shape)), "uint8"
+        self.batch, self.store, self.preprocessing = batch, store, preprocessing
+        self.attributes = {"identity": f"pixels {preprocessing.geometry_key}", "input_size": list(shape)}
+
+    def make(self, pixels: NDArray[np.uint8]) -> NDArray[Any]:
+        return pixels.reshape(len(pixels), -1)
+
+
+def pixels_name(preprocessing: Preprocessing) -> str:
+    """Name of the array that keeps the pixels of this geometry."""
+    c, h, w = preprocessing.input_size
+    return f"{c}x{h}x{w}-{hashlib.sha256(preprocessing.geometry_key.encode()).hexdigest()[:12]}"
