@@ -10,6 +10,7 @@ import click
 
 from fastxfer.cli.common import ManyValues, data_root_option, emit_json, json_option, print_table, store_option
 from fastxfer.errors import UsageError
+from fastxfer.progress import say
 
 
 def parse_arch_args(words: tuple[str, ...]) -> dict[str, Any]:
@@ -149,13 +150,15 @@ def embed(
 ) -> None:
     """Turn a target's images into embeddings, one forward pass an image.
 
-    Only what the store lacks is done: run it again after an interruption and it goes on.
+    Only what the store lacks is done: run it again after an interruption and it goes on. Under torchrun or srun, each
+    process takes its share of the rows.
 
     \b
     Examples:
       fastxfer embed --ckpt r152x4.pt --target chexpert
       fastxfer embed --ckpt resnet50.a1_in1k bit.npz --target photos flowers
       fastxfer embed --ckpt mine.pt --arch mine.py:build --input-size 3,224,224 --mean 0.5 --std 0.5 --target photos
+      torchrun --nproc-per-node 2 -m fastxfer embed --ckpt r152x4.pt --target chexpert
     """
     keywords = parse_arch_args(arch_args)
     of_each = [
@@ -178,6 +181,7 @@ def embed(
 
     from fastxfer.backbones import load_backbone
     from fastxfer.embed import embed as run
+    from fastxfer.embed import team_of_environment
     from fastxfer.store import EmbeddingStore
 
     backbones = [
@@ -193,6 +197,9 @@ def embed(
         )
         for ckpt, arch, name, source in zip(ckpts, *of_each, strict=True)
     ]
+    team = team_of_environment()
+    if team:
+        say(f"rank {team.rank} of {team.count}: every {team.count}th block of rows is this process's")
     store = EmbeddingStore.open(store_path, mode="a")
     done = run(
         backbones,
@@ -205,8 +212,11 @@ def embed(
         device=device,
         block_rows=block_rows,
         cache=cache,
+        team=team,
     )
     if as_json:
+        if team and team.rank:
+            return  # one document is enough
         about = [{"backbone": b.name, **b.provenance()} for b in backbones]
         alone = about[0] if len(about) == 1 else {}
         emit_json({"store": store_path, **alone, "backbones": about, "embedded": [e.as_dict() for e in done]})

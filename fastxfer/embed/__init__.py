@@ -11,6 +11,7 @@ the embeddings.
 from __future__ import annotations
 
 from fastxfer.embed.again import embed_again
+from fastxfer.embed.ranks import team_of_environment
 from fastxfer.embed.run import Embedded, embed
 
-__all__ = ["Embedded", "embed", "embed_again"]
+__all__ = ["Embedded", "embed", "embed_again", "team_of_environment"]

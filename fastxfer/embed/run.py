@@ -21,9 +21,10 @@ from fastxfer.embed.checks import check_images, join
 from fastxfer.embed.feed import Feed, Pixels
 from fastxfer.embed.forward import default_batch, one_thread_each
 from fastxfer.embed.jobs import EmbedJob, Job, PixelJob, begin, writer
+from fastxfer.embed.ranks import local_count, local_rank
 from fastxfer.errors import DataError, UsageError
 from fastxfer.progress import progress, say
-from fastxfer.store import BLOCK_ROWS, EmbeddingStore, check_name
+from fastxfer.store import BLOCK_ROWS, EmbeddingStore, Team, check_name
 from fastxfer.targets.changes import digest_of_sizes
 from fastxfer.targets.table import Target
 
@@ -66,6 +67,7 @@ def embed(
     device: str = "auto",
     block_rows: int = BLOCK_ROWS,
     cache: str = "off",
+    team: Team | None = None,
 ) -> list[Embedded]:
     """Embed the images of `targets` by one or several backbones, only the row blocks that the store lacks.
 
@@ -76,6 +78,7 @@ def embed(
     workers:    threads that decode, and on a CPU compute, each on its own images [one a core, at most 16 on a GPU]
     skip_bad:   leave out (and record) images that cannot be decoded, instead of stopping before the first forward pass
     dtype:      of the stored embeddings;  block_rows: rows written at once, the most a kill can cost
+    team:       this process's place among several that share the work, block by block
     cache:      "disk" keeps the pixels inside the store, "ram" in this process, for backbones to come; "off" does not
 
     Raises DataError for undecodable or missing images (named, as far as two seconds show them before anything is
@@ -92,7 +95,8 @@ def embed(
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UsageError(f"two backbones are called {', '.join(twice)}: give them different names with --name")
     place = _device(device)
-    threads = workers or (_cores() if place.type == "cpu" else min(16, _cores()))
+    cores = max(1, _cores() // (local_count() if team else 1))
+    threads = workers or (cores if place.type == "cpu" else min(16, cores))
     jobs: list[Job] = [
         EmbedJob(b, store, min(batch_size or default_batch(b, place), block_rows), dtype, place) for b in some
     ]
@@ -111,7 +115,7 @@ def embed(
             where.add_target(target, files=digest)
         with ExitStack() as stack:
             some_jobs = [job for job in jobs if isinstance(job, EmbedJob)]
-            outs = [stack.enter_context(writer(job, target, block_rows)) for job in some_jobs]
+            outs = [stack.enter_context(writer(job, target, block_rows, team)) for job in some_jobs]
             lacking = {row for out in outs for block in out.missing for row in block if row not in out.bad}
         check_images(target, sorted(lacking), threads, contents=not skip_bad)
 
@@ -120,7 +124,7 @@ def embed(
         for target in targets:
             with ExitStack() as stack:
                 for job in jobs:
-                    begin(job, stack.enter_context(writer(job, target, block_rows)))
+                    begin(job, stack.enter_context(writer(job, target, block_rows, team)))
                 done += _Pass(target, jobs, pool, threads, skip_bad, on_cpu=place.type == "cpu").run()
     return done
 
@@ -301,7 +305,7 @@ class _Pass:
 
 def _device(name: str) -> torch.device:
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device("cuda", local_rank()) if torch.cuda.is_available() else torch.device("cpu")
     try:
         device = torch.device(name)
     except RuntimeError:

@@ -18,6 +18,7 @@ from fastxfer.errors import DataError
 from fastxfer.store import files, locks
 from fastxfer.store.arrays import StoredArray
 from fastxfer.store.layout import CHUNK_BYTES, CHUNK_ROWS, block_file, now
+from fastxfer.store.locks import Team
 
 if TYPE_CHECKING:
     from fastxfer.store.embeddings import EmbeddingStore
@@ -33,18 +34,22 @@ class Writer:
     A kill costs the blocks that are on their way, at most `AT_ONCE`; each is there whole or not at all.
     """
 
-    def __init__(self, store: EmbeddingStore, array: StoredArray, lock: Path | None) -> None:
+    def __init__(self, store: EmbeddingStore, array: StoredArray, lock: Path | None, team: Team | None = None) -> None:
         self._store = store
         self._array = array
         self._lock = lock
-        self._left = {block.start for block in array.missing()}
+        self._left = {
+            block.start
+            for block in array.missing()
+            if team is None or block.start // array.block_rows % team.count == team.rank
+        }
         self._pool = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="write")
         self._going: deque[Future[None]] = deque()
         self._seconds, self._timed, self._recorded = 0.0, 0, time.monotonic()
 
     @property
     def missing(self) -> list[range]:
-        """Row blocks still to be written, ascending."""
+        """Row blocks still to be written, ascending; of a team's member, its own."""
         return [block for block in self._array.blocks if block.start in self._left]
 
     @property
