@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
@@ -27,6 +28,11 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         bucket: str = request.getfixturevalue("bucket")
         return bucket
     return str(tmp_path / "store") if request.param == "local" else f"memory://{tmp_path.name}-{time.time_ns()}/store"
+
+
+@pytest.fixture(autouse=True)
+def no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", lambda _: None)
 
 
 everywhere = pytest.mark.parametrize("place", PLACES, indirect=True)

@@ -17,12 +17,12 @@ from fastxfer.errors import DataError, UsageError, nearest
 from fastxfer.store import files, locks
 from fastxfer.store.arrays import StoredArray, open_array
 from fastxfer.store.layout import (
-    BLOCK_ROWS,
     FORMAT,
     NAME,
     array_path,
     as_words,
     bad_rows,
+    block_rows_for,
     check_backbone,
     check_format,
     check_name,
@@ -282,7 +282,7 @@ class EmbeddingStore:
         dim: int,
         dtype: str,
         attributes: dict[str, Any],
-        block_rows: int = BLOCK_ROWS,
+        block_rows: int | None = None,
         team: Team | None = None,
     ) -> Iterator[Writer]:
         """Hold the array of (backbone, target) for writing, making it if it isn't there; the target must be.
@@ -299,7 +299,8 @@ class EmbeddingStore:
             with self.locked(f"{target}@{backbone}.making", f"'{backbone}' on '{target}'", wait=60.0):
                 if self._attrs(path) is None:
                     files.sweep(self.backing, path)
-                    create(self.backing, path, (n_images, dim), dtype, block_rows, files.as_json(attributes))
+                    rows = block_rows or block_rows_for(n_images, dim * np.dtype(dtype).itemsize)
+                    create(self.backing, path, (n_images, dim), dtype, rows, files.as_json(attributes))
                 array = self.stored(backbone, target)
                 there = {**array.attributes, "dim": array.shape[1], "dtype": str(array.dtype)}
                 check_backbone(

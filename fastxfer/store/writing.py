@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ import zarr
 from numpy.typing import NDArray
 from zarr.abc.store import Store
 from zarr.codecs import Crc32cCodec
+from zarr.errors import ContainsArrayError
 
 from fastxfer.errors import DataError
 from fastxfer.store import files, locks
@@ -149,19 +151,22 @@ def create(
     fits = CHUNK_BYTES // (shape[1] * np.dtype(dtype).itemsize)
     chunk = min(CHUNK_ROWS, 1 << max(0, fits.bit_length() - 1), block_rows)
     shard = -(-min(block_rows, shape[0]) // chunk) * chunk
-    zarr.create_array(
-        backing,
-        name=path,
-        shape=shape,
-        dtype=dtype,
-        chunks=(chunk, shape[1]),
-        shards=(shard, shape[1]),
-        compressors=Crc32cCodec(),
-        fill_value=0 if dtype == "uint8" else float("nan"),
-        # One flat folder, so that a single listing tells which blocks are there.
-        chunk_key_encoding={"name": "default", "separator": "."},
-        attributes={"date": now(), "seconds": 0.0, "n_timed": 0, **attributes},
-    )
+    with suppress(
+        ContainsArrayError
+    ):  # another writer was first, where there are no locks; whose it is, is checked next
+        zarr.create_array(
+            backing,
+            name=path,
+            shape=shape,
+            dtype=dtype,
+            chunks=(chunk, shape[1]),
+            shards=(shard, shape[1]),
+            compressors=Crc32cCodec(),
+            fill_value=0 if dtype == "uint8" else float("nan"),
+            # One flat folder, so that a single listing tells which blocks are there.
+            chunk_key_encoding={"name": "default", "separator": "."},
+            attributes={"date": now(), "seconds": 0.0, "n_timed": 0, **attributes},
+        )
 
 
 def _finite(values: NDArray[Any]) -> NDArray[np.bool_]:
