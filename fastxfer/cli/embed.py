@@ -36,6 +36,32 @@ def _numbers(option: str, words: str | None, kind: type) -> tuple[Any, ...] | No
         raise UsageError(f"{option} {words}: expected numbers with commas between, such as 0.485,0.456,0.406") from None
 
 
+def _say_plan(plans: Any) -> None:
+    from fastxfer.report.words import duration
+
+    rows = [
+        (
+            p.backbone,
+            p.target,
+            f"{p.n_missing:,} of {p.n_images:,}",
+            p.batch_size,
+            f"{p.decode_ms:.1f} ms",
+            f"{p.forward_ms:.1f} ms",
+            f"{p.images_per_second:,.0f}",
+            duration(p.seconds),
+            f"{p.bytes / 1e6:,.1f} MB",
+        )
+        for p in plans.parts
+    ]
+    heads = ["backbone", "target", "images to do", "batch", "decode", "forward", "images/s", "time", "on disk"]
+    print_table(heads, rows)
+    click.echo(
+        f"\nTogether about {duration(plans.seconds)} with {plans.workers} worker{'s' if plans.workers > 1 else ''} on "
+        f"{plans.device} and {plans.memory_bytes / 1e9:,.1f} GB of memory; {plans.bytes / 1e6:,.1f} MB of embeddings, with "
+        f"--cache disk {plans.cache_bytes / 1e6:,.1f} MB of pixels besides. Nothing was written."
+    )
+
+
 def _one_each(option: str, given: tuple[str, ...], ckpts: tuple[str, ...]) -> tuple[str | None, ...]:
     if given and len(given) != len(ckpts):
         raise UsageError(f"{option}: {len(given)} given for {len(ckpts)} --ckpt; expected none, or one a checkpoint")
@@ -107,9 +133,7 @@ def _one_each(option: str, given: tuple[str, ...], ckpts: tuple[str, ...]) -> tu
 @click.option(
     "--block-rows",
     type=click.IntRange(min=1),
-    default=256,
-    show_default=True,
-    help="Rows written at once, the most a kill can cost.",
+    help="Rows written at once, some of which a kill can cost [default: 256, more for millions of images].",
 )
 @click.option(
     "--cache",
@@ -118,6 +142,7 @@ def _one_each(option: str, given: tuple[str, ...], ckpts: tuple[str, ...]) -> tu
     show_default=True,
     help="disk = keep decoded pixels inside the store, for backbones to come.",
 )
+@click.option("--plan", "as_plan", is_flag=True, help="Only foretell time, memory and bytes; nothing is written.")
 @click.option("--skip-bad", is_flag=True, help="Leave out images that cannot be decoded, instead of stopping.")
 @store_option
 @data_root_option
@@ -141,8 +166,9 @@ def embed(
     device: str,
     batch_size: int | None,
     workers: int | None,
-    block_rows: int,
+    block_rows: int | None,
     cache: str,
+    as_plan: bool,
     skip_bad: bool,
     store_path: str,
     data_root: Path,
@@ -158,6 +184,7 @@ def embed(
       fastxfer embed --ckpt r152x4.pt --target chexpert
       fastxfer embed --ckpt resnet50.a1_in1k bit.npz --target photos flowers
       fastxfer embed --ckpt mine.pt --arch mine.py:build --input-size 3,224,224 --mean 0.5 --std 0.5 --target photos
+      fastxfer embed --ckpt r152x4.pt --target chexpert --plan
       torchrun --nproc-per-node 2 -m fastxfer embed --ckpt r152x4.pt --target chexpert
     """
     keywords = parse_arch_args(arch_args)
@@ -181,7 +208,7 @@ def embed(
 
     from fastxfer.backbones import load_backbone
     from fastxfer.embed import embed as run
-    from fastxfer.embed import team_of_environment
+    from fastxfer.embed import plan, team_of_environment
     from fastxfer.store import EmbeddingStore
 
     backbones = [
@@ -197,6 +224,19 @@ def embed(
         )
         for ckpt, arch, name, source in zip(ckpts, *of_each, strict=True)
     ]
+    if as_plan:
+        there = "://" in store_path or Path(store_path).exists()
+        plans = plan(
+            backbones,
+            tables,
+            EmbeddingStore.open(store_path) if there else None,
+            batch_size=batch_size,
+            workers=workers,
+            dtype=dtype,
+            device=device,
+        )
+        emit_json(plans.as_dict()) if as_json else _say_plan(plans)
+        return
     team = team_of_environment()
     if team:
         say(f"rank {team.rank} of {team.count}: every {team.count}th block of rows is this process's")

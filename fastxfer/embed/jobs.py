@@ -45,7 +45,7 @@ class Job(ABC):
         """uint8 (batch, c, h, w) -> (batch, dim)."""
 
 
-def writer(job: Job, target: Target, block_rows: int, team: Team | None) -> AbstractContextManager[Writer]:
+def writer(job: Job, target: Target, block_rows: int | None, team: Team | None) -> AbstractContextManager[Writer]:
     """Hold the job's array of a target for writing, alone or with a team."""
     return job.store.writer(
         job.name,

@@ -28,10 +28,13 @@ def local_rank() -> int:
     return next((_number(word) for word in ("LOCAL_RANK", "SLURM_LOCALID") if word in os.environ), 0)
 
 
-def local_count() -> int:
-    """How many processes share this node."""
+def cores_here() -> int:
+    """Processor cores of this process: those of the node, shared with the team's other processes on it."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if team_of_environment() is None:
+        return cores
     words = ("LOCAL_WORLD_SIZE", "SLURM_NTASKS_PER_NODE")
-    return max(1, next((_number(word) for word in words if word in os.environ), 1))
+    return max(1, cores // max(1, next((_number(word) for word in words if word in os.environ), 1)))
 
 
 def _number(word: str) -> int:

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from fastxfer.backbones import Backbone
 from fastxfer.embed.cache import CachedPixels, bytes_needed, check_room, pixel_store
 from fastxfer.embed.checks import check_images, join
 from fastxfer.embed.feed import Feed, Pixels
-from fastxfer.embed.forward import default_batch, one_thread_each
+from fastxfer.embed.forward import default_batch, device_of, one_thread_each
 from fastxfer.embed.jobs import EmbedJob, Job, PixelJob, begin, writer
-from fastxfer.embed.ranks import local_count, local_rank
+from fastxfer.embed.ranks import cores_here
 from fastxfer.errors import DataError, UsageError
 from fastxfer.progress import progress, say
 from fastxfer.store import BLOCK_ROWS, EmbeddingStore, Team, check_name
@@ -65,7 +63,7 @@ def embed(
     skip_bad: bool = False,
     dtype: str = "float16",
     device: str = "auto",
-    block_rows: int = BLOCK_ROWS,
+    block_rows: int | None = None,
     cache: str = "off",
     team: Team | None = None,
 ) -> list[Embedded]:
@@ -77,7 +75,8 @@ def embed(
                 runs out]
     workers:    threads that decode, and on a CPU compute, each on its own images [one a core, at most 16 on a GPU]
     skip_bad:   leave out (and record) images that cannot be decoded, instead of stopping before the first forward pass
-    dtype:      of the stored embeddings;  block_rows: rows written at once, the most a kill can cost
+    dtype:      of the stored embeddings
+    block_rows: rows written at once, some of which are the most that a kill can cost [256, more for millions of images]
     team:       this process's place among several that share the work, block by block
     cache:      "disk" keeps the pixels inside the store, "ram" in this process, for backbones to come; "off" does not
 
@@ -94,11 +93,11 @@ def embed(
     names = [check_name(b.name, "backbone") for b in some]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UsageError(f"two backbones are called {', '.join(twice)}: give them different names with --name")
-    place = _device(device)
-    cores = max(1, _cores() // (local_count() if team else 1))
-    threads = workers or (cores if place.type == "cpu" else min(16, cores))
+    place = device_of(device)
+    threads = workers or (cores_here() if place.type == "cpu" else min(16, cores_here()))
     jobs: list[Job] = [
-        EmbedJob(b, store, min(batch_size or default_batch(b, place), block_rows), dtype, place) for b in some
+        EmbedJob(b, store, min(batch_size or default_batch(b, place), block_rows or BLOCK_ROWS), dtype, place)
+        for b in some
     ]
     kept = pixel_store(store, cache)
     if kept is not None:
@@ -130,22 +129,20 @@ def embed(
 
 
 @dataclass
-class _Block:
-    """Rows that some jobs lack, while they come in."""
+class _Piece:
+    """Some rows that several jobs lack, decoded together; `jobs` says which, and in which of their blocks the rows lie."""
 
     rows: range
-    jobs: list[Job]
-    values: dict[str, NDArray[Any]] = field(default_factory=dict)  # by the job's name
-    bad: dict[int, str] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
+    jobs: list[tuple[Job, range]]
 
 
 @dataclass
-class _Piece:
-    """Some rows of a block, decoded together."""
+class _Block:
+    """A job's block of rows while its pieces come in."""
 
-    block: _Block
     rows: range
+    values: NDArray[Any]
+    seconds: float = 0.0
 
 
 @dataclass
@@ -174,30 +171,25 @@ class _Pass:
             job.preprocessing.geometry_key: CachedPixels(job.store, target, job.preprocessing) for job in self.keeping
         }
         self.feed = Feed(target, [job.preprocessing for job in self.jobs], self.known_bad, skip_bad, cached)
+        self.open: dict[str, _Block] = {}  # by the job's name
+        self.bad: dict[int, str] = {}  # rows found to be undecodable in this pass
         self.spent = {"decode": 0.0, "forward": 0.0, "write": 0.0}
 
     def run(self) -> list[Embedded]:
         started = time.perf_counter()
         for job in self.jobs:
             self._say_what_is_there(job)
-        blocks: dict[range, _Block] = {}
-        for job in self.jobs:
-            for rows in job.missing:
-                blocks.setdefault(rows, _Block(rows, [])).jobs.append(job)
-        for keeping in self.keeping:
-            for rows in keeping.missing:
-                if rows in blocks:  # pixels that no backbone asks for are not decoded
-                    blocks[rows].jobs.append(keeping)
-        if blocks:
+        pieces = self._pieces()
+        if pieces:
             busy = [job for job in self.jobs if job.missing]
             for job in busy:
                 job.prepare()
-            names = ", ".join(job.name for job in busy)
-            with progress(f"embed {names} on {self.target.name}", sum(map(len, blocks)), "images") as advance:
-                self._all(sorted(blocks.values(), key=lambda b: (b.rows.start, b.rows.stop)), advance)
-        seconds = time.perf_counter() - started if blocks else 0.0
+            names, total = ", ".join(job.name for job in busy), sum(len(piece.rows) for piece in pieces)
+            with progress(f"embed {names} on {self.target.name}", total, "images") as advance:
+                self._all(pieces, advance)
+        seconds = time.perf_counter() - started if pieces else 0.0
         bad = self.jobs[0].out.bad
-        if blocks and bad:
+        if pieces and bad:
             say(f"{self.target.name}: {len(bad):,} images left out that cannot be decoded: {join(list(bad.values()))}")
         if len(bad) == self.target.n_images:
             raise DataError(f"target '{self.target.name}': not one of its {len(bad):,} images can be decoded")
@@ -233,12 +225,18 @@ class _Pass:
             if other:
                 say(f"{title}: begun with another {', '.join(other)}: last bits may differ from an unbroken run's")
 
-    def _all(self, blocks: list[_Block], advance: Callable[[int], None]) -> None:
-        pieces = (
-            _Piece(b, range(i, min(i + self.piece_rows, b.rows.stop)))
-            for b in blocks
-            for i in range(b.rows.start, b.rows.stop, self.piece_rows)
-        )
+    def _pieces(self) -> list[_Piece]:
+        """The rows that are to be done, ascending. Pixels that no backbone asks for are not decoded."""
+        jobs: dict[range, list[tuple[Job, range]]] = {}
+        for job in [*self.jobs, *self.keeping]:
+            for block in job.missing:
+                for i in range(block.start, block.stop, self.piece_rows):
+                    rows = range(i, min(i + self.piece_rows, block.stop))
+                    if isinstance(job, EmbedJob) or rows in jobs:
+                        jobs.setdefault(rows, []).append((job, block))
+        return [_Piece(rows, jobs[rows]) for rows in sorted(jobs, key=lambda r: (r.start, r.stop))]
+
+    def _all(self, pieces: list[_Piece], advance: Callable[[int], None]) -> None:
         waiting: deque[tuple[_Piece, Future[_Result]]] = deque()
         try:
             for piece in pieces:
@@ -253,7 +251,7 @@ class _Pass:
 
     def _work(self, piece: _Piece) -> _Result:
         clock = time.perf_counter()
-        wanted = {job.preprocessing.geometry_key for job in piece.block.jobs}
+        wanted = {job.preprocessing.geometry_key for job, _ in piece.jobs}
         pixels, bad = self.feed.pixels(piece.rows, wanted, self.piece_rows)
         result = _Result(pixels, {}, bad, {"decode": time.perf_counter() - clock})
         if self.on_cpu:
@@ -261,7 +259,7 @@ class _Pass:
         return result
 
     def _make(self, piece: _Piece, result: _Result) -> None:
-        for job in piece.block.jobs:
+        for job, _ in piece.jobs:
             clock = time.perf_counter()
             used = -(-len(piece.rows) // job.batch) * job.batch
             pixels = result.pixels[job.preprocessing.geometry_key][:used]
@@ -271,49 +269,31 @@ class _Pass:
         result.pixels = {}
 
     def _take(self, piece: _Piece, future: Future[_Result], advance: Callable[[int], None]) -> None:
-        """Bring a piece to its block, and a block that is whole to the store."""
-        result, block = future.result(), piece.block
+        """Bring a piece to the jobs' blocks, and a block that is whole to the store."""
+        result = future.result()
         if not self.on_cpu:
             self._make(piece, result)
         shared = self.threads if self.on_cpu else 1
         self.spent["decode"] += result.spent.pop("decode") / self.threads
         self.spent["forward"] += sum(result.spent.values()) / shared
-        for job in block.jobs:
+        self.bad |= result.bad
+        for job, rows in piece.jobs:
             made, seconds = result.values[job.name], result.spent[job.name] / shared
-            if piece.rows.start == block.rows.start:
-                block.values[job.name] = np.empty((len(block.rows), job.dim), made.dtype)
-            start = piece.rows.start - block.rows.start
-            block.values[job.name][start : start + len(made)] = made
-            block.seconds[job.name] = block.seconds.get(job.name, 0.0) + seconds
             job.seconds += seconds
-        block.bad |= result.bad
-        if piece.rows.stop == block.rows.stop:
-            self._write(block)
+            block = self.open.get(job.name)
+            if block is None:
+                block = self.open[job.name] = _Block(rows, np.empty((len(rows), job.dim), made.dtype))
+            start = piece.rows.start - block.rows.start
+            block.values[start : start + len(made)] = made
+            block.seconds += seconds
+            if piece.rows.stop == block.rows.stop:
+                self._write(job, self.open.pop(job.name))
         advance(len(piece.rows))
 
-    def _write(self, block: _Block) -> None:
+    def _write(self, job: Job, block: _Block) -> None:
         clock = time.perf_counter()
-        for store in {id(job.store): job.out for job in block.jobs}.values():
-            store.mark_bad(block.bad)
-        empty = [row - block.rows.start for row in block.rows if row in self.known_bad or row in block.bad]
-        for job in block.jobs:
-            values = block.values.pop(job.name)
-            values[empty] = np.nan if values.dtype.kind == "f" else 0
-            job.out.write(block.rows, values, seconds=block.seconds[job.name])
+        job.out.mark_bad({row: why for row, why in self.bad.items() if row in block.rows})
+        empty = [row - block.rows.start for row in block.rows if row in self.known_bad or row in self.bad]
+        block.values[empty] = np.nan if block.values.dtype.kind == "f" else 0
+        job.out.write(block.rows, block.values, seconds=block.seconds)
         self.spent["write"] += time.perf_counter() - clock
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda", local_rank()) if torch.cuda.is_available() else torch.device("cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UsageError(f"--device {name}: expected auto, cpu, cuda or cuda:NUMBER") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UsageError("--device cuda: no CUDA device is visible to PyTorch; use --device cpu, or auto")
-    return device
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
