@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
@@ -22,7 +22,7 @@ from fastxfer.embed.feed import Feed, Pixels
 from fastxfer.embed.forward import default_batch, one_thread_each
 from fastxfer.embed.jobs import EmbedJob, Job, PixelJob, begin, writer
 from fastxfer.errors import DataError, UsageError
-from fastxfer.progress import progress, say
+from fastxfer.progress import Advance, progress, say, shares
 from fastxfer.store import BLOCK_ROWS, EmbeddingStore, check_name
 from fastxfer.targets.changes import digest_of_sizes
 from fastxfer.targets.table import Target
@@ -229,7 +229,7 @@ class _Pass:
             if other:
                 say(f"{title}: begun with another {', '.join(other)}: last bits may differ from an unbroken run's")
 
-    def _all(self, blocks: list[_Block], advance: Callable[[int], None]) -> None:
+    def _all(self, blocks: list[_Block], advance: Advance) -> None:
         pieces = (
             _Piece(b, range(i, min(i + self.piece_rows, b.rows.stop)))
             for b in blocks
@@ -266,7 +266,7 @@ class _Pass:
             result.spent[job.name] = time.perf_counter() - clock
         result.pixels = {}
 
-    def _take(self, piece: _Piece, future: Future[_Result], advance: Callable[[int], None]) -> None:
+    def _take(self, piece: _Piece, future: Future[_Result], advance: Advance) -> None:
         """Bring a piece to its block, and a block that is whole to the store."""
         result, block = future.result(), piece.block
         if not self.on_cpu:
@@ -285,7 +285,7 @@ class _Pass:
         block.bad |= result.bad
         if piece.rows.stop == block.rows.stop:
             self._write(block)
-        advance(len(piece.rows))
+        advance(len(piece.rows), shares(self.spent))
 
     def _write(self, block: _Block) -> None:
         clock = time.perf_counter()
