@@ -1,4 +1,4 @@
-"""`fastxfer store`: what is there, whether two are equal, out, and away; looking after it is in `upkeep`."""
+"""`fastxfer store`: what is there, whether two are equal, out, and away; `show` is in `provenance`, the rest in `upkeep`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from fastxfer.cli.common import emit_json, json_option, print_table, size_words, store_option
+from fastxfer.cli.common import emit_json, json_option, percent_done, print_table, size_words, store_option
+from fastxfer.cli.provenance import show
 from fastxfer.cli.upkeep import COMMANDS, yes_option
 from fastxfer.errors import UsageError
 
@@ -28,7 +29,9 @@ def store() -> None:
 @store_option
 @json_option
 def list_entries(store_path: str, as_json: bool) -> None:
-    """List the embeddings: backbone, target, size, dtype, whether complete.
+    """List the embeddings: backbone, target, how complete, size, when made, from which weights (identity's first eight).
+
+    A terminal that is too narrow goes without identity, source, date and dtype, in this order; a pipe gets all.
 
     \b
     Example:
@@ -66,14 +69,17 @@ def list_entries(store_path: str, as_json: bool) -> None:
             e.n_images,
             e.dim,
             e.dtype,
-            "yes" if e.complete else f"{e.n_present:,} there",
-            e.attrs.get("source", "unknown"),
+            percent_done(e.n_present, e.n_images, bar=True),
             size_words(e.bytes),
             str(e.attrs.get("date", ""))[:16].replace("T", " "),
+            str(e.attrs.get("identity", ""))[:8],
+            e.attrs.get("source", "unknown"),
         )
         for e in entries
     ]
-    print_table(["backbone", "target", "images", "dim", "dtype", "complete", "source", "size", "made (UTC)"], rows)
+    columns = ["backbone", "target", "images", "dim", "dtype", "complete", "size", "made (UTC)", "identity", "source"]
+    spare = ["identity", "source", "made (UTC)", "dtype"]
+    print_table(columns, rows, right=("size", "complete"), spare=spare)
 
 
 @store.command()
@@ -122,44 +128,6 @@ def export(backbone: str, target: str, out: Path, store_path: str, as_json: bool
         emit_json({"out": out, "backbone": backbone, "target": target})
     else:
         say(f"wrote {out}")
-
-
-@store.command()
-@click.argument("backbone")
-@click.argument("target")
-@store_option
-@json_option
-def show(backbone: str, target: str, store_path: str, as_json: bool) -> None:
-    """Tell all that is known of one array: which weights, which pixels, which images, which code, when, how complete.
-
-    \b
-    Example:
-      fastxfer store show resnet50 photos
-    """
-    from fastxfer.store import EmbeddingStore
-
-    opened = EmbeddingStore.open(store_path)
-    opened.attributes(backbone, target)  # says what there is instead
-    (entry,) = (e for e in opened.entries(target) if e.backbone == backbone)
-    told = {
-        "store": store_path,
-        "format": opened.version,
-        "path": opened.stored(backbone, target).path,
-        "backbone": backbone,
-        "target": target,
-        "n_images": entry.n_images,
-        "n_present": entry.n_present,
-        "left_out": len(opened.bad_images(target)),
-        "dim": entry.dim,
-        "bytes": entry.bytes,
-        "target_fingerprint": opened.fingerprint(target),
-        **entry.attrs,
-        "complete": entry.complete,
-    }
-    if as_json:
-        emit_json(told)
-    else:
-        print_table(["what", "value"], [(k, str(v)) for k, v in told.items()])
 
 
 @store.command()
@@ -226,5 +194,5 @@ def remove(backbone: str | None, target: str | None, whole_target: str | None, y
     say(f"removed {what}")
 
 
-for command in COMMANDS:
+for command in [show, *COMMANDS]:
     store.add_command(command)
