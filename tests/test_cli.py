@@ -73,6 +73,7 @@ store du --store --json
 store migrate --store --json
 store show --store --json
 report --out --store --data-root --json
+plot embeddings --beside --by --label --method --points --out --seed --store --json
 pretrain --out --resume --data-root --seed --json
 demo --json
 """
