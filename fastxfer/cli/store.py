@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from fastxfer.cli.common import emit_json, json_option, percent_done, print_table, size_words, store_option
+from fastxfer.cli.common import (
+    data_root_option,
+    emit_json,
+    json_option,
+    percent_done,
+    print_table,
+    size_words,
+    store_option,
+)
 from fastxfer.cli.provenance import show
 from fastxfer.cli.upkeep import COMMANDS, yes_option
 from fastxfer.errors import UsageError
+
+if TYPE_CHECKING:
+    from fastxfer.store import EmbeddingStore
 
 
 @click.group()
@@ -105,29 +117,92 @@ def digest(store_path: str, as_json: bool) -> None:
 @click.argument("backbone")
 @click.argument("target")
 @click.option(
-    "--out", required=True, type=click.Path(path_type=Path, dir_okay=False), help="The .npz, .parquet or .npy to write."
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="The .npz, .parquet or .npy to write; with --format projector a folder.",
 )
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["by-name", "projector"]),
+    default="by-name",
+    show_default=True,
+    help="by-name = what --out ends in; projector = for TensorBoard's Embedding Projector.",
+)
+@click.option("--points", type=click.IntRange(min=1), help="Projector: rows, drawn at random if more [default: 10000].")
+@click.option("--seed", type=click.IntRange(min=0), help="Projector: which rows are drawn [default: 0].")
+@click.option("--thumbnails", is_flag=True, help="Projector: a sprite sheet of the images, if they are still at hand.")
+@click.option("--paths", is_flag=True, help="Projector: the images' paths, too (they may name patients).")
+@click.option("--url", help="Projector: where the folder will be served, for projector.tensorflow.org/?config=…")
 @store_option
+@data_root_option
 @json_option
-def export(backbone: str, target: str, out: Path, store_path: str, as_json: bool) -> None:
+def export(
+    backbone: str,
+    target: str,
+    out: Path,
+    form: str,
+    points: int | None,
+    seed: int | None,
+    thumbnails: bool,
+    paths: bool,
+    url: str | None,
+    store_path: str,
+    data_root: Path,
+    as_json: bool,
+) -> None:
     """Write embeddings, labels, split, image_id and what else is known of each row for other programs.
 
     .npz and .parquet hold all of it; a .npy holds the embeddings alone, for np.load(…, mmap_mode="r"), and the rest lies
-    beside it in a .rows.parquet. Rows correspond.
+    beside it in a .rows.parquet. Rows correspond. The projector's folder never tells patients, and paths only with --paths.
 
     \b
     Examples:
       fastxfer store export resnet50 photos --out photos.npz
       fastxfer store export resnet50 photos --out photos.parquet
+      fastxfer store export resnet50 photos --out projector --format projector --thumbnails
     """
     from fastxfer.progress import say
     from fastxfer.store import EmbeddingStore
 
-    EmbeddingStore.open(store_path).export(backbone, target, out)
+    only = {"--points": points, "--seed": seed, "--thumbnails": thumbnails, "--paths": paths, "--url": url}
+    given = [name for name, value in only.items() if value not in (None, False)]
+    if form == "by-name" and given:
+        raise UsageError(f"{given[0]} goes with --format projector")
+    opened = EmbeddingStore.open(store_path)
+    if form == "by-name":
+        opened.export(backbone, target, out)
+        if as_json:
+            emit_json({"out": out, "backbone": backbone, "target": target})
+        else:
+            say(f"wrote {out}")
+        return
+
+    from fastxfer.store.projector import export_projector
+
+    if out.is_file():
+        raise UsageError(f"--out {out}: is a file; --format projector writes a folder")
+    root = _root_of(opened, target, data_root) if thumbnails else None
+    done = export_projector(
+        opened, backbone, target, out, points=points or 10_000, seed=seed or 0, paths=paths, images=root, url=url
+    )
+    if done.n_points < done.n_images:
+        say(f"{done.n_points:,} of {done.n_images:,} images, drawn with seed {seed or 0}")
     if as_json:
-        emit_json({"out": out, "backbone": backbone, "target": target})
+        emit_json({"out": out, "backbone": backbone, "target": target, **vars(done)})
     else:
-        say(f"wrote {out}")
+        say(f"wrote {', '.join(done.files)} to {out}: tensorboard --logdir {out}")
+
+
+def _root_of(opened: EmbeddingStore, target: str, data_root: Path) -> Path:
+    """Where the images of a stored target lie, which must be the registered one of this name."""
+    from fastxfer.targets import load_target
+
+    found = load_target(target, data_root)
+    if found.root is None or found.fingerprint != opened.fingerprint(target):
+        raise UsageError(f"--thumbnails: the registered target '{target}' is not the one that was embedded")
+    return found.root
 
 
 @store.command()
