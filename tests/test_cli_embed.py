@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,14 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 OWN = ("--ckpt", "net.pt", "--arch", "net.py:build", "--mean", "0.5", "--std", "0.5")
+
+
+def test_a_log_tells_rate_and_what_the_time_goes_to(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastxfer.progress.LOG_EVERY_SECONDS", 0.0)
+    told = run("embed", *OWN, "--target", "big").stderr
+    assert re.search(
+        r"embed net on big: 8/8 images, [\d,.]+ images/s, took 0:00:\d\d; .*\b(decode|forward|write) \d+ %", told
+    )
 
 
 def test_embed_list_digest_export_remove(world: Path) -> None:

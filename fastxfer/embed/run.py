@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -21,7 +21,7 @@ from fastxfer.embed.forward import default_batch, device_of, one_thread_each
 from fastxfer.embed.jobs import EmbedJob, Job, PixelJob, begin, writer
 from fastxfer.embed.ranks import cores_here
 from fastxfer.errors import DataError, UsageError
-from fastxfer.progress import progress, say
+from fastxfer.progress import Advance, progress, say, shares
 from fastxfer.store import BLOCK_ROWS, EmbeddingStore, Team, check_name
 from fastxfer.targets.changes import digest_of_sizes
 from fastxfer.targets.table import Target
@@ -236,7 +236,7 @@ class _Pass:
                         jobs.setdefault(rows, []).append((job, block))
         return [_Piece(rows, jobs[rows]) for rows in sorted(jobs, key=lambda r: (r.start, r.stop))]
 
-    def _all(self, pieces: list[_Piece], advance: Callable[[int], None]) -> None:
+    def _all(self, pieces: list[_Piece], advance: Advance) -> None:
         waiting: deque[tuple[_Piece, Future[_Result]]] = deque()
         try:
             for piece in pieces:
@@ -268,7 +268,7 @@ class _Pass:
             result.spent[job.name] = time.perf_counter() - clock
         result.pixels = {}
 
-    def _take(self, piece: _Piece, future: Future[_Result], advance: Callable[[int], None]) -> None:
+    def _take(self, piece: _Piece, future: Future[_Result], advance: Advance) -> None:
         """Bring a piece to the jobs' blocks, and a block that is whole to the store."""
         result = future.result()
         if not self.on_cpu:
@@ -288,7 +288,7 @@ class _Pass:
             block.seconds += seconds
             if piece.rows.stop == block.rows.stop:
                 self._write(job, self.open.pop(job.name))
-        advance(len(piece.rows))
+        advance(len(piece.rows), shares(self.spent))
 
     def _write(self, job: Job, block: _Block) -> None:
         clock = time.perf_counter()
