@@ -99,7 +99,7 @@ def test_bit_is_pooled_after_its_last_norm_and_relu(tmp_path: Path) -> None:
     assert (post.name, before.name) == ("bit", "bit-before")
     assert post.identity != before.identity
     torch.save(make("resnet18").state_dict(), tmp_path / "r.pt")
-    with pytest.raises(UsageError, match=r"--pool before is for BiT .* resnet18 has no such point"):
+    with pytest.raises(UsageError, match=r"--pool before is for BiT .*resnet18 has no such point"):
         load_backbone(tmp_path / "r.pt", arch="resnet18", pool="before")
 
 

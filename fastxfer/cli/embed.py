@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,15 @@ def parse_arch_args(words: tuple[str, ...]) -> dict[str, Any]:
         except (ValueError, SyntaxError):
             found[key] = value
     return found
+
+
+def parse_points(pool: str, layer: str | None) -> list[str]:
+    """``("avg,cls", "-1,-2")`` -> ``["avg-1", "avg-2", "cls-1", "cls-2"]``, the words of `backbones.pooling`."""
+    layers = [""] if layer is None else [word.strip() for word in layer.split(",")]
+    for word in layers:
+        if layer is not None and not re.fullmatch(r"-[1-9]\d*", word):
+            raise UsageError(f"--layer {layer}: expected layers counted from the last, such as -1,-2")
+    return [word.strip() + of for word in pool.split(",") for of in layers]
 
 
 def _numbers(option: str, words: str | None, kind: type) -> tuple[Any, ...] | None:
@@ -71,10 +81,16 @@ def _one_each(option: str, given: tuple[str, ...], ckpts: tuple[str, ...]) -> tu
 @click.option("--target", "targets", required=True, multiple=True, metavar="NAME…", help="Targets to embed.")
 @click.option(
     "--pool",
-    type=click.Choice(["post", "before"]),
     default="post",
     show_default=True,
-    help="post = what the classifier sees; before = BiT's last block, before GroupNorm and ReLU.",
+    metavar="POINT[,POINT…]",
+    help="Where embeddings are taken: post = what the classifier sees; before = BiT's last block, before GroupNorm and "
+    "ReLU; cls = class token; avg = mean of patches (or pixels); both = cls and avg as one. Several: an array each, one pass.",
+)
+@click.option(
+    "--layer",
+    metavar="-N[,-N…]",
+    help="Layers to take, -1 = the last: blocks of a transformer, stages of a CNN, each with each --pool [default: the end].",
 )
 @click.option("--input-size", metavar="C,H,W", help="Input size [default: the checkpoint's or architecture's].")
 @click.option("--mean", metavar="M[,M,M]", help="Mean of pixels scaled to 0…1 [likewise].")
@@ -129,6 +145,7 @@ def embed(
     sources: tuple[str, ...],
     targets: tuple[str, ...],
     pool: str,
+    layer: str | None,
     input_size: str | None,
     mean: str | None,
     std: str | None,
@@ -155,6 +172,7 @@ def embed(
     Examples:
       fastxfer embed --ckpt r152x4.pt --target chexpert
       fastxfer embed --ckpt resnet50.a1_in1k bit.npz --target photos flowers
+      fastxfer embed --ckpt vit_base_patch14_dinov2.lvd142m --target photos --pool avg,cls --layer -1,-2
       fastxfer embed --ckpt mine.pt --arch mine.py:build --input-size 3,224,224 --mean 0.5 --std 0.5 --target photos
     """
     keywords = parse_arch_args(arch_args)
@@ -163,6 +181,7 @@ def embed(
         _one_each("--name", names, ckpts),
         _one_each("--source", sources * len(ckpts) if len(sources) == 1 else sources, ckpts),
     ]
+    points = parse_points(pool, layer)
     preprocessing = {
         "input_size": _numbers("--input-size", input_size, int),
         "mean": _numbers("--mean", mean, float),
@@ -176,22 +195,23 @@ def embed(
     # The tables are read before torch is: a misspelt target costs no seconds.
     tables = [load_target(t, data_root) for t in dict.fromkeys(targets)]
 
-    from fastxfer.backbones import load_backbone
+    from fastxfer.backbones import load_backbones
     from fastxfer.embed import embed as run
     from fastxfer.store import EmbeddingStore
 
     backbones = [
-        load_backbone(
+        backbone
+        for ckpt, arch, name, source in zip(ckpts, *of_each, strict=True)
+        for backbone in load_backbones(
             ckpt,
             arch=arch,
             arch_args=keywords,
             name=name,
             source=source,
-            pool=pool,
+            pools=points,
             precision=precision,
             preprocessing=preprocessing,
         )
-        for ckpt, arch, name, source in zip(ckpts, *of_each, strict=True)
     ]
     store = EmbeddingStore.open(store_path, mode="a")
     done = run(
