@@ -16,12 +16,21 @@ import torchvision
 from torch import Tensor, nn
 
 from fastxfer.backbones import architecture as architectures
+from fastxfer.backbones import xray
 from fastxfer.backbones.architecture import TORCHVISION, Built
-from fastxfer.backbones.checkpoint import SUFFIXES, Checkpoint, missing_file, read_checkpoint, read_state_dict
+from fastxfer.backbones.checkpoint import (
+    SUFFIXES,
+    Checkpoint,
+    file_stem,
+    missing_file,
+    read_checkpoint,
+    read_state_dict,
+)
 from fastxfer.backbones.lean import Trial, try_out
 from fastxfer.backbones.matching import fit_weights
 from fastxfer.backbones.pooling import Columns, Pooled, find_point, pooled
 from fastxfer.backbones.preprocessing import Preprocessing, merge
+from fastxfer.backbones.xray import XRV
 from fastxfer.errors import DataError, UsageError
 from fastxfer.progress import say
 
@@ -104,9 +113,9 @@ def load_backbone(
     precision: str = "float32",
     preprocessing: Mapping[str, Any] | None = None,
 ) -> Backbone:
-    """Load a backbone from a weight file, or by a timm or torchvision name (fetched from their hubs).
+    """Load a backbone from a weight file, or by a timm, torchvision or ``xrv:`` name (fetched from their hubs).
 
-    arch, arch_args: timm name, ``torchvision:NAME`` or ``FILE.py:function``, and its keyword arguments; guessed, and
+    arch, arch_args: timm name, ``torchvision:NAME``, ``xrv:NAME`` or ``FILE.py:function``, and its keyword arguments; guessed, and
                    said aloud, if the file, its shapes or its name tell
     preprocessing: words of `Preprocessing` that override those of the file, the module or the architecture
 
@@ -217,8 +226,12 @@ def _assemble(
     path = Path(ckpt)
     if path.is_dir() and (path / "model.safetensors").is_file():
         path = path / "model.safetensors"
+    if ckpt.startswith(XRV):
+        if arch not in (None, ckpt):
+            raise UsageError(f"--ckpt {ckpt} is a name, so it is its own architecture: leave --arch {arch} out")
+        path, arch = xray.fetch(ckpt.removeprefix(XRV)), ckpt
     if path.is_file():
-        checkpoint = read_checkpoint(path)
+        checkpoint = read_checkpoint(path, xray.pickled_classes() if arch and arch.startswith(XRV) else ())
         notes = list(checkpoint.notes)
         if arch is None:
             arch, guessed, how = architectures.guess(checkpoint)
@@ -311,7 +324,7 @@ def _name(given: str | None, ckpt: str, point: str, precision: str, *, alone: bo
     if given and alone:
         return given
     path = Path(ckpt)
-    stem = architectures.file_stem(path) if ckpt.endswith(SUFFIXES) else path.name
+    stem = file_stem(path) if ckpt.endswith(SUFFIXES) else path.name
     if stem in _NAMELESS:
         stem = path.resolve().parent.name
     stem = given or re.sub(r"[^A-Za-z0-9._+=-]+", "-", stem).strip("-.")[:100] or "backbone"
@@ -322,6 +335,8 @@ def _name(given: str | None, ckpt: str, point: str, precision: str, *, alone: bo
 def _source(ckpt: str, meta: Mapping[str, Any]) -> str:
     if meta.get("source"):
         return str(meta["source"])
+    if ckpt.startswith(XRV):
+        return xray.source(ckpt.removeprefix(XRV))
     words = str(meta.get("tag") or ckpt)
     trained = re.findall(r"(?<![a-z0-9])in(1k|12k|21k|22k)(?![a-z0-9])", words.replace("_", "."))
     return "+".join(f"imagenet{t}" for t in trained) or "unknown"

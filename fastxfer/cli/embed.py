@@ -58,14 +58,14 @@ def _one_each(option: str, given: tuple[str, ...], ckpts: tuple[str, ...]) -> tu
     required=True,
     multiple=True,
     metavar="FILE|NAME…",
-    help="Weights: .safetensors, .pt, .pth, .pth.tar, BiT .npz; or a timm name. Several share one pass over the images.",
+    help="Weights: .safetensors, .pt, .pth, .pth.tar, BiT .npz; or a timm or xrv: name. Several share one pass over the images.",
 )
 @click.option(
     "--arch",
     "archs",
     multiple=True,
     metavar="NAME…",
-    help="timm name, torchvision:NAME or FILE.py:function, one a --ckpt [default: guessed if the file tells].",
+    help="timm name, torchvision:NAME, xrv:NAME or FILE.py:function, one a --ckpt [default: guessed if the file tells].",
 )
 @click.option("--arch-arg", "arch_args", multiple=True, metavar="K=V…", help="Keyword arguments of the architecture.")
 @click.option(
