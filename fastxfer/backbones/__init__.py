@@ -35,6 +35,7 @@ from fastxfer.errors import DataError, UsageError
 from fastxfer.progress import say
 
 __all__ = [
+    "SUFFIXES",
     "Backbone",
     "Checkpoint",
     "Preprocessing",
@@ -146,10 +147,12 @@ def load_backbones(
     pools: Sequence[str] = ("post",),
     precision: str = "float32",
     preprocessing: Mapping[str, Any] | None = None,
+    known_as: str | None = None,
 ) -> list[Backbone]:
     """Load a checkpoint once, as a backbone for each of several points; `embed` computes them in one pass.
 
-    Of several, all but "post" are called `name` and their point. Otherwise as `load_backbone`.
+    Of several, all but "post" are called `name` and their point. `known_as` stands in for the file's name where names are
+    made of it. Otherwise as `load_backbone`.
     """
     ckpt = str(ckpt)
     if precision not in PRECISIONS:
@@ -187,7 +190,7 @@ def load_backbones(
             identity["precision"] = precision
         found.append(
             Backbone(
-                name=_name(name, ckpt, str(point), precision, alone=len(points) == 1),
+                name=_name(name, known_as or _stem(ckpt), str(point), precision, alone=len(points) == 1),
                 architecture=built.architecture,
                 arch_args=args,
                 network=body if len(points) == 1 else Columns(body, columns),
@@ -319,17 +322,21 @@ def _try_out(body: nn.Module, preprocessing: Preprocessing, what: str) -> tuple[
     return trial, widths or [int(out.shape[1])]
 
 
-def _name(given: str | None, ckpt: str, point: str, precision: str, *, alone: bool) -> str:
-    """`given` if it names one backbone, else the file's name (or `given`) with what tells this one from others."""
+def _name(given: str | None, stem: str, point: str, precision: str, *, alone: bool) -> str:
+    """`given` if it names one backbone, else it, or the stem, with what tells this one from others."""
     if given and alone:
         return given
+    low = "" if given or precision == "float32" else f"-{precision}"
+    return (given or stem) + ("" if point == "post" else f"-{point}") + low
+
+
+def _stem(ckpt: str) -> str:
+    """What a checkpoint is called."""
     path = Path(ckpt)
     stem = file_stem(path) if ckpt.endswith(SUFFIXES) else path.name
     if stem in _NAMELESS:
         stem = path.resolve().parent.name
-    stem = given or re.sub(r"[^A-Za-z0-9._+=-]+", "-", stem).strip("-.")[:100] or "backbone"
-    low = "" if given or precision == "float32" else f"-{precision}"
-    return stem + ("" if point == "post" else f"-{point}") + low
+    return re.sub(r"[^A-Za-z0-9._+=-]+", "-", stem).strip("-.")[:100] or "backbone"
 
 
 def _source(ckpt: str, meta: Mapping[str, Any]) -> str:

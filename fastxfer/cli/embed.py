@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from fastxfer.cli.common import ManyValues, data_root_option, emit_json, json_option, print_table, store_option
+from fastxfer.cli.common import F, ManyValues, data_root_option, emit_json, json_option, print_table, store_option
 from fastxfer.errors import UsageError
 
 
@@ -45,6 +45,34 @@ def _numbers(option: str, words: str | None, kind: type) -> tuple[Any, ...] | No
         raise UsageError(f"{option} {words}: expected numbers with commas between, such as 0.485,0.456,0.406") from None
 
 
+def preprocessing_options(f: F) -> F:
+    """What goes before a checkpoint's own preprocessing; `parse_preprocessing` takes the values."""
+    for option in (
+        click.option(
+            "--crop-mode",
+            type=click.Choice(["center", "squash", "border"]),
+            help="How the image meets the square [likewise].",
+        ),
+        click.option("--interpolation", help="bilinear, bicubic … [likewise]."),
+        click.option("--crop-pct", type=float, help="Share of the resized image that is kept [likewise]."),
+        click.option("--std", metavar="S[,S,S]", help="Standard deviation of pixels [likewise]."),
+        click.option("--mean", metavar="M[,M,M]", help="Mean of pixels scaled to 0…1 [likewise]."),
+        click.option("--input-size", metavar="C,H,W", help="Input size [default: the checkpoint's or architecture's]."),
+    ):
+        f = option(f)
+    return f
+
+
+def parse_preprocessing(input_size: str | None, mean: str | None, std: str | None, **others: Any) -> dict[str, Any]:
+    """Words of `Preprocessing`, None where nothing was given."""
+    return {
+        "input_size": _numbers("--input-size", input_size, int),
+        "mean": _numbers("--mean", mean, float),
+        "std": _numbers("--std", std, float),
+        **others,
+    }
+
+
 def _one_each(option: str, given: tuple[str, ...], ckpts: tuple[str, ...]) -> tuple[str | None, ...]:
     if given and len(given) != len(ckpts):
         raise UsageError(f"{option}: {len(given)} given for {len(ckpts)} --ckpt; expected none, or one a checkpoint")
@@ -58,7 +86,7 @@ def _one_each(option: str, given: tuple[str, ...], ckpts: tuple[str, ...]) -> tu
     required=True,
     multiple=True,
     metavar="FILE|NAME…",
-    help="Weights: .safetensors, .pt, .pth, .pth.tar, BiT .npz; or a timm or xrv: name. Several share one pass over the images.",
+    help="Weights: .safetensors, .pt, .pth, .pth.tar, BiT .npz; a timm or xrv: name, or one of `backbones add`. Several share one pass over the images.",
 )
 @click.option(
     "--arch",
@@ -92,14 +120,7 @@ def _one_each(option: str, given: tuple[str, ...], ckpts: tuple[str, ...]) -> tu
     metavar="-N[,-N…]",
     help="Layers to take, -1 = the last: blocks of a transformer, stages of a CNN, each with each --pool [default: the end].",
 )
-@click.option("--input-size", metavar="C,H,W", help="Input size [default: the checkpoint's or architecture's].")
-@click.option("--mean", metavar="M[,M,M]", help="Mean of pixels scaled to 0…1 [likewise].")
-@click.option("--std", metavar="S[,S,S]", help="Standard deviation of pixels [likewise].")
-@click.option("--crop-pct", type=float, help="Share of the resized image that is kept [likewise].")
-@click.option("--interpolation", help="bilinear, bicubic … [likewise].")
-@click.option(
-    "--crop-mode", type=click.Choice(["center", "squash", "border"]), help="How the image meets the square [likewise]."
-)
+@preprocessing_options
 @click.option(
     "--dtype", type=click.Choice(["float16", "float32"]), default="float16", show_default=True, help="Stored as."
 )
@@ -146,12 +167,6 @@ def embed(
     targets: tuple[str, ...],
     pool: str,
     layer: str | None,
-    input_size: str | None,
-    mean: str | None,
-    std: str | None,
-    crop_pct: float | None,
-    interpolation: str | None,
-    crop_mode: str | None,
     dtype: str,
     precision: str,
     device: str,
@@ -163,6 +178,7 @@ def embed(
     store_path: str,
     data_root: Path,
     as_json: bool,
+    **words: Any,
 ) -> None:
     """Turn a target's images into embeddings, one forward pass an image.
 
@@ -182,28 +198,22 @@ def embed(
         _one_each("--source", sources * len(ckpts) if len(sources) == 1 else sources, ckpts),
     ]
     points = parse_points(pool, layer)
-    preprocessing = {
-        "input_size": _numbers("--input-size", input_size, int),
-        "mean": _numbers("--mean", mean, float),
-        "std": _numbers("--std", std, float),
-        "crop_pct": crop_pct,
-        "interpolation": interpolation,
-        "crop_mode": crop_mode,
-    }
+    preprocessing = parse_preprocessing(**words)
     from fastxfer.targets import load_target
 
     # The tables are read before torch is: a misspelt target costs no seconds.
     tables = [load_target(t, data_root) for t in dict.fromkeys(targets)]
 
-    from fastxfer.backbones import load_backbones
     from fastxfer.embed import embed as run
+    from fastxfer.registered import load_named
     from fastxfer.store import EmbeddingStore
 
     backbones = [
         backbone
         for ckpt, arch, name, source in zip(ckpts, *of_each, strict=True)
-        for backbone in load_backbones(
+        for backbone in load_named(
             ckpt,
+            data_root,
             arch=arch,
             arch_args=keywords,
             name=name,
