@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 from typing import Any
 
 import click
 
-from fastxfer.cli.common import ManyValues, data_root_option, emit_json, json_option, print_table, store_option
+from fastxfer.cli.common import F, ManyValues, data_root_option, emit_json, json_option, print_table, store_option
 from fastxfer.errors import UsageError
 from fastxfer.progress import say
 
@@ -25,6 +26,15 @@ def parse_arch_args(words: tuple[str, ...]) -> dict[str, Any]:
         except (ValueError, SyntaxError):
             found[key] = value
     return found
+
+
+def parse_points(pool: str, layer: str | None) -> list[str]:
+    """``("avg,cls", "-1,-2")`` -> ``["avg-1", "avg-2", "cls-1", "cls-2"]``, the words of `backbones.pooling`."""
+    layers = [""] if layer is None else [word.strip() for word in layer.split(",")]
+    for word in layers:
+        if layer is not None and not re.fullmatch(r"-[1-9]\d*", word):
+            raise UsageError(f"--layer {layer}: expected layers counted from the last, such as -1,-2")
+    return [word.strip() + of for word in pool.split(",") for of in layers]
 
 
 def _numbers(option: str, words: str | None, kind: type) -> tuple[Any, ...] | None:
@@ -62,6 +72,34 @@ def _say_plan(plans: Any) -> None:
     )
 
 
+def preprocessing_options(f: F) -> F:
+    """What goes before a checkpoint's own preprocessing; `parse_preprocessing` takes the values."""
+    for option in (
+        click.option(
+            "--crop-mode",
+            type=click.Choice(["center", "squash", "border"]),
+            help="How the image meets the square [likewise].",
+        ),
+        click.option("--interpolation", help="bilinear, bicubic … [likewise]."),
+        click.option("--crop-pct", type=float, help="Share of the resized image that is kept [likewise]."),
+        click.option("--std", metavar="S[,S,S]", help="Standard deviation of pixels [likewise]."),
+        click.option("--mean", metavar="M[,M,M]", help="Mean of pixels scaled to 0…1 [likewise]."),
+        click.option("--input-size", metavar="C,H,W", help="Input size [default: the checkpoint's or architecture's]."),
+    ):
+        f = option(f)
+    return f
+
+
+def parse_preprocessing(input_size: str | None, mean: str | None, std: str | None, **others: Any) -> dict[str, Any]:
+    """Words of `Preprocessing`, None where nothing was given."""
+    return {
+        "input_size": _numbers("--input-size", input_size, int),
+        "mean": _numbers("--mean", mean, float),
+        "std": _numbers("--std", std, float),
+        **others,
+    }
+
+
 def _one_each(option: str, given: tuple[str, ...], ckpts: tuple[str, ...]) -> tuple[str | None, ...]:
     if given and len(given) != len(ckpts):
         raise UsageError(f"{option}: {len(given)} given for {len(ckpts)} --ckpt; expected none, or one a checkpoint")
@@ -75,14 +113,14 @@ def _one_each(option: str, given: tuple[str, ...], ckpts: tuple[str, ...]) -> tu
     required=True,
     multiple=True,
     metavar="FILE|NAME…",
-    help="Weights: .safetensors, .pt, .pth, .pth.tar, BiT .npz; or a timm name. Several share one pass over the images.",
+    help="Weights: .safetensors, .pt, .pth, .pth.tar, BiT .npz; a timm or xrv: name, or one of `backbones add`. Several share one pass over the images.",
 )
 @click.option(
     "--arch",
     "archs",
     multiple=True,
     metavar="NAME…",
-    help="timm name, torchvision:NAME or FILE.py:function, one a --ckpt [default: guessed if the file tells].",
+    help="timm name, torchvision:NAME, xrv:NAME or FILE.py:function, one a --ckpt [default: guessed if the file tells].",
 )
 @click.option("--arch-arg", "arch_args", multiple=True, metavar="K=V…", help="Keyword arguments of the architecture.")
 @click.option(
@@ -98,19 +136,18 @@ def _one_each(option: str, given: tuple[str, ...], ckpts: tuple[str, ...]) -> tu
 @click.option("--target", "targets", required=True, multiple=True, metavar="NAME…", help="Targets to embed.")
 @click.option(
     "--pool",
-    type=click.Choice(["post", "before"]),
     default="post",
     show_default=True,
-    help="post = what the classifier sees; before = BiT's last block, before GroupNorm and ReLU.",
+    metavar="POINT[,POINT…]",
+    help="Where embeddings are taken: post = what the classifier sees; before = BiT's last block, before GroupNorm and "
+    "ReLU; cls = class token; avg = mean of patches (or pixels); both = cls and avg as one. Several: an array each, one pass.",
 )
-@click.option("--input-size", metavar="C,H,W", help="Input size [default: the checkpoint's or architecture's].")
-@click.option("--mean", metavar="M[,M,M]", help="Mean of pixels scaled to 0…1 [likewise].")
-@click.option("--std", metavar="S[,S,S]", help="Standard deviation of pixels [likewise].")
-@click.option("--crop-pct", type=float, help="Share of the resized image that is kept [likewise].")
-@click.option("--interpolation", help="bilinear, bicubic … [likewise].")
 @click.option(
-    "--crop-mode", type=click.Choice(["center", "squash", "border"]), help="How the image meets the square [likewise]."
+    "--layer",
+    metavar="-N[,-N…]",
+    help="Layers to take, -1 = the last: blocks of a transformer, stages of a CNN, each with each --pool [default: the end].",
 )
+@preprocessing_options
 @click.option(
     "--dtype", type=click.Choice(["float16", "float32"]), default="float16", show_default=True, help="Stored as."
 )
@@ -155,12 +192,7 @@ def embed(
     sources: tuple[str, ...],
     targets: tuple[str, ...],
     pool: str,
-    input_size: str | None,
-    mean: str | None,
-    std: str | None,
-    crop_pct: float | None,
-    interpolation: str | None,
-    crop_mode: str | None,
+    layer: str | None,
     dtype: str,
     precision: str,
     device: str,
@@ -173,6 +205,7 @@ def embed(
     store_path: str,
     data_root: Path,
     as_json: bool,
+    **words: Any,
 ) -> None:
     """Turn a target's images into embeddings, one forward pass an image.
 
@@ -183,6 +216,7 @@ def embed(
     Examples:
       fastxfer embed --ckpt r152x4.pt --target chexpert
       fastxfer embed --ckpt resnet50.a1_in1k bit.npz --target photos flowers
+      fastxfer embed --ckpt vit_base_patch14_dinov2.lvd142m --target photos --pool avg,cls --layer -1,-2
       fastxfer embed --ckpt mine.pt --arch mine.py:build --input-size 3,224,224 --mean 0.5 --std 0.5 --target photos
       fastxfer embed --ckpt r152x4.pt --target chexpert --plan
       torchrun --nproc-per-node 2 -m fastxfer embed --ckpt r152x4.pt --target chexpert
@@ -193,36 +227,32 @@ def embed(
         _one_each("--name", names, ckpts),
         _one_each("--source", sources * len(ckpts) if len(sources) == 1 else sources, ckpts),
     ]
-    preprocessing = {
-        "input_size": _numbers("--input-size", input_size, int),
-        "mean": _numbers("--mean", mean, float),
-        "std": _numbers("--std", std, float),
-        "crop_pct": crop_pct,
-        "interpolation": interpolation,
-        "crop_mode": crop_mode,
-    }
+    points = parse_points(pool, layer)
+    preprocessing = parse_preprocessing(**words)
     from fastxfer.targets import load_target
 
     # The tables are read before torch is: a misspelt target costs no seconds.
     tables = [load_target(t, data_root) for t in dict.fromkeys(targets)]
 
-    from fastxfer.backbones import load_backbone
     from fastxfer.embed import embed as run
     from fastxfer.embed import plan, team_of_environment
+    from fastxfer.registered import load_named
     from fastxfer.store import EmbeddingStore
 
     backbones = [
-        load_backbone(
+        backbone
+        for ckpt, arch, name, source in zip(ckpts, *of_each, strict=True)
+        for backbone in load_named(
             ckpt,
+            data_root,
             arch=arch,
             arch_args=keywords,
             name=name,
             source=source,
-            pool=pool,
+            pools=points,
             precision=precision,
             preprocessing=preprocessing,
         )
-        for ckpt, arch, name, source in zip(ckpts, *of_each, strict=True)
     ]
     if as_plan:
         there = "://" in store_path or Path(store_path).exists()

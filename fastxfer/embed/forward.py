@@ -25,6 +25,8 @@ _GPU_BATCH = 256
 class Forward:
     """uint8 pixels (b, c, h, w) -> embeddings (b, dim) float32, `batch` images at a time.
 
+    Of a backbone that shares its network with others, the embeddings of all of them, beside each other.
+
     Safe to call from several threads at once on a CPU, where each call computes in its own thread.
     """
 
@@ -34,7 +36,7 @@ class Forward:
         self.batch = batch
         self._at_once = batch  # less than a batch after the GPU's memory ran out
         self._dtype = PRECISIONS[backbone.precision]
-        self._network = backbone.network.to(device).to(memory_format=torch.channels_last)
+        self._network = (backbone.shared or backbone.network).to(device).to(memory_format=torch.channels_last)
         if not backbone.is_users_code and self._dtype == torch.float32:
             with _exact(backbone.precision):
                 self._network, _ = lean(self._network, backbone.trial, batch)
@@ -59,10 +61,9 @@ class Forward:
 
     def _once(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         out = self._network(self._images(torch.from_numpy(pixels)))
-        if out.shape != (len(pixels), self.backbone.dim):
-            raise DataError(
-                f"{self.backbone.name}: the network gave {tuple(out.shape[1:])} an image, expected {self.backbone.dim}"
-            )
+        width = self.backbone.trial.output.shape[1]
+        if out.shape != (len(pixels), width):
+            raise DataError(f"{self.backbone.name}: the network gave {tuple(out.shape[1:])} an image, expected {width}")
         return np.asarray(out.float().cpu().numpy())
 
     def _images(self, pixels: torch.Tensor) -> torch.Tensor:

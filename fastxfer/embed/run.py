@@ -183,7 +183,7 @@ class _Pass:
         if pieces:
             busy = [job for job in self.jobs if job.missing]
             for job in busy:
-                job.prepare()
+                job.prepare(self.jobs)
             names, total = ", ".join(job.name for job in busy), sum(len(piece.rows) for piece in pieces)
             with progress(f"embed {names} on {self.target.name}", total, "images") as advance:
                 self._all(pieces, advance)
@@ -259,13 +259,17 @@ class _Pass:
         return result
 
     def _make(self, piece: _Piece, result: _Result) -> None:
+        by_maker: dict[int, list[Job]] = {}
         for job, _ in piece.jobs:
-            clock = time.perf_counter()
-            used = -(-len(piece.rows) // job.batch) * job.batch
-            pixels = result.pixels[job.preprocessing.geometry_key][:used]
-            made = [job.make(pixels[i : i + job.batch]) for i in range(0, used, job.batch)]
-            result.values[job.name] = np.concatenate(made)[: len(piece.rows)]
-            result.spent[job.name] = time.perf_counter() - clock
+            by_maker.setdefault(job.maker, []).append(job)
+        for jobs in by_maker.values():
+            clock, first = time.perf_counter(), jobs[0]
+            used = -(-len(piece.rows) // first.batch) * first.batch
+            pixels = result.pixels[first.preprocessing.geometry_key][:used]
+            made = np.concatenate([first.make(pixels[i : i + first.batch]) for i in range(0, used, first.batch)])
+            seconds = (time.perf_counter() - clock) / len(jobs)
+            for job in jobs:
+                result.values[job.name], result.spent[job.name] = made[: len(piece.rows), job.columns], seconds
         result.pixels = {}
 
     def _take(self, piece: _Piece, future: Future[_Result], advance: Advance) -> None:
