@@ -12,6 +12,7 @@ import sys
 import time
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -509,8 +510,8 @@ def test_several_backbones_share_one_pass_and_get_the_bits_they_get_alone(
     embed(backbones[0], [target], together, **options)
     monkeypatch.undo()
     opened: list[str] = []
-    load = feed.load_image
-    monkeypatch.setattr(feed, "load_image", lambda path, **k: opened.append(path) or load(path, **k))
+    read = feed.read_content
+    monkeypatch.setattr(feed, "read_content", lambda path: opened.append(path) or read(path))
     done = embed(backbones, [target], together, workers=2, **options)
     assert [(d.backbone, d.embedded) for d in done] == [("one", 13), ("two", 21), ("wide", 21)]
     assert sorted(opened) == sorted(f"{tmp_path}/{i}" for i in target.image_id)
@@ -614,7 +615,7 @@ def test_the_next_backbone_decodes_nothing(
     embed([one, two], [target], plain, **options)
     embed(one, [target], cached, cache=cache, **options)
     assert "pixel cache: 0.0 GB in all" in capsys.readouterr().err
-    monkeypatch.setattr(feed, "load_image", lambda *a, **k: pytest.fail("decoded again"))
+    monkeypatch.setattr(feed, "decode_content", lambda *a, **k: pytest.fail("decoded again"))
     (done,) = embed(two, [target], cached, cache=cache, **options)
     assert done.embedded == 21
     assert cached.digest() == plain.digest()
@@ -680,8 +681,68 @@ def test_arrays_of_other_block_sizes_share_the_pass_too(tmp_path: Path, monkeypa
     for backbone in (one, two):
         embed(backbone, [target], alone, block_rows=16, **options)
     opened: list[str] = []
-    load = feed.load_image
-    monkeypatch.setattr(feed, "load_image", lambda path, **k: opened.append(path) or load(path, **k))
+    read = feed.read_content
+    monkeypatch.setattr(feed, "read_content", lambda path: opened.append(path) or read(path))
     embed([one, two], [target], together, block_rows=16, **options)
     assert len(opened) == len(set(opened)) == 30
     assert together.digest() == alone.digest()
+
+
+# -- found again -------------------------------------------------------------------------------------------------------
+
+
+def test_the_same_backbone_and_images_under_other_names_are_not_computed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target, store = make_images(tmp_path / "1", 21), open_store(tmp_path / "s")
+    options: Any = {"dtype": "float32", "batch_size": 4, "block_rows": 8}
+    one = make_backbone(tmp_path)
+    embed(one, [target], store, **options)
+    moved = replace(make_images(tmp_path / "2", 21, "moved"), labels=(np.arange(21) + 1) % 2)
+    other = replace(one, name="other")
+    monkeypatch.setattr(feed, "decode_content", lambda *a, **k: pytest.fail("computed again"))
+    capsys.readouterr()
+    done = embed([one, other], [target, moved], store, **options)
+    assert [(d.embedded, d.reused) for d in done] == [(0, 0), (0, 21), (0, 21), (0, 21)]
+    assert "other on photos: 21 rows are known from 'net' on 'photos', not computed again" in capsys.readouterr().err
+    for backbone, name in (("other", "photos"), ("net", "moved"), ("other", "moved")):
+        np.testing.assert_array_equal(store.embeddings(backbone, name), store.embeddings("net", "photos"))
+    assert all(e.complete for e in store.entries())
+
+
+def test_images_that_were_added_cost_only_themselves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """New images in between, one gone, one changed under its name, one undecodable, order and names changed."""
+    store, plain = open_store(tmp_path / "s"), open_store(tmp_path / "plain")
+    options: Any = {"dtype": "float32", "batch_size": 1, "block_rows": 8, "skip_bad": True}
+    backbone = make_backbone(tmp_path)
+    old = make_images(tmp_path / "old", 20)
+    embed(backbone, [old], store, **options)
+    folder = tmp_path / "new"
+    shutil.copytree(tmp_path / "old", folder)
+    fresh = make_images(tmp_path / "fresh", 5)
+    for i, name in enumerate(("000a.jpg", "011.png", "0155.jpg")):  # added, changed, added
+        source = tmp_path / "fresh" / str(fresh.image_id[2 * i if name.endswith("jpg") else 1])
+        shutil.copy(source, folder / "images" / name)
+    (folder / "images/004.jpg").unlink()
+    (folder / "images/008.jpg").write_bytes(b"")
+    names = np.array([f"images/{p.name}" for p in sorted((folder / "images").iterdir())])[::-1]
+    n = len(names)
+    grown = replace(old, name="grown", image_id=names, labels=np.arange(n) % 2, split=np.full(n, "train"), root=folder)
+    decoded: list[str] = []
+    decode = feed.decode_content
+    monkeypatch.setattr(
+        feed, "decode_content", lambda c, name, **k: decoded.append(Path(name).name) or decode(c, name, **k)
+    )
+    (done,) = embed(backbone, [grown], store, **options)
+    assert sorted(decoded) == ["000a.jpg", "008.jpg", "011.png", "0155.jpg"]
+    assert (done.embedded, done.reused, done.bad) == (4, n - 4, 1)
+    embed(backbone, [grown], plain, **options)
+    np.testing.assert_array_equal(store.embeddings("net", "grown"), plain.embeddings("net", "grown"))
+
+
+def test_another_network_preprocessing_or_dtype_is_never_taken_for_the_same(tmp_path: Path) -> None:
+    target, store = make_images(tmp_path, 6), open_store(tmp_path / "s")
+    embed(make_backbone(tmp_path), [target], store)
+    others = [make_backbone(tmp_path, name="other", preprocessing={"mean": 0.1})]
+    assert [d.reused for d in embed(others, [target], store)] == [0]
+    assert embed(replace(make_backbone(tmp_path), name="wide"), [target], store, dtype="float32")[0].reused == 0

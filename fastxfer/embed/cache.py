@@ -36,6 +36,20 @@ def pixel_store(store: EmbeddingStore, cache: str) -> EmbeddingStore | None:
     return EmbeddingStore.open(_IN_MEMORY if cache == "ram" else f"{store.path.rstrip('/')}/{FOLDER}", mode="a")
 
 
+def content_store(store: EmbeddingStore) -> EmbeddingStore:
+    """The store of the digests of images, inside the embedding store."""
+    return EmbeddingStore.open(f"{store.path.rstrip('/')}/contents", mode="a")
+
+
+def keep_target(side: EmbeddingStore, target: Target, files: str) -> None:
+    """Add a target's table to a store inside the store; one of another target that had its name goes."""
+    try:
+        side.add_target(target, files=files)
+    except DataError:
+        side.remove(None, target.name)
+        side.add_target(target, files=files)
+
+
 def bytes_needed(targets: Sequence[Target], preprocessings: Sequence[Preprocessing]) -> int:
     """Bytes of the pixels of all images, in every geometry once."""
     each = {p.geometry_key: int(np.prod(p.input_size)) for p in preprocessings}

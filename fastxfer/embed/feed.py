@@ -10,8 +10,10 @@ from numpy.typing import NDArray
 from fastxfer.backbones import Preprocessing
 from fastxfer.embed.cache import CachedPixels
 from fastxfer.embed.checks import is_lost, path_of
+from fastxfer.embed.jobs import CONTENT, DIGEST_BYTES
+from fastxfer.embed.reuse import digest_of
 from fastxfer.errors import DataError
-from fastxfer.images import load_image
+from fastxfer.images import decode_content, read_content
 from fastxfer.targets.table import Target
 
 Pixels = dict[str, NDArray[np.uint8]]
@@ -40,21 +42,33 @@ class Feed:
         self._apply = {key: p.geometry() for key, p in self._of.items()}
 
     def pixels(self, rows: range, wanted: Collection[str], batch: int) -> tuple[Pixels, dict[int, str]]:
-        """For each geometry (batch, c, h, w) uint8, black where there is no image; and row -> why it is undecodable."""
-        out = {key: np.zeros((batch, *self._of[key].input_size), np.uint8) for key in wanted}
+        """For each geometry (batch, c, h, w) uint8, black where there is no image; and row -> why it is undecodable.
+
+        With CONTENT among those wanted, (batch, DIGEST_BYTES) digests of the images' bytes under that name, too.
+        """
+        geometries = [key for key in wanted if key != CONTENT]
+        out = {key: np.zeros((batch, *self._of[key].input_size), np.uint8) for key in geometries}
+        if CONTENT in wanted:
+            out[CONTENT] = np.zeros((batch, DIGEST_BYTES), np.uint8)
         wrong: dict[int, str] = {}
         fresh = []
-        for key in wanted:
+        for key in geometries:
             kept = self.cached[key].read(rows) if key in self.cached else None
             if kept is None:
                 fresh.append(key)
             else:
                 out[key][: len(rows)] = kept
-        for i, row in enumerate(rows if fresh else ()):
+        for i, row in enumerate(rows if fresh or CONTENT in out else ()):
             if row in self.known_bad:
                 continue
+            path = path_of(self.target, row)
             try:
-                image = load_image(path_of(self.target, row), pixels=self.target.pixels)
+                content = read_content(path)
+                if CONTENT in out:
+                    out[CONTENT][i] = digest_of(content)
+                if not fresh:
+                    continue
+                image = decode_content(content, path, pixels=self.target.pixels)
                 for key in fresh:
                     out[key][i] = self._apply[key](image)
             except DataError as error:

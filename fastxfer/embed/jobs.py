@@ -18,11 +18,15 @@ from fastxfer.embed.forward import Forward
 from fastxfer.store import EmbeddingStore, Team, Writer
 from fastxfer.targets.table import Target
 
+CONTENT = "content"
+DIGEST_BYTES = 16
+
 
 class Job(ABC):
     """What is made of each image, and where it goes.
 
-    name, dim, dtype:  of the array in `store`;  batch: images at a time;  preprocessing: gives the pixels
+    name, dim, dtype:  of the array in `store`;  batch: images at a time
+    source:            what it is made of: pixels of a geometry (`Preprocessing.geometry_key`), or CONTENT
     maker, columns:    jobs of one maker (an object's id) are made at once, each is some columns of what comes out
     out, missing:      of the target that was opened last;  seconds: spent on it
     """
@@ -31,7 +35,7 @@ class Job(ABC):
     dim: int
     dtype: str
     batch: int
-    preprocessing: Preprocessing
+    source: str
     maker: int
     columns: slice
     store: EmbeddingStore
@@ -69,7 +73,8 @@ class EmbedJob(Job):
     def __init__(self, backbone: Backbone, store: EmbeddingStore, batch: int, dtype: str, device: torch.device) -> None:
         self.backbone, self.device = backbone, device
         self.name, self.dim, self.dtype = backbone.name, backbone.dim, dtype
-        self.batch, self.store, self.preprocessing = batch, store, backbone.preprocessing
+        self.batch, self.store = batch, store
+        self.preprocessing, self.source = backbone.preprocessing, backbone.preprocessing.geometry_key
         self.maker, self.columns = id(backbone.shared or backbone), backbone.columns
         self.attributes = {
             **backbone.provenance(),
@@ -99,12 +104,27 @@ class PixelJob(Job):
         shape = preprocessing.input_size
         self.name = pixels_name(preprocessing)
         self.dim, self.dtype = int(np.prod(shape)), "uint8"
-        self.batch, self.store, self.preprocessing = batch, store, preprocessing
+        self.batch, self.store = batch, store
+        self.preprocessing, self.source = preprocessing, preprocessing.geometry_key
         self.maker, self.columns = id(self), slice(None)
         self.attributes = {"identity": f"pixels {preprocessing.geometry_key}", "input_size": list(shape)}
 
     def make(self, pixels: NDArray[np.uint8]) -> NDArray[Any]:
         return pixels.reshape(len(pixels), -1)
+
+
+class ContentJob(Job):
+    """A digest of each image's bytes, by which its embeddings are found again."""
+
+    def __init__(self, store: EmbeddingStore, batch: int) -> None:
+        self.name, self.source = CONTENT, CONTENT
+        self.dim, self.dtype = DIGEST_BYTES, "uint8"
+        self.batch, self.store = batch, store
+        self.maker, self.columns = id(self), slice(None)
+        self.attributes = {"identity": f"BLAKE2b, {DIGEST_BYTES} bytes, of an image's bytes"}
+
+    def make(self, pixels: NDArray[np.uint8]) -> NDArray[Any]:
+        return pixels
 
 
 def pixels_name(preprocessing: Preprocessing) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -14,12 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastxfer.backbones import Backbone
-from fastxfer.embed.cache import CachedPixels, bytes_needed, check_room, pixel_store
+from fastxfer.embed.cache import CachedPixels, bytes_needed, check_room, content_store, keep_target, pixel_store
 from fastxfer.embed.checks import check_images, join
 from fastxfer.embed.feed import Feed, Pixels
 from fastxfer.embed.forward import default_batch, device_of, one_thread_each
-from fastxfer.embed.jobs import EmbedJob, Job, PixelJob, begin, writer
+from fastxfer.embed.jobs import ContentJob, EmbedJob, Job, PixelJob, begin, writer
 from fastxfer.embed.ranks import cores_here
+from fastxfer.embed.reuse import Digests, Reuse, find, read_digests
 from fastxfer.errors import DataError, UsageError
 from fastxfer.progress import Advance, progress, say, shares
 from fastxfer.store import BLOCK_ROWS, EmbeddingStore, Team, check_name
@@ -34,7 +35,11 @@ _AHEAD = 2  # pieces a worker that wait for their turn or for being written
 
 @dataclass
 class Embedded:
-    """What one (backbone, target) came to. `bound`: what the time went to: "decode", "forward" or "write"."""
+    """What one (backbone, target) came to.
+
+    embedded: rows computed;  reused: rows found in the store under other names
+    bound:    what the time went to: "decode", "forward" or "write"
+    """
 
     backbone: str
     target: str
@@ -43,6 +48,7 @@ class Embedded:
     dtype: str
     state: str
     embedded: int
+    reused: int
     bad: int
     seconds: float
     images_per_second: float | None
@@ -105,13 +111,16 @@ def embed(
         check_room(kept, bytes_needed(targets, list(geometries.values())))
         jobs += [PixelJob(p, kept, max(job.batch for job in jobs)) for p in geometries.values()]
 
+    jobs.append(ContentJob(content_store(store), max(job.batch for job in jobs)))
+
     # First everything that can be refused, for all targets; then the hours.
     for target in targets:
         if target.root is None:
             raise DataError(f"target '{target.name}' comes without its images (root is None)")
         digest = digest_of_sizes(target.root, target.image_id)
-        for where in {id(job.store): job.store for job in jobs}.values():
-            where.add_target(target, files=digest)
+        store.add_target(target, files=digest)
+        for where in {id(job.store): job.store for job in jobs if job.store is not store}.values():
+            keep_target(where, target, digest)
         with ExitStack() as stack:
             some_jobs = [job for job in jobs if isinstance(job, EmbedJob)]
             outs = [stack.enter_context(writer(job, target, block_rows, team)) for job in some_jobs]
@@ -163,14 +172,20 @@ class _Pass:
     ) -> None:
         self.target, self.pool, self.threads, self.on_cpu = target, pool, threads, on_cpu
         self.jobs = [job for job in jobs if isinstance(job, EmbedJob)]
-        self.keeping = [job for job in jobs if isinstance(job, PixelJob)]
+        self.keeping = [job for job in jobs if not isinstance(job, EmbedJob)]
+        self.content = next(job for job in jobs if isinstance(job, ContentJob))
         self.known_bad = self.jobs[0].out.bad
         # Batches are powers of two, or all the same; so each fits into the largest.
         self.piece_rows = max(job.batch for job in jobs)
         cached = {
-            job.preprocessing.geometry_key: CachedPixels(job.store, target, job.preprocessing) for job in self.keeping
+            job.source: CachedPixels(job.store, target, job.preprocessing)
+            for job in self.keeping
+            if isinstance(job, PixelJob)
         }
         self.feed = Feed(target, [job.preprocessing for job in self.jobs], self.known_bad, skip_bad, cached)
+        self.reuse: dict[str, Reuse] = {}  # by the job's name
+        self.left: Counter[tuple[str, int]] = Counter()  # pieces to come, of a job's block
+        self.computed: Counter[str] = Counter()  # rows, by the job's name
         self.open: dict[str, _Block] = {}  # by the job's name
         self.bad: dict[int, str] = {}  # rows found to be undecodable in this pass
         self.spent = {"decode": 0.0, "forward": 0.0, "write": 0.0}
@@ -179,6 +194,7 @@ class _Pass:
         started = time.perf_counter()
         for job in self.jobs:
             self._say_what_is_there(job)
+        self._find_again()
         pieces = self._pieces()
         if pieces:
             busy = [job for job in self.jobs if job.missing]
@@ -198,15 +214,16 @@ class _Pass:
 
     def _embedded(self, job: EmbedJob, seconds: float, bad: int) -> Embedded:
         """seconds: this backbone's share of the pass."""
-        embedded = sum(map(len, job.missing))
+        missing, embedded = sum(map(len, job.missing)), self.computed[job.name]
         return Embedded(
             backbone=job.name,
             target=self.target.name,
             n_images=self.target.n_images - bad,
             dim=job.dim,
             dtype=job.dtype,
-            state="embedded" if embedded else "complete already",
+            state="embedded" if missing else "complete already",
             embedded=embedded,
+            reused=missing - embedded,
             bad=bad,
             seconds=seconds,
             images_per_second=embedded / seconds if embedded and seconds else None,
@@ -225,15 +242,45 @@ class _Pass:
             if other:
                 say(f"{title}: begun with another {', '.join(other)}: last bits may differ from an unbroken run's")
 
+    def _find_again(self) -> None:
+        """Rows that the store knows by their images' bytes; blocks of which all are known are written at once."""
+        digests: list[Digests] = []
+
+        def read() -> Digests:
+            if not digests:
+                digests.append(read_digests(self.target, self.pool))
+                for block in self.content.missing:
+                    self.content.out.write(block, digests[0][block.start : block.stop])
+                self.content.missing = []
+            return digests[0]
+
+        for job in self.jobs:
+            known = find(job, self.target, self.content, read) if job.missing else None
+            if known is None:
+                continue
+            self.reuse[job.name] = known
+            n = known.count(job.missing)
+            names = ", ".join(f"'{d.backbone}' on '{d.target}'" for d in known.donors)
+            say(f"{job.name} on {self.target.name}: {n:,} rows are known from {names}, not computed again")
+            for block in job.missing:
+                if known.covers(block):
+                    values = np.empty((len(block), job.dim), job.dtype)
+                    known.fill(block, values)
+                    self._write(job, _Block(block, values))
+
     def _pieces(self) -> list[_Piece]:
         """The rows that are to be done, ascending. Pixels that no backbone asks for are not decoded."""
         jobs: dict[range, list[tuple[Job, range]]] = {}
         for job in [*self.jobs, *self.keeping]:
+            known = self.reuse.get(job.name)
             for block in job.missing:
                 for i in range(block.start, block.stop, self.piece_rows):
                     rows = range(i, min(i + self.piece_rows, block.stop))
-                    if isinstance(job, EmbedJob) or rows in jobs:
+                    wanted = not (known and known.covers(rows)) if isinstance(job, EmbedJob) else rows in jobs
+                    if wanted:
                         jobs.setdefault(rows, []).append((job, block))
+                        self.left[job.name, block.start] += 1
+                        self.computed[job.name] += len(rows)
         return [_Piece(rows, jobs[rows]) for rows in sorted(jobs, key=lambda r: (r.start, r.stop))]
 
     def _all(self, pieces: list[_Piece], advance: Advance) -> None:
@@ -251,7 +298,7 @@ class _Pass:
 
     def _work(self, piece: _Piece) -> _Result:
         clock = time.perf_counter()
-        wanted = {job.preprocessing.geometry_key for job, _ in piece.jobs}
+        wanted = {job.source for job, _ in piece.jobs}
         pixels, bad = self.feed.pixels(piece.rows, wanted, self.piece_rows)
         result = _Result(pixels, {}, bad, {"decode": time.perf_counter() - clock})
         if self.on_cpu:
@@ -265,7 +312,7 @@ class _Pass:
         for jobs in by_maker.values():
             clock, first = time.perf_counter(), jobs[0]
             used = -(-len(piece.rows) // first.batch) * first.batch
-            pixels = result.pixels[first.preprocessing.geometry_key][:used]
+            pixels = result.pixels[first.source][:used]
             made = np.concatenate([first.make(pixels[i : i + first.batch]) for i in range(0, used, first.batch)])
             seconds = (time.perf_counter() - clock) / len(jobs)
             for job in jobs:
@@ -286,11 +333,14 @@ class _Pass:
             job.seconds += seconds
             block = self.open.get(job.name)
             if block is None:
-                block = self.open[job.name] = _Block(rows, np.empty((len(rows), job.dim), made.dtype))
+                block = self.open[job.name] = _Block(rows, np.zeros((len(rows), job.dim), made.dtype))
+                if job.name in self.reuse:
+                    self.reuse[job.name].fill(rows, block.values)
             start = piece.rows.start - block.rows.start
             block.values[start : start + len(made)] = made
             block.seconds += seconds
-            if piece.rows.stop == block.rows.stop:
+            self.left[job.name, rows.start] -= 1
+            if not self.left[job.name, rows.start]:
                 self._write(job, self.open.pop(job.name))
         advance(len(piece.rows), shares(self.spent))
 

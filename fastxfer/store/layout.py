@@ -76,8 +76,8 @@ def check_table(store: str, attrs: Mapping[str, Any], target: Target, files: str
         raise DataError(
             f"target '{target.name}' is not the one in store '{store}': {target.n_images:,} images, "
             f"fingerprint {target.fingerprint[:12]} now, {attrs['n_images']:,} and {attrs['fingerprint'][:12]} there; "
-            f"its images, labels or splits changed. Use another --store, give the changed one another name, "
-            f"or throw the old one away: `fastxfer store rm --target {target.name} --yes`"
+            f"its images, labels or splits changed. Give the changed one another name (images that the store knows are not "
+            f"computed again), use another --store, or throw the old one away: `fastxfer store rm --target {target.name} --yes`"
         )
 
 
