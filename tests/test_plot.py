@@ -133,6 +133,21 @@ def test_multi_label_targets(tmp_path: Path) -> None:
     assert "row 0<br>class a, class b<br>train" in drawn["data"][2]["text"]
 
 
+def test_both_methods_beside_each_other(blobs: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    class UMAP:
+        def __init__(self, **_: Any) -> None: ...
+
+        def fit_transform(self, values: Any) -> Any:
+            return values[:, :2]
+
+    monkeypatch.setitem(sys.modules, "umap", SimpleNamespace(UMAP=UMAP))
+    assert run("plot", "embeddings", "good", "blobs", "--method", "pca", "umap").exit_code == 0
+    layout = page_figure(Path("embeddings.html"))["layout"]
+    assert layout["xaxis"]["title"]["text"].startswith("PC 1 (")
+    assert layout["yaxis2"]["title"]["text"] == "UMAP 2"
+    assert "Principal components and UMAP of what good made" in Path("embeddings.html").read_text("utf-8")
+
+
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
@@ -173,6 +188,8 @@ def test_a_browser_draws_it_without_a_network(blobs: Target, show: Any) -> None:
     tab = show(Path("embeddings.html").resolve())
     assert tab.locator("#plot .scatterlayer .trace").count() == 12
     assert tab.locator("#plot path.point").count() == 600
+    buttons = [b.get_attribute("data-title") for b in tab.locator(".modebar-btn").all()]
+    assert set(buttons) <= {"Download plot as a PNG", "Zoom", "Pan", "Zoom in", "Zoom out", "Reset axes"}  # no "Share"
     entries = tab.locator("#plot .legendtext")
     assert entries.all_text_contents()[0].startswith("</script><img")  # words, not tags
     tab.locator("#plot .legendtoggle").nth(1).click()
