@@ -15,6 +15,7 @@ import pytest
 from click.testing import CliRunner, Result
 from helpers import blobs_embeddings, blobs_store, blobs_target
 from test_report import browser, show  # noqa: F401
+from test_store import make_store
 
 from fastxfer.cli import main
 from fastxfer.errors import UsageError
@@ -81,6 +82,18 @@ def test_side_by_side_and_thinned_aloud(blobs: Target) -> None:
     assert two[0]["rows"] == two[1]["rows"]
     x, y = (np.array([p["x"], p["y"]]) for p in two)
     assert ((x - x.mean(axis=1, keepdims=True)) * y).sum(axis=1).min() >= 0
+
+
+def test_images_left_out_are_not_in_the_picture_and_a_url_is_a_store_too() -> None:
+    store = make_store("memory://plot/store")
+    before = panels_of(store, ["tiny"], ["photos"])[0].projection.points
+    store.record_bad("photos", {1: "is cut short"})
+    (panel,) = panels_of(store, ["tiny"], ["photos"])
+    assert panel.rows.tolist() == list(range(9))  # rows as in `store.target`
+    assert panel.target.image_id[1] == "a/ä 2.png"
+    assert np.array_equal(panel.groups.of, panel.target.labels)
+    assert panel.projection.points.shape == (9, 2)
+    assert not np.allclose(panel.projection.points, before[[0, *range(2, 10)]])
 
 
 def test_no_patient_and_no_path_is_on_the_page(blobs: Target) -> None:
