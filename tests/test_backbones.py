@@ -20,6 +20,8 @@ from torch import nn
 
 from fastxfer import backbones
 from fastxfer.backbones import Preprocessing, load_backbone, load_network, read_checkpoint, read_state_dict
+from fastxfer.backbones.checkpoint import timm_names_of_bit
+from fastxfer.backbones.matching import fit_weights
 from fastxfer.errors import DataError, UsageError
 
 ARCHITECTURES = Path(__file__).parent / "architectures"
@@ -99,7 +101,7 @@ def test_bit_is_pooled_after_its_last_norm_and_relu(tmp_path: Path) -> None:
     assert (post.name, before.name) == ("bit", "bit-before")
     assert post.identity != before.identity
     torch.save(make("resnet18").state_dict(), tmp_path / "r.pt")
-    with pytest.raises(UsageError, match=r"--pool before is for BiT .* resnet18 has no such point"):
+    with pytest.raises(UsageError, match=r"--pool before is for BiT .*resnet18 has no such point"):
         load_backbone(tmp_path / "r.pt", arch="resnet18", pool="before")
 
 
@@ -129,18 +131,18 @@ def test_every_kind_of_file_gives_the_same_backbone(resnet: nn.Module, tmp_path:
     assert set(read_state_dict(tmp_path / "d.pth.tar")) == set(state)
 
 
-def google_npz(network: nn.Module) -> dict[str, np.ndarray]:
+def google_npz(network: nn.Module) -> dict[str, torch.Tensor]:
     """A BiT network under the names and in the layout of Google's .npz files (written from their published names)."""
 
-    def hwio(w: torch.Tensor) -> np.ndarray:
-        return w.detach().numpy().transpose(2, 3, 1, 0)
+    def hwio(w: torch.Tensor) -> torch.Tensor:
+        return w.permute(2, 3, 1, 0)
 
     out = {
         "resnet/root_block/standardized_conv2d/kernel": hwio(network.stem.conv.weight),
-        "resnet/group_norm/gamma": network.norm.weight.detach().numpy(),
-        "resnet/group_norm/beta": network.norm.bias.detach().numpy(),
+        "resnet/group_norm/gamma": network.norm.weight,
+        "resnet/group_norm/beta": network.norm.bias,
         "resnet/head/conv2d/kernel": hwio(network.head.fc.weight),
-        "resnet/head/conv2d/bias": network.head.fc.bias.detach().numpy(),
+        "resnet/head/conv2d/bias": network.head.fc.bias,
     }
     for i, stage in enumerate(network.stages, 1):
         for j, block in enumerate(stage.blocks, 1):
@@ -148,11 +150,11 @@ def google_npz(network: nn.Module) -> dict[str, np.ndarray]:
             for k, letter in enumerate("abc", 1):
                 out[f"{unit}/{letter}/standardized_conv2d/kernel"] = hwio(getattr(block, f"conv{k}").weight)
                 norm = getattr(block, f"norm{k}")
-                out[f"{unit}/{letter}/group_norm/gamma"] = norm.weight.detach().numpy()
-                out[f"{unit}/{letter}/group_norm/beta"] = norm.bias.detach().numpy()
+                out[f"{unit}/{letter}/group_norm/gamma"] = norm.weight
+                out[f"{unit}/{letter}/group_norm/beta"] = norm.bias
             if block.downsample is not None:
                 out[f"{unit}/a/proj/standardized_conv2d/kernel"] = hwio(block.downsample.conv.weight)
-    return out
+    return {k: v.detach() for k, v in out.items()}
 
 
 def google_torch(network: nn.Module) -> dict[str, torch.Tensor]:
@@ -176,17 +178,22 @@ def google_torch(network: nn.Module) -> dict[str, torch.Tensor]:
     return {f"module.{k}": v.detach() for k, v in out.items()}
 
 
-def test_bit_from_three_files_and_timms_own_loader(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bit_from_every_file_and_timms_own_loader(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     network = make("resnetv2_50x1_bit", num_classes=21)
-    np.savez(tmp_path / "BiT-M-R50x1.npz", **google_npz(network))
+    state = network.state_dict()
+    np.savez(tmp_path / "BiT-M-R50x1.npz", **{k: v.numpy() for k, v in google_npz(network).items()})
     torch.save({"step": 3, "model": google_torch(network)}, tmp_path / "model.pth.tar")
-    save_file(network.state_dict(), tmp_path / "own.safetensors")
+    save_file(state, tmp_path / "own.safetensors")
+    meta = {"input_size": [3, 224, 224], "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bilinear"}
+    torch.save(
+        {"model": state, "meta": {**meta, "crop_pct": 0.875, "source": "x"}, "epoch": 3}, tmp_path / "pretrained.pt"
+    )
     theirs = timm.create_model("resnetv2_50x1_bit", num_classes=21).eval()
     with torch.no_grad():
         theirs.load_pretrained(tmp_path / "BiT-M-R50x1.npz")
         expected = theirs.forward_head(theirs.forward_features(X), pre_logits=True)
     seen = set()
-    for name in ("BiT-M-R50x1.npz", "model.pth.tar", "own.safetensors"):
+    for name in ("BiT-M-R50x1.npz", "model.pth.tar", "own.safetensors", "pretrained.pt"):
         backbone = load_backbone(tmp_path / name)  # no --arch: the shapes tell
         torch.testing.assert_close(embed(backbone), expected, rtol=0, atol=0)
         assert "architecture resnetv2_50x1_bit (from the shapes)" in capsys.readouterr().err
@@ -198,12 +205,17 @@ def test_bit_from_three_files_and_timms_own_loader(tmp_path: Path, capsys: pytes
     assert load_backbone(tmp_path / "model.pth.tar").name == tmp_path.name  # "model" says nothing
 
 
-@pytest.mark.parametrize("name", ["50x3", "101x1", "101x3", "152x2", "152x4"])
-def test_bit_sizes_are_told_from_shapes(name: str) -> None:
+@pytest.mark.parametrize("name", ["50x1", "50x3", "101x1", "101x3", "152x2", "152x4"])
+def test_bit_of_every_size_is_told_from_shapes_and_fits(name: str) -> None:
     with torch.device("meta"):  # their shapes without their memory
-        network = timm.create_model(f"resnetv2_{name}_bit")
-    checkpoint = backbones.Checkpoint(Path("x.pt"), network.state_dict())
-    assert backbones.architecture.guess(checkpoint)[0] == f"resnetv2_{name}_bit"
+        network = timm.create_model(f"resnetv2_{name}_bit", num_classes=21)
+        body = timm.create_model(f"resnetv2_{name}_bit", num_classes=0)
+    paper = {k.removeprefix("module."): v for k, v in google_torch(network).items()}
+    for theirs in (network.state_dict(), google_npz(network), paper):
+        checkpoint = backbones.Checkpoint(Path("x.pt"), timm_names_of_bit(theirs))
+        assert backbones.architecture.guess(checkpoint)[0] == f"resnetv2_{name}_bit"
+        fit = fit_weights(checkpoint.state, body, ("head.fc",), name, ordered=False)
+        assert {k: v.shape for k, v in fit.state.items()} == {k: v.shape for k, v in body.state_dict().items()}
 
 
 def test_other_names_same_order_is_taken_and_said(
@@ -266,6 +278,47 @@ def test_meta_of_a_pretrained_checkpoint_is_believed(tmp_path: Path, capsys: pyt
     assert overridden.weights_sha256 == backbone.weights_sha256
 
 
+def test_a_small_toml_beside_the_weights(resnet: nn.Module, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save(resnet.state_dict(), tmp_path / "w.pth.tar")
+    beside = tmp_path / "w.toml"
+    beside.write_text(
+        'arch = "resnet18"\nsource = "chexpert"\ninput_size = [3, 64, 64]\nmean = 0.25\nstd = [0.1, 0.2, 0.3]\ncrop_pct = 0.9\n'
+    )
+    backbone = load_backbone(tmp_path / "w.pth.tar")
+    assert "architecture resnet18 (w.toml says so)" in capsys.readouterr().err
+    assert (backbone.architecture, backbone.source) == ("resnet18", "chexpert")
+    assert backbone.preprocessing == Preprocessing((3, 64, 64), 0.25, (0.1, 0.2, 0.3), "bicubic", 0.9)  # type: ignore[arg-type]
+    given = load_backbone(tmp_path / "w.pth.tar", source="mine", preprocessing={"mean": 0.5})
+    assert (given.source, given.preprocessing.mean[0], given.preprocessing.crop_pct) == ("mine", 0.5, 0.9)
+    beside.write_text('arch = "resnetv2_50x1_bit"\n[arch_args]\nchannels = [128, 256]\nstem_chs = 32\n')
+    torch.save(make("resnetv2_50x1_bit", **TINY_BIT).state_dict(), tmp_path / "w.pth.tar")
+    assert load_backbone(tmp_path / "w.pth.tar", preprocessing=SMALL).arch_args == TINY_BIT
+    for content, message in (
+        (
+            'arch = "net.py:build"',
+            r"w\.toml: arch 'net\.py:build' is code, which runs only when you name it yourself: --arch",
+        ),
+        ("maen = 0.5", r"w\.toml: 'maen' is not known here\. Did you mean: mean\?"),
+        ("mean = ", r"w\.toml is no whole TOML file"),
+        ("arch = 3", r"w\.toml: arch = 3, expected words"),
+        ('arch_args = "x"', r"w\.toml: arch_args = 'x', expected a table"),
+    ):
+        beside.write_text(content)
+        with pytest.raises(DataError, match=message):
+            load_backbone(tmp_path / "w.pth.tar")
+
+
+def test_a_file_cannot_name_code(tmp_path: Path) -> None:
+    (tmp_path / "evil.py").write_text("import os\nos.mkdir('/tmp/fastxfer-must-not-exist')\n")
+    meta = {"architecture": f"{tmp_path / 'evil.py'}:build", "arch_args": {}}
+    torch.save({"model": {"w": torch.zeros(1)}, "meta": meta}, tmp_path / "w.pt")
+    with pytest.raises(
+        UsageError, match=r"w\.pt says that its architecture is code .*evil\.py.*--arch FILE\.py:function"
+    ):
+        load_backbone(tmp_path / "w.pt")
+    assert not Path("/tmp/fastxfer-must-not-exist").exists()
+
+
 def test_a_files_name_may_tell_the_architecture(resnet_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert load_backbone(resnet_file).architecture == "resnet18"
     assert "architecture resnet18 (from the file's name)" in capsys.readouterr().err
@@ -275,13 +328,40 @@ def test_identity_knows_weights_and_not_names(resnet: nn.Module, resnet_file: Pa
     first = load_backbone(resnet_file)
     other = tmp_path / "resnet18-renamed.pth"
     other.write_bytes(resnet_file.read_bytes())
-    renamed = load_backbone(other, name="x", source="y")
-    assert renamed.identity == first.identity
-    assert (renamed.name, first.name) == ("x", "resnet18")
+    save_file(resnet.state_dict(), tmp_path / "a.safetensors")
+    for path, options in ((other, {"name": "x", "source": "y"}), (tmp_path / "a.safetensors", {"arch": "resnet18"})):
+        renamed = load_backbone(path, **options)
+        assert renamed.identity == first.identity
+        assert renamed.weights_sha256 == first.weights_sha256
     state = copy.deepcopy(resnet.state_dict())
     state["layer4.1.bn2.running_var"][3] += 1e-3
     torch.save(state, other)
     assert load_backbone(other).identity != first.identity
+
+
+def test_identity_knows_everything_that_changes_embeddings(tmp_path: Path) -> None:
+    args = {"img_size": 64, "depth": 2}
+    torch.save(make("vit_tiny_patch16_224", num_classes=0, **args).state_dict(), tmp_path / "w.pt")
+
+    def load(**options: object) -> backbones.Backbone:
+        words: dict[str, object] = {"arch": "vit_tiny_patch16_224", "arch_args": args, "preprocessing": SMALL}
+        return load_backbone(tmp_path / "w.pt", **{**words, **options})  # type: ignore[arg-type]
+
+    others = [
+        {"pool": "avg"},
+        {"pool": "cls-2"},
+        {"precision": "bfloat16"},
+        {"precision": "tf32"},
+        {"arch_args": {**args, "num_heads": 6}},  # the same shapes of weights
+        *({"preprocessing": {**SMALL, key: value}} for key, value in OTHER_PIXELS.items()),
+    ]
+    plain = load()
+    assert load().identity == plain.identity
+    assert len({b.identity for b in (plain, *(load(**options) for options in others))}) == 1 + len(others)
+    assert {load(**options).weights_sha256 for options in others} == {plain.weights_sha256}
+
+
+OTHER_PIXELS = {"mean": 0.4, "std": 0.3, "interpolation": "box", "crop_pct": 0.7, "crop_mode": "squash"}
 
 
 # -- refusals ----------------------------------------------------------------------------------------------------------
@@ -416,6 +496,31 @@ def test_torchvision_by_prefix_or_because_timm_has_no_such_name(
         UsageError, match=r"unknown architecture 'torchvision:squeezenet1_2'\. Did you mean: squeezenet1_1"
     ):
         load_backbone(tmp_path / "s.safetensors", arch="torchvision:squeezenet1_2")
+
+
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [
+        ("vit_b_16", {"image_size": 64}),
+        ("swin_t", {}),
+        ("mobilenet_v3_small", {}),
+        ("googlenet", {"aux_logits": True}),
+    ],
+)
+def test_torchvisions_embeddings_are_what_the_classifier_sees(
+    tmp_path: Path, name: str, args: dict[str, object]
+) -> None:
+    torch.manual_seed(0)
+    more = {"init_weights": False} if name == "googlenet" else {}
+    network = torchvision.models.get_model(name, weights=None, num_classes=3, **args, **more).eval()
+    torch.save(network.state_dict(), tmp_path / "w.pt")
+    backbone = load_backbone(
+        tmp_path / "w.pt", arch=f"torchvision:{name}", arch_args={**args, **more}, preprocessing=SMALL
+    )
+    heads = {"vit_b_16": "heads.head", "swin_t": "head", "mobilenet_v3_small": "classifier.3", "googlenet": "fc"}
+    with torch.inference_mode():
+        logits = network.get_submodule(heads[name])(embed(backbone))
+        torch.testing.assert_close(logits, network(X), rtol=1e-4, atol=1e-4)
 
 
 USER = """

@@ -52,6 +52,10 @@ def in_a_process(*words: str, **options: Any) -> subprocess.CompletedProcess[str
 
 SPELLINGS = """
 embed --ckpt --arch --arch-arg --target --skip-bad --store --data-root --json
+embed --pool --layer --input-size --mean --std --crop-pct --interpolation --crop-mode --dtype --precision
+backbones ls --store --data-root --json
+backbones show --arch --arch-arg --store --data-root --json
+backbones add --name --arch --arch-arg --source --input-size --replace --data-root --json
 targets ls --data-root --json
 targets show --data-root --json
 targets add --name --data-root --json

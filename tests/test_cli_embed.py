@@ -261,3 +261,33 @@ def test_arch_args_are_values() -> None:
     }
     with pytest.raises(UsageError, match="expected name=value"):
         parse_arch_args(("a-b=3",))
+
+
+def test_a_plan_foretells_and_writes_nothing(world: Path) -> None:
+    plans = run_json("embed", *OWN, "--target", "big", "--plan")
+    (part,) = plans["parts"]
+    assert not Path("fastxfer-store").exists()
+    assert part["n_missing"] == part["n_images"] == 8
+    assert part["bytes"] == part["n_images"] * part["dim"] * 2 == plans["bytes"]
+    assert part["decode_ms"] > 0
+    assert part["forward_ms"] > 0
+    assert plans["seconds"] == pytest.approx(part["seconds"])
+    assert plans["cache_bytes"] == 8 * 3 * 12 * 12
+    told = run("embed", *OWN, "--target", "big", "small", "--plan")
+    assert "8 of 8" in told.stdout
+    assert "Nothing was written." in told.stdout
+    run_json("embed", *OWN, "--target", "big")
+    assert run_json("embed", *OWN, "--target", "big", "--plan")["parts"][0]["n_missing"] == 0
+
+
+def test_several_checkpoints_in_one_command(world: Path) -> None:
+    """One pass, one --arch and --name each; a count that doesn't fit is refused."""
+    both = ("--ckpt", "net.pt", "net.pt", "--target", "big", "--mean", "0.5", "--std", "0.5")
+    done = run_json(
+        "embed", *both, "--arch", "net.py:build", "net.py:build", "--name", "one", "two", "--source", "made"
+    )
+    assert [(e["backbone"], e["embedded"]) for e in done["embedded"]] == [("one", 8), ("two", 8)]
+    assert [b["source"] for b in done["backbones"]] == ["made", "made"]
+    result = run("embed", *both, "--arch", "net.py:build")
+    assert result.exit_code == 2
+    assert "--arch: 1 given for 2 --ckpt; expected none, or one a checkpoint" in result.stderr

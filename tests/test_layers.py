@@ -14,7 +14,7 @@ FLOORS = [
     {"errors", "files", "progress", "images", "backend"},
     {"metrics", "targets", "store", "episodes", "results", "reference", "plans", "transforms", "projection"},
     {"ops", "ops_full", "backbones", "protocol", "statistics", "hyperrule", "choosing"},
-    {"training", "probes", "estimators", "embed"},
+    {"training", "probes", "estimators", "embed", "registered"},
     {"evaluation", "full_splits", "finetune", "presets"},
     {"selection", "report", "audit"},
     {"demo"},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,25 +16,36 @@ import torchvision
 from torch import Tensor, nn
 
 from fastxfer.backbones import architecture as architectures
+from fastxfer.backbones import xray
 from fastxfer.backbones.architecture import TORCHVISION, Built
-from fastxfer.backbones.checkpoint import SUFFIXES, Checkpoint, missing_file, read_checkpoint, read_state_dict
+from fastxfer.backbones.checkpoint import (
+    SUFFIXES,
+    Checkpoint,
+    file_stem,
+    missing_file,
+    read_checkpoint,
+    read_state_dict,
+)
 from fastxfer.backbones.lean import Trial, try_out
 from fastxfer.backbones.matching import fit_weights
+from fastxfer.backbones.pooling import Columns, Pooled, find_point, pooled
 from fastxfer.backbones.preprocessing import Preprocessing, merge
+from fastxfer.backbones.xray import XRV
 from fastxfer.errors import DataError, UsageError
 from fastxfer.progress import say
 
 __all__ = [
+    "SUFFIXES",
     "Backbone",
     "Checkpoint",
     "Preprocessing",
     "load_backbone",
+    "load_backbones",
     "load_network",
     "read_checkpoint",
     "read_state_dict",
 ]
 
-POOLINGS = ("post", "before")
 PRECISIONS = {"float32": torch.float32, "tf32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 # File names that say nothing; the folder's name does.
 _NAMELESS = {"model", "checkpoint", "pytorch_model", "last", "best", "model_best", "weights", "ckpt"}
@@ -45,12 +56,14 @@ class Backbone:
     """A network without head, ready to embed.
 
     network:        module in evaluation mode; forward(float images (b, c, h, w)) -> (b, dim), what the classifier sees
-    pooling:        "post" = that; "before" = BiT's body averaged before its last GroupNorm + ReLU
+    pooling:        the point that is, `pooling.Point`: "post", "before", "cls", "avg", "both", "avg-2" …
     weights_sha256: of the body's tensors by name, in float32: independent of the file around them
     identity:       SHA-256 of weights, architecture, arguments, pooling, preprocessing (and precision, if not float32)
     checkpoint:     path or name as given;  source: what it was trained on, or "unknown"
     precision:      what the forward pass computes in
-    trial:          what one forward pass in float32 showed
+    trial:          what one forward pass in float32 showed, of `shared` if there is one
+    shared:         a network whose one pass gives this backbone's embeddings and those of others of the same checkpoint
+                    (other points) beside each other;  columns: those of this one
     """
 
     name: str
@@ -67,6 +80,8 @@ class Backbone:
     trial: Trial = field(repr=False)
     precision: str = "float32"
     notes: list[str] = field(default_factory=list)
+    shared: nn.Module | None = field(default=None, repr=False)
+    columns: slice = field(default_factory=lambda: slice(None), repr=False)
 
     @property
     def is_users_code(self) -> bool:
@@ -88,23 +103,6 @@ class Backbone:
         }
 
 
-class _Body(nn.Module):
-    """timm's network up to what its classifier sees, or for BiT to the last block."""
-
-    def __init__(self, network: nn.Module, pooling: str) -> None:
-        super().__init__()
-        self.network = network
-        self.before = pooling == "before"
-
-    def forward(self, images: Tensor) -> Tensor:
-        network: Any = self.network
-        if self.before:
-            out: Tensor = network.stages(network.stem(images)).mean((2, 3))
-        else:
-            out = network.forward_head(network.forward_features(images), pre_logits=True)
-        return out
-
-
 def load_backbone(
     ckpt: str | Path,
     *,
@@ -116,25 +114,52 @@ def load_backbone(
     precision: str = "float32",
     preprocessing: Mapping[str, Any] | None = None,
 ) -> Backbone:
-    """Load a backbone from a weight file, or by a timm or torchvision name (fetched from their hubs).
+    """Load a backbone from a weight file, or by a timm, torchvision or ``xrv:`` name (fetched from their hubs).
 
-    arch, arch_args: timm name, ``torchvision:NAME`` or ``FILE.py:function``, and its keyword arguments; guessed, and
+    arch, arch_args: timm name, ``torchvision:NAME``, ``xrv:NAME`` or ``FILE.py:function``, and its keyword arguments; guessed, and
                    said aloud, if the file, its shapes or its name tell
     preprocessing: words of `Preprocessing` that override those of the file, the module or the architecture
+
+    pool:          a word of `pooling.Point`: where the embeddings are taken
 
     Raises DataError if the file is missing, damaged, holds code, or does not fit the body (first mismatches named);
     UsageError for unknown names and arguments that don't go together.
     """
+    return load_backbones(
+        ckpt,
+        arch=arch,
+        arch_args=arch_args,
+        name=name,
+        source=source,
+        pools=(pool,),
+        precision=precision,
+        preprocessing=preprocessing,
+    )[0]
+
+
+def load_backbones(
+    ckpt: str | Path,
+    *,
+    arch: str | None = None,
+    arch_args: Mapping[str, Any] | None = None,
+    name: str | None = None,
+    source: str | None = None,
+    pools: Sequence[str] = ("post",),
+    precision: str = "float32",
+    preprocessing: Mapping[str, Any] | None = None,
+    known_as: str | None = None,
+) -> list[Backbone]:
+    """Load a checkpoint once, as a backbone for each of several points; `embed` computes them in one pass.
+
+    Of several, all but "post" are called `name` and their point. `known_as` stands in for the file's name where names are
+    made of it. Otherwise as `load_backbone`.
+    """
     ckpt = str(ckpt)
-    if pool not in POOLINGS:
-        raise UsageError(f"--pool {pool}: one of {', '.join(POOLINGS)}")
     if precision not in PRECISIONS:
         raise UsageError(f"--precision {precision}: one of {', '.join(PRECISIONS)}")
     built, meta, args, notes = _assemble(ckpt, arch, arch_args, None)
     network = built.network
-    timm_like = hasattr(network, "forward_features") and hasattr(network, "forward_head")
-    if pool == "before" and type(network).__name__ != "ResNetV2":
-        raise UsageError(f"--pool before is for BiT (timm's resnetv2_*): {built.architecture} has no such point")
+    points = list(dict.fromkeys(find_point(word, network, built.architecture) for word in pools))
     network.eval().requires_grad_(False)
     words = merge(preprocessing, meta, built.defaults)
     absent = [w for w in ("input_size", "mean", "std") if w not in words]
@@ -146,35 +171,44 @@ def load_backbone(
         )
     chosen = Preprocessing(**words)
     weights = _hash_weights(network)
-    identity = {
-        **built.words,
-        "arch_args": args,
-        "pooling": pool,
-        "preprocessing": chosen.as_dict(),
-        "weights": weights,
-    }
-    if precision != "float32":
-        identity["precision"] = precision
-    body = _Body(network, pool).eval() if timm_like else network
-    trial = _try_out(body, chosen, built.architecture)
+    body = pooled(network, points).eval()
+    trial, widths = _try_out(body, chosen, built.architecture)
     for note in notes:
         say(f"{ckpt}: {note}")
-    return Backbone(
-        name=name or _default_name(ckpt, pool, precision),
-        architecture=built.architecture,
-        arch_args=args,
-        network=body.to(PRECISIONS[precision]),
-        dim=int(trial.output.shape[1]),
-        trial=trial,
-        preprocessing=chosen,
-        pooling=pool,
-        weights_sha256=weights,
-        identity=hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest(),
-        checkpoint=ckpt,
-        source=source or _source(ckpt, meta),
-        precision=precision,
-        notes=notes,
-    )
+    body.to(PRECISIONS[precision])
+    found, start = [], 0
+    for point, width in zip(points, widths, strict=True):
+        columns = slice(start, start := start + width)
+        identity = {
+            **built.words,
+            "arch_args": args,
+            "pooling": str(point),
+            "preprocessing": chosen.as_dict(),
+            "weights": weights,
+        }
+        if precision != "float32":
+            identity["precision"] = precision
+        found.append(
+            Backbone(
+                name=_name(name, known_as or _stem(ckpt), str(point), precision, alone=len(points) == 1),
+                architecture=built.architecture,
+                arch_args=args,
+                network=body if len(points) == 1 else Columns(body, columns),
+                dim=width,
+                trial=trial,
+                preprocessing=chosen,
+                pooling=str(point),
+                weights_sha256=weights,
+                identity=hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest(),
+                checkpoint=ckpt,
+                source=source or _source(ckpt, meta),
+                precision=precision,
+                notes=notes,
+                shared=None if len(points) == 1 else body,
+                columns=slice(None) if len(points) == 1 else columns,
+            )
+        )
+    return found
 
 
 def load_network(
@@ -195,8 +229,12 @@ def _assemble(
     path = Path(ckpt)
     if path.is_dir() and (path / "model.safetensors").is_file():
         path = path / "model.safetensors"
+    if ckpt.startswith(XRV):
+        if arch not in (None, ckpt):
+            raise UsageError(f"--ckpt {ckpt} is a name, so it is its own architecture: leave --arch {arch} out")
+        path, arch = xray.fetch(ckpt.removeprefix(XRV)), ckpt
     if path.is_file():
-        checkpoint = read_checkpoint(path)
+        checkpoint = read_checkpoint(path, xray.pickled_classes() if arch and arch.startswith(XRV) else ())
         notes = list(checkpoint.notes)
         if arch is None:
             arch, guessed, how = architectures.guess(checkpoint)
@@ -258,37 +296,54 @@ def _hash_weights(network: nn.Module) -> str:
     return h.hexdigest()
 
 
-def _try_out(body: nn.Module, preprocessing: Preprocessing, what: str) -> Trial:
-    """One image through the network: the width that comes out is the only answer that holds for every network."""
+def _try_out(body: nn.Module, preprocessing: Preprocessing, what: str) -> tuple[Trial, list[int]]:
+    """One image through the network: the widths that come out are the only answer that holds for every network."""
+    widths: list[int] = []
+    hook = None
+    if isinstance(body, Pooled):
+        hook = body.beside.register_forward_hook(lambda _, parts, out: widths.extend(p.shape[1] for p in parts))
     try:
         trial = try_out(body, preprocessing.input_size, preprocessing.mean[0], preprocessing.std[0])
-    except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as error:
+    except (RuntimeError, ValueError, TypeError, AssertionError, IndexError, AttributeError) as error:
         size = ",".join(str(s) for s in preprocessing.input_size)
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UsageError(
             f"{what} does not run on input of {size}: {reason}. Another --input-size, or an --arch-arg?"
         ) from None
+    finally:
+        if hook is not None:
+            hook.remove()
     out: Any = trial.output
     if not isinstance(out, Tensor) or out.ndim != 2 or len(out) != 1:
         shape = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
         raise DataError(
             f"{what}: forward gives {shape} for one image, expected (1, dim): pool it to one vector an image"
         )
-    return trial
+    return trial, widths or [int(out.shape[1])]
 
 
-def _default_name(ckpt: str, pool: str, precision: str) -> str:
+def _name(given: str | None, stem: str, point: str, precision: str, *, alone: bool) -> str:
+    """`given` if it names one backbone, else it, or the stem, with what tells this one from others."""
+    if given and alone:
+        return given
+    low = "" if given or precision == "float32" else f"-{precision}"
+    return (given or stem) + ("" if point == "post" else f"-{point}") + low
+
+
+def _stem(ckpt: str) -> str:
+    """What a checkpoint is called."""
     path = Path(ckpt)
-    stem = architectures.file_stem(path) if ckpt.endswith(SUFFIXES) else path.name
+    stem = file_stem(path) if ckpt.endswith(SUFFIXES) else path.name
     if stem in _NAMELESS:
         stem = path.resolve().parent.name
-    stem = re.sub(r"[^A-Za-z0-9._+=-]+", "-", stem).strip("-.") or "backbone"
-    return stem[:100] + ("" if pool == "post" else f"-{pool}") + ("" if precision == "float32" else f"-{precision}")
+    return re.sub(r"[^A-Za-z0-9._+=-]+", "-", stem).strip("-.")[:100] or "backbone"
 
 
 def _source(ckpt: str, meta: Mapping[str, Any]) -> str:
     if meta.get("source"):
         return str(meta["source"])
+    if ckpt.startswith(XRV):
+        return xray.source(ckpt.removeprefix(XRV))
     words = str(meta.get("tag") or ckpt)
     trained = re.findall(r"(?<![a-z0-9])in(1k|12k|21k|22k)(?![a-z0-9])", words.replace("_", "."))
     return "+".join(f"imagenet{t}" for t in trained) or "unknown"

@@ -1,4 +1,4 @@
-"""An architecture by name -> a network: timm's, torchvision's, or a user's own. And the guess where none is named."""
+"""An architecture by name -> a network: timm's, torchvision's, torchxrayvision's, or a user's own. And the guess where none is named."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from fastxfer.backbones.checkpoint import Checkpoint
+from fastxfer.backbones import xray
+from fastxfer.backbones.checkpoint import Checkpoint, file_stem
+from fastxfer.backbones.xray import XRV
 from fastxfer.errors import DataError, UsageError, nearest
 
 TORCHVISION = "torchvision:"
@@ -52,6 +54,8 @@ def build(arch: str, arch_args: Mapping[str, Any], num_classes: int | None) -> B
     """
     if match := _USER_FILE.fullmatch(arch):
         return _build_user(Path(match["file"]), match["function"] or "build", arch_args, num_classes)
+    if arch.startswith(XRV):
+        return _build_xray(arch.removeprefix(XRV), arch_args, num_classes)
     if arch.startswith(TORCHVISION):
         return _build_torchvision(arch.removeprefix(TORCHVISION), arch_args, num_classes)
     if timm.is_model(arch):
@@ -162,9 +166,10 @@ def _build_torchvision(name: str, arch_args: Mapping[str, Any], num_classes: int
     else:
         chosen = weights[0]
         network = _call(make, what, arch_args, name=name, weights=None, num_classes=classes)
-    head = _find_head(network, classes)
-    if head is None:
+    *auxiliary, head = _find_heads(network, classes) or [""]
+    if not head:
         raise UsageError(f"{what} has no classifier that fastxfer recognises")
+    heads = (*(name for name in auxiliary if name.lower().startswith("aux")), head)
     if num_classes is None:
         parent, _, child = head.rpartition(".")
         owner = network.get_submodule(parent)
@@ -180,7 +185,7 @@ def _build_torchvision(name: str, arch_args: Mapping[str, Any], num_classes: int
         "crop_pct": share if int(side / share) == resized else side / (resized + 0.001),
     }
     wrapped = network if num_classes is None else _Headed(network, head)
-    return Built(wrapped, network, f"{TORCHVISION}{name}", (head,), defaults, {"architecture": f"{TORCHVISION}{name}"})
+    return Built(wrapped, network, f"{TORCHVISION}{name}", heads, defaults, {"architecture": f"{TORCHVISION}{name}"})
 
 
 def fetch_torchvision(name: str, arch_args: Mapping[str, Any]) -> Built:
@@ -188,14 +193,32 @@ def fetch_torchvision(name: str, arch_args: Mapping[str, Any]) -> Built:
     return _build_torchvision(name.removeprefix(TORCHVISION), arch_args, None, fetch=True)
 
 
-def _find_head(network: nn.Module, classes: int) -> str | None:
-    """Name of the last layer that has as many outputs as there are classes (auxiliary heads come earlier)."""
-    found = None
+def _find_heads(network: nn.Module, classes: int) -> list[str]:
+    """Names of the layers that have as many outputs as there are classes: the classifier is the last of them."""
+    found = []
     for name, module in network.named_modules():
         outputs = getattr(module, "out_features", getattr(module, "out_channels", None))
         if isinstance(module, nn.Linear | nn.Conv2d) and outputs == classes:
-            found = name
+            found.append(name)
     return found
+
+
+# -- torchxrayvision ---------------------------------------------------------------------------------------------------
+
+
+def _build_xray(name: str, arch_args: Mapping[str, Any], num_classes: int | None) -> Built:
+    if arch_args:
+        raise UsageError(f"--arch-arg: {XRV}{name} takes none")
+    network, head = xray.make(name, num_classes or xray.labels(name))
+    body = network
+    if num_classes is not None:
+        body = _Headed(network, head)
+    elif head == "classifier":
+        body = xray.DenseFeatures(network)
+    else:
+        setattr(network, head, nn.Identity())
+    words = {"architecture": f"{XRV}{name}"}
+    return Built(body, network, f"{XRV}{name}", (head,), xray.preprocessing(name), words)
 
 
 # -- a user's own file -------------------------------------------------------------------------------------------------
@@ -265,8 +288,17 @@ def guess(checkpoint: Checkpoint) -> tuple[str, dict[str, Any], str]:
     """
     meta = checkpoint.meta
     if isinstance(meta.get("architecture"), str):
+        if _USER_FILE.fullmatch(meta["architecture"]):
+            raise UsageError(
+                f"{checkpoint.path} says that its architecture is code ({meta['architecture']}), which runs only when you "
+                f"name it: --arch FILE.py:function"
+            )
         args = meta.get("arch_args")
-        return meta["architecture"], dict(args) if isinstance(args, Mapping) else {}, "the file says so"
+        return (
+            meta["architecture"],
+            dict(args) if isinstance(args, Mapping) else {},
+            f"{meta.get('told_by', 'the file')} says so",
+        )
     bit = _guess_bit(checkpoint.state)
     if bit:
         return bit, {}, "from the shapes"
@@ -281,7 +313,7 @@ def guess(checkpoint: Checkpoint) -> tuple[str, dict[str, Any], str]:
             return prefix + tagged, {}, "from the file's name"
     raise UsageError(
         f"which architecture is {checkpoint.path}? Neither the file nor its shapes nor its name say: give --arch NAME "
-        f"(timm's or torchvision's names), or --arch FILE.py:build for a network of your own"
+        f"(timm's or torchvision's names, xrv:NAME), or --arch FILE.py:build for a network of your own"
     )
 
 
@@ -292,12 +324,3 @@ def _guess_bit(state: Mapping[str, Tensor]) -> str | None:
     blocks = {m[1] for name in state if (m := re.match(r"stages\.2\.blocks\.(\d+)\.", name))}
     name = f"resnetv2_{_BIT_BLOCKS.get(len(blocks), 0)}x{stem.shape[0] // 64}_bit"
     return name if timm.is_model(name) else None
-
-
-def file_stem(path: Path) -> str:
-    """File name without .pt, .pth.tar and the like."""
-    name = path.name
-    for suffix in (".pth.tar", ".pt.tar", ".safetensors", ".npz", ".pth", ".pt", ".bin", ".ckpt", ".tar"):
-        if name.endswith(suffix):
-            return name.removesuffix(suffix)
-    return path.stem

@@ -6,9 +6,10 @@ import argparse
 import json
 import pickle
 import re
+import tomllib
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,22 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
-from fastxfer.errors import DataError
+from fastxfer.errors import DataError, nearest
 
+_NUMBERS = (int, float, list), "a number, or one a channel"
+_WORDS_BESIDE: dict[str, tuple[Any, str]] = {
+    "arch": (str, "words"),
+    "arch_args": (dict, "a table"),
+    "source": (str, "words"),
+    "input_size": (list, "[channels, height, width]"),
+    "mean": _NUMBERS,
+    "std": _NUMBERS,
+    "interpolation": (str, "words"),
+    "crop_pct": ((int, float), "a number"),
+    "crop_mode": (str, "words"),
+}
 SUFFIXES = (".safetensors", ".pt", ".pth", ".tar", ".npz", ".bin", ".ckpt")
 _PREFIXES = ("module.", "_orig_mod.")
 # What training scripts keep beside the weights and what holds no code: timm's arguments, NumPy's best accuracy.
@@ -50,11 +63,14 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     return read_checkpoint(path).state
 
 
-def read_checkpoint(path: str | Path) -> Checkpoint:
+def read_checkpoint(path: str | Path, classes: Sequence[Any] = ()) -> Checkpoint:
     """Read a weight file of any supported kind, on the CPU, in the precision it is stored in.
+
+    classes: which a file may name besides, and so may hold a module of instead of its tensors
 
     A state dict is found at the top or under model / state_dict; "module." in front of names is dropped. BiT's names
     (Google's .npz, and the PyTorch file of its authors) become timm's.
+    `NAME.toml` beside `NAME.pt` adds to what the file says of itself, and has the last word.
     Raises DataError if the file is missing, damaged, of no known kind, or holds code.
     """
     path = Path(path)
@@ -65,14 +81,26 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     elif path.suffix == ".npz":
         found = Checkpoint(path, _read_npz(path))
     else:
-        found = _read_torch(path)
+        found = _read_torch(path, classes)
     if not found.state:
         raise DataError(f"checkpoint {path} holds no tensors")
-    found.state = _timm_names_of_bit(found.state)
+    found.state = timm_names_of_bit(found.state)
     beside = path.with_name("config.json")  # timm's files on the Hugging Face hub come with one
     if "architecture" not in found.meta and beside.is_file():
         found.meta = {**_read_config(beside), **found.meta}
+    words = path.with_name(file_stem(path) + ".toml")
+    if words.is_file():
+        found.meta = {**found.meta, **_read_words(words)}
     return found
+
+
+def file_stem(path: Path) -> str:
+    """File name without .pt, .pth.tar and the like."""
+    name = path.name
+    for suffix in (".pth.tar", ".pt.tar", *SUFFIXES):
+        if name.endswith(suffix):
+            return name.removesuffix(suffix)
+    return path.stem
 
 
 def missing_file(name: str) -> str:
@@ -107,8 +135,8 @@ def _read_npz(path: Path) -> dict[str, Tensor]:
         raise DataError(f"checkpoint {path} is no whole .npz of plain arrays ({error})") from None
 
 
-def _read_torch(path: Path) -> Checkpoint:
-    with warnings.catch_warnings(), torch.serialization.safe_globals(_HARMLESS):
+def _read_torch(path: Path, classes: Sequence[Any]) -> Checkpoint:
+    with warnings.catch_warnings(), torch.serialization.safe_globals([*_HARMLESS, *classes]):
         warnings.simplefilter("ignore")  # torch's remarks on old formats
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -118,6 +146,10 @@ def _read_torch(path: Path) -> Checkpoint:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise DataError(f"checkpoint {path} is no whole PyTorch file ({reason}): fetch or write it again") from None
     meta: dict[str, Any] = {}
+    if isinstance(content, nn.Module):
+        for part in content.modules():  # pickled by a torch older than this attribute
+            part.__dict__.setdefault("_non_persistent_buffers_set", set())
+        content = content.state_dict()
     if isinstance(content, Mapping):
         if isinstance(content.get("meta"), Mapping):
             meta = dict(content["meta"])
@@ -157,6 +189,27 @@ def _read_config(path: Path) -> dict[str, Any]:
         return {}  # another library's config.json
 
 
+def _read_words(path: Path) -> dict[str, Any]:
+    """What a person wrote beside the weights (TOML): arch, arch_args, source and words of `Preprocessing`."""
+    try:
+        words = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} is no whole TOML file ({error})") from None
+    for key, value in words.items():
+        if key not in _WORDS_BESIDE:
+            known = f"{nearest(key, _WORDS_BESIDE)} Known are {', '.join(_WORDS_BESIDE)}"
+            raise DataError(f"{path}: '{key}' is not known here.{known}")
+        if not isinstance(value, _WORDS_BESIDE[key][0]):
+            raise DataError(f"{path}: {key} = {value!r}, expected {_WORDS_BESIDE[key][1]}")
+    if ".py" in words.get("arch", ""):
+        raise DataError(f"{path}: arch '{words['arch']}' is code, which runs only when you name it yourself: --arch")
+    if "arch" in words:
+        words["architecture"] = words.pop("arch")
+        words.setdefault("arch_args", {})
+        words["told_by"] = path.name
+    return words
+
+
 def _strip(state: dict[str, Tensor]) -> dict[str, Tensor]:
     for prefix in _PREFIXES:
         while state and all(name.startswith(prefix) for name in state):
@@ -186,7 +239,8 @@ _WORDS = {"gamma": "weight", "beta": "bias", "kernel": "weight", "conva": "conv1
 _WORDS |= {"norma": "norm1", "normb": "norm2", "normc": "norm3"}
 
 
-def _timm_names_of_bit(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def timm_names_of_bit(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """BiT's tensors under timm's names and in its layout, from either of Google's; others as they are."""
     if any(name.endswith("root_block/standardized_conv2d/kernel") for name in state):
         rules, prefix, hwio = _NPZ_RULES, r"(?:resnet/)?", True
     elif "root.conv.weight" in state and "head.gn.weight" in state:

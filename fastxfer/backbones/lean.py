@@ -30,7 +30,7 @@ class Trial:
     """One forward pass of a network as it was built.
 
     image: (1, c, h, w) noise, scaled like real pixels;  output: what came out
-    shapes: of what each convolution was given, by its name;  flops: of all convolutions, an image
+    flops: of all convolutions and linear layers, an image;  shapes: of what each of these was given, by its name
     """
 
     image: Tensor
@@ -45,7 +45,7 @@ def try_out(network: nn.Module, size: tuple[int, int, int], mean: float, std: fl
     shapes: dict[str, tuple[int, ...]] = {}
     flops = 0.0
 
-    def look(name: str, part: nn.Conv2d, given: Tensor, out: Tensor) -> None:
+    def look(name: str, part: nn.Conv2d | nn.Linear, given: Tensor, out: Tensor) -> None:
         nonlocal flops
         shapes[name] = tuple(given.shape)
         flops += 2.0 * out.numel() * part.weight[0].numel()
@@ -53,7 +53,7 @@ def try_out(network: nn.Module, size: tuple[int, int, int], mean: float, std: fl
     hooks = [
         part.register_forward_hook(lambda m, given, out, name=name: look(name, m, given[0], out))
         for name, part in network.named_modules()
-        if isinstance(part, nn.Conv2d)
+        if isinstance(part, nn.Conv2d | nn.Linear)
     ]
     try:
         with torch.inference_mode():

@@ -20,6 +20,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # command -> (module of fastxfer.cli, one line of help); a module is imported only when its command runs.
 COMMANDS = {
     "embed": ("embed", "Turn a target's images into embeddings, one forward pass an image."),
+    "backbones": ("backbones", "List, show and register backbones (checkpoints)."),
     "targets": ("targets", "List, show, add and check targets (data sets)."),
     "fewshot": ("fewshot", "Thousands of few-shot episodes on cached embeddings."),
     "episodes": ("episodes", "Show which images an episode is made of."),

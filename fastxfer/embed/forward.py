@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from fastxfer.backbones import PRECISIONS, Backbone
 from fastxfer.backbones.lean import lean
-from fastxfer.errors import DataError
+from fastxfer.embed.ranks import local_rank
+from fastxfer.errors import DataError, UsageError
 from fastxfer.progress import say
 
 # On a CPU a forward pass does about this much: small networks want several images at once, large ones are as fast with one,
@@ -24,6 +25,8 @@ _GPU_BATCH = 256
 class Forward:
     """uint8 pixels (b, c, h, w) -> embeddings (b, dim) float32, `batch` images at a time.
 
+    Of a backbone that shares its network with others, the embeddings of all of them, beside each other.
+
     Safe to call from several threads at once on a CPU, where each call computes in its own thread.
     """
 
@@ -33,7 +36,7 @@ class Forward:
         self.batch = batch
         self._at_once = batch  # less than a batch after the GPU's memory ran out
         self._dtype = PRECISIONS[backbone.precision]
-        self._network = backbone.network.to(device).to(memory_format=torch.channels_last)
+        self._network = (backbone.shared or backbone.network).to(device).to(memory_format=torch.channels_last)
         if not backbone.is_users_code and self._dtype == torch.float32:
             with _exact(backbone.precision):
                 self._network, _ = lean(self._network, backbone.trial, batch)
@@ -58,10 +61,9 @@ class Forward:
 
     def _once(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         out = self._network(self._images(torch.from_numpy(pixels)))
-        if out.shape != (len(pixels), self.backbone.dim):
-            raise DataError(
-                f"{self.backbone.name}: the network gave {tuple(out.shape[1:])} an image, expected {self.backbone.dim}"
-            )
+        width = self.backbone.trial.output.shape[1]
+        if out.shape != (len(pixels), width):
+            raise DataError(f"{self.backbone.name}: the network gave {tuple(out.shape[1:])} an image, expected {width}")
         return np.asarray(out.float().cpu().numpy())
 
     def _images(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -75,6 +77,19 @@ def default_batch(backbone: Backbone, device: torch.device) -> int:
         return _GPU_BATCH
     images = min(_CPU_FLOPS / max(backbone.trial.flops, 1.0), _CPU_MOST)
     return int(1 << max(0, int(images).bit_length() - 1))
+
+
+def device_of(name: str) -> torch.device:
+    """The device of a `--device`; UsageError if there is none."""
+    if name == "auto":
+        return torch.device("cuda", local_rank()) if torch.cuda.is_available() else torch.device("cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UsageError(f"--device {name}: expected auto, cpu, cuda or cuda:NUMBER") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda: no CUDA device is visible to PyTorch; use --device cpu, or auto")
+    return device
 
 
 @contextmanager

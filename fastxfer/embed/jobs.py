@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from fastxfer import __version__
 from fastxfer.backbones import Backbone, Preprocessing
 from fastxfer.embed.forward import Forward
-from fastxfer.store import EmbeddingStore, Writer
+from fastxfer.store import EmbeddingStore, Team, Writer
 from fastxfer.targets.table import Target
 
 
@@ -22,6 +23,7 @@ class Job(ABC):
     """What is made of each image, and where it goes.
 
     name, dim, dtype:  of the array in `store`;  batch: images at a time;  preprocessing: gives the pixels
+    maker, columns:    jobs of one maker (an object's id) are made at once, each is some columns of what comes out
     out, missing:      of the target that was opened last;  seconds: spent on it
     """
 
@@ -30,25 +32,29 @@ class Job(ABC):
     dtype: str
     batch: int
     preprocessing: Preprocessing
+    maker: int
+    columns: slice
     store: EmbeddingStore
     attributes: dict[str, Any]
     out: Writer
     missing: list[range]
     seconds: float
 
-    def prepare(self) -> None:
-        """Get ready for `make`, which comes from several threads."""
-        return
-
     @abstractmethod
     def make(self, pixels: NDArray[np.uint8]) -> NDArray[Any]:
-        """uint8 (batch, c, h, w) -> (batch, dim)."""
+        """uint8 (batch, c, h, w) -> (batch, columns of all jobs of this maker)."""
 
 
-def writer(job: Job, target: Target, block_rows: int) -> AbstractContextManager[Writer]:
-    """Hold the job's array of a target for writing."""
+def writer(job: Job, target: Target, block_rows: int | None, team: Team | None) -> AbstractContextManager[Writer]:
+    """Hold the job's array of a target for writing, alone or with a team."""
     return job.store.writer(
-        job.name, target.name, dim=job.dim, dtype=job.dtype, attributes=job.attributes, block_rows=block_rows
+        job.name,
+        target.name,
+        dim=job.dim,
+        dtype=job.dtype,
+        attributes=job.attributes,
+        block_rows=block_rows,
+        team=team,
     )
 
 
@@ -64,6 +70,7 @@ class EmbedJob(Job):
         self.backbone, self.device = backbone, device
         self.name, self.dim, self.dtype = backbone.name, backbone.dim, dtype
         self.batch, self.store, self.preprocessing = batch, store, backbone.preprocessing
+        self.maker, self.columns = id(backbone.shared or backbone), backbone.columns
         self.attributes = {
             **backbone.provenance(),
             "dtype": dtype,
@@ -75,8 +82,10 @@ class EmbedJob(Job):
         }
         self._forward: Forward | None = None
 
-    def prepare(self) -> None:
-        self._forward = self._forward or Forward(self.backbone, self.device, self.batch)
+    def prepare(self, jobs: Iterable[EmbedJob]) -> None:
+        """Get ready for `make`, which comes from several threads; jobs of one maker share what they need."""
+        ready = (job._forward for job in jobs if job.maker == self.maker and job._forward)
+        self._forward = next(ready, None) or Forward(self.backbone, self.device, self.batch)
 
     def make(self, pixels: NDArray[np.uint8]) -> NDArray[Any]:
         assert self._forward is not None
@@ -91,6 +100,7 @@ class PixelJob(Job):
         self.name = pixels_name(preprocessing)
         self.dim, self.dtype = int(np.prod(shape)), "uint8"
         self.batch, self.store, self.preprocessing = batch, store, preprocessing
+        self.maker, self.columns = id(self), slice(None)
         self.attributes = {"identity": f"pixels {preprocessing.geometry_key}", "input_size": list(shape)}
 
     def make(self, pixels: NDArray[np.uint8]) -> NDArray[Any]:
