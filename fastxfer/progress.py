@@ -23,9 +23,11 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 from rich.text import Text
 
 LOG_EVERY_SECONDS = 10.0
+_ROOMY = 120  # columns of a terminal from which on there is room for all of it
 
 
 class Advance(Protocol):
@@ -65,7 +67,7 @@ def rate_words(per_second: float | None, unit: str) -> str:
 
 class _RateColumn(ProgressColumn):
     def __init__(self, unit: str) -> None:
-        super().__init__()
+        super().__init__(Column(no_wrap=True))
         self.unit = unit
 
     def render(self, task: Task) -> Text:
@@ -73,8 +75,13 @@ class _RateColumn(ProgressColumn):
 
 
 class _NoteColumn(ProgressColumn):
+    def __init__(self, whole: bool) -> None:
+        super().__init__(Column(no_wrap=True))
+        self.whole = whole
+
     def render(self, task: Task) -> Text:
-        return Text(task.fields["note"], style="dim")
+        note: str = task.fields["note"]
+        return Text(note if self.whole else note.partition(",")[0], style="dim")
 
 
 @contextmanager
@@ -85,16 +92,19 @@ def progress(description: str, total: int, unit: str) -> Iterator[Advance]:
     """
     target = console()
     if target.is_terminal:
+        roomy = target.width >= _ROOMY
+        title = Text(description)
+        title.truncate(max(16, target.width - (100 if roomy else 66)), overflow="ellipsis")  # what the others take
         columns = (
             TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=28),
-            MofNCompleteColumn(),
+            BarColumn(bar_width=28 if roomy else 10),
+            MofNCompleteColumn(table_column=Column(no_wrap=True)),
             _RateColumn(unit),
-            TimeRemainingColumn(),
-            _NoteColumn(),
+            TimeRemainingColumn(table_column=Column(no_wrap=True)),
+            _NoteColumn(whole=roomy),
         )
         with Progress(*columns, console=target) as bars:
-            task = bars.add_task(description, total=total, note="")
+            task = bars.add_task(title.plain, total=total, note="")
 
             def advance_bar(n: int, note: str = "") -> None:
                 fields: dict[str, Any] = {"note": note} if note else {}

@@ -15,6 +15,7 @@ import pytest
 from click.testing import CliRunner, Result
 from helpers import blobs_embeddings, blobs_store, blobs_target
 from test_report import browser, show  # noqa: F401
+from test_store import make_store
 
 from fastxfer.cli import main
 from fastxfer.errors import UsageError
@@ -83,6 +84,18 @@ def test_side_by_side_and_thinned_aloud(blobs: Target) -> None:
     assert ((x - x.mean(axis=1, keepdims=True)) * y).sum(axis=1).min() >= 0
 
 
+def test_images_left_out_are_not_in_the_picture_and_a_url_is_a_store_too() -> None:
+    store = make_store("memory://plot/store")
+    before = panels_of(store, ["tiny"], ["photos"])[0].projection.points
+    store.record_bad("photos", {1: "is cut short"})
+    (panel,) = panels_of(store, ["tiny"], ["photos"])
+    assert panel.rows.tolist() == list(range(9))  # rows as in `store.target`
+    assert panel.target.image_id[1] == "a/ä 2.png"
+    assert np.array_equal(panel.groups.of, panel.target.labels)
+    assert panel.projection.points.shape == (9, 2)
+    assert not np.allclose(panel.projection.points, before[[0, *range(2, 10)]])
+
+
 def test_no_patient_and_no_path_is_on_the_page(blobs: Target) -> None:
     assert run("plot", "embeddings", "good", "blobs").exit_code == 0
     page = Path("embeddings.html").read_text("utf-8").split("Plotly", 1)[0]
@@ -133,6 +146,21 @@ def test_multi_label_targets(tmp_path: Path) -> None:
     assert "row 0<br>class a, class b<br>train" in drawn["data"][2]["text"]
 
 
+def test_both_methods_beside_each_other(blobs: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    class UMAP:
+        def __init__(self, **_: Any) -> None: ...
+
+        def fit_transform(self, values: Any) -> Any:
+            return values[:, :2]
+
+    monkeypatch.setitem(sys.modules, "umap", SimpleNamespace(UMAP=UMAP))
+    assert run("plot", "embeddings", "good", "blobs", "--method", "pca", "umap").exit_code == 0
+    layout = page_figure(Path("embeddings.html"))["layout"]
+    assert layout["xaxis"]["title"]["text"].startswith("PC 1 (")
+    assert layout["yaxis2"]["title"]["text"] == "UMAP 2"
+    assert "Principal components and UMAP of what good made" in Path("embeddings.html").read_text("utf-8")
+
+
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
@@ -173,6 +201,8 @@ def test_a_browser_draws_it_without_a_network(blobs: Target, show: Any) -> None:
     tab = show(Path("embeddings.html").resolve())
     assert tab.locator("#plot .scatterlayer .trace").count() == 12
     assert tab.locator("#plot path.point").count() == 600
+    buttons = [b.get_attribute("data-title") for b in tab.locator(".modebar-btn").all()]
+    assert set(buttons) <= {"Download plot as a PNG", "Zoom", "Pan", "Zoom in", "Zoom out", "Reset axes"}  # no "Share"
     entries = tab.locator("#plot .legendtext")
     assert entries.all_text_contents()[0].startswith("</script><img")  # words, not tags
     tab.locator("#plot .legendtoggle").nth(1).click()

@@ -83,6 +83,21 @@ def test_a_terminal_gets_a_bar_with_the_note(monkeypatch: pytest.MonkeyPatch) ->
     assert "forward 90 %, decode 10 %" in shown
 
 
+@pytest.mark.parametrize("width", [70, 80, 100, 119])
+def test_a_narrow_terminal_keeps_it_to_one_line(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = io.StringIO()
+    terminal = Console(file=screen, force_terminal=True, width=width, color_system=None)
+    monkeypatch.setattr(module, "console", lambda: terminal)
+    with progress("embed efficientnet-lite0, mobilenetv2 on kermany_pneumonia", 3013, "images") as advance:
+        advance(1500, "forward 93 %, decode 6 %, write 1 %")
+    shown = screen.getvalue()
+    assert "…" in shown
+    assert "1500/3013" in shown
+    assert "forward 93 %" in shown
+    assert "decode" not in shown
+    assert "\x1b[1A" not in shown  # never more than one line to go back over
+
+
 @pytest.mark.parametrize(
     ("spent", "words"),
     [

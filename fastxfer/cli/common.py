@@ -253,7 +253,7 @@ def print_table(
     right: Collection[str] = (),
     spare: Sequence[str] = (),
 ) -> None:
-    """Print a table for people on stdout, numbers right-aligned, and so the columns `right`.
+    """Print a table for people on stdout, numbers right-aligned, and so the columns `right`, which are never wrapped.
 
     A terminal that is too narrow gets cells wrapped between words, after it has gone without the columns `spare`, the
     first of them first. In a file or a pipe every row is one line, whole and without colour codes.
@@ -271,6 +271,7 @@ def print_table(
     if sys.stdout.isatty():
         room = shutil.get_terminal_size().columns
         least = [max(cell_len(word) for cell in column for word in cell.split(" ")) for column in cells]
+        least = [w if name in right else m for name, w, m in zip(columns, widths, least, strict=True)]
         for name in spare:
             if sum(least[i] + _GAP for i in shown) - _GAP > room:
                 shown.remove(columns.index(name))

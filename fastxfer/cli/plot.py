@@ -37,10 +37,12 @@ def plot() -> None:
 @click.option("--label", metavar="NAME", help="Colour by one label: who has it, who hasn't, of whom it is unknown.")
 @click.option(
     "--method",
+    "methods",
+    multiple=True,
     type=click.Choice(["pca", "umap"]),
-    default="pca",
+    default=["pca"],
     show_default=True,
-    help="pca = principal components of all images; umap = neighbourhoods of those shown (extra `umap`).",
+    help="pca = principal components of all images; umap = neighbourhoods of those shown (extra `umap`); or both.",
 )
 @click.option(
     "--points",
@@ -64,7 +66,7 @@ def embeddings(
     beside: tuple[str, ...],
     by: str,
     label: str | None,
-    method: str,
+    methods: tuple[str, ...],
     points: int,
     paths: bool,
     out: Path | None,
@@ -79,7 +81,7 @@ def embeddings(
     \b
     Examples:
       fastxfer plot embeddings resnet50 photos
-      fastxfer plot embeddings resnet50 photos flowers --beside bit-m-r50x1 --method umap --out both.html
+      fastxfer plot embeddings resnet50 photos flowers --beside bit-m-r50x1 --method pca umap --out all.html
       fastxfer plot embeddings resnet50 chexpert --label Cardiomegaly --points 2000 --out heart.svg
     """
     from fastxfer.progress import say
@@ -89,7 +91,9 @@ def embeddings(
     if out is not None:
         check_name(out)
     store = EmbeddingStore.open(store_path)
-    panels = panels_of(store, [backbone, *beside], targets, by=by, label=label, method=method, points=points, seed=seed)
+    panels = panels_of(
+        store, [backbone, *beside], targets, by=by, label=label, methods=methods, points=points, seed=seed
+    )
     for name, (n, shown) in {p.target.name: (p.target.n_images, len(p.rows)) for p in panels}.items():
         if shown < n:
             say(f"{name}: {shown:,} of {n:,} images are shown, drawn with seed {seed}; --points {n} shows all")

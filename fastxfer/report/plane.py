@@ -6,6 +6,7 @@ import html
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -51,11 +52,11 @@ def panels_of(
     *,
     by: str = "labels",
     label: str | None = None,
-    method: str = "pca",
+    methods: Sequence[str] = ("pca",),
     points: int = 5000,
     seed: int = 0,
 ) -> list[Panel]:
-    """A panel a (target, backbone), in this order; all backbones show the same images of a target, at most `points` of them.
+    """A panel a (target, backbone, method), in this order; all show the same images of a target, at most `points` of them.
 
     UsageError or DataError for what the store or the target hasn't, see `groups`, `project` and `EmbeddingStore.array`.
     """
@@ -64,11 +65,12 @@ def panels_of(
         target = store.target(name)
         belongs = groups(target, by, label)
         rows = thin(target.n_images, points, seed)
-        before = len(panels)
-        for backbone in dict.fromkeys(backbones):
+        first: NDArray[np.float64] | None = None
+        for backbone, method in product(dict.fromkeys(backbones), dict.fromkeys(methods)):
             made = project(store.array(backbone, name), rows, method, seed)
-            if len(panels) > before and method == "pca":
-                made = replace(made, points=facing(made.points, panels[before].projection.points))
+            if method == "pca":
+                first = made.points if first is None else first
+                made = replace(made, points=facing(made.points, first))
             panels.append(Panel(backbone, target, rows, method, made, belongs))
     return panels
 
@@ -249,7 +251,8 @@ def _page(panels: list[Panel], drawn: dict[str, Any]) -> str:
     backbones = joined(list(dict.fromkeys(panel.backbone for panel in panels)))
     targets = joined(list(dict.fromkeys(panel.target.name for panel in panels)))
     first = panels[0]
-    what = {"pca": "Principal components", "umap": "UMAP"}[first.method]
+    names = {"pca": "Principal components", "umap": "UMAP"}
+    what = joined([names[method] for method in dict.fromkeys(panel.method for panel in panels)])
     title = f"Embeddings of {targets}"
     lead = f"{what} of what {backbones} made of the images. A point is an image; a click on the legend hides a group."
     head = tag(
@@ -261,9 +264,11 @@ def _page(panels: list[Panel], drawn: dict[str, Any]) -> str:
         tag("title", title),
         tag("style", Markup(STYLE)),
     )
-    note = "The picture is flat, embeddings aren't: what lies together here may lie apart there."
-    if first.projection.explained is not None:
-        note = "How much of all variance an axis shows stands beside it; the rest is not in the picture."
+    notes = {
+        "pca": "How much of all variance a principal component holds stands beside it; the rest is not in the picture.",
+        "umap": "UMAP keeps neighbours together; how far apart groups lie means little.",
+    }
+    note = " ".join(words for method, words in notes.items() if any(panel.method == method for panel in panels))
     body = tag(
         "body",
         tag("h1", title),
