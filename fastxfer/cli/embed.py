@@ -154,6 +154,12 @@ def _one_each(option: str, given: tuple[str, ...], ckpts: tuple[str, ...]) -> tu
     show_default=True,
     help="disk = keep decoded pixels inside the store, for backbones to come.",
 )
+@click.option(
+    "--compile",
+    "compiled",
+    is_flag=True,
+    help="torch.compile each network first: tens of seconds, needs g++ on a CPU, and gains little there (docs/embeddings.md).",
+)
 @click.option("--skip-bad", is_flag=True, help="Leave out images that cannot be decoded, instead of stopping.")
 @store_option
 @data_root_option
@@ -174,6 +180,7 @@ def embed(
     workers: int | None,
     block_rows: int,
     cache: str,
+    compiled: bool,
     skip_bad: bool,
     store_path: str,
     data_root: Path,
@@ -235,6 +242,7 @@ def embed(
         device=device,
         block_rows=block_rows,
         cache=cache,
+        compiled=compiled,
     )
     if as_json:
         about = [{"backbone": b.name, **b.provenance()} for b in backbones]

@@ -29,7 +29,7 @@ from fastxfer.targets.table import Target
 
 DTYPES = ("float16", "float32")
 # What the last bits depend on besides weights and pixels.
-_BITS = ("device", "threads", "batch_size", "torch_version")
+_BITS = ("device", "threads", "batch_size", "torch_version", "compiled")
 _AHEAD = 2  # pieces a worker that wait for their turn or for being written
 
 
@@ -66,6 +66,7 @@ def embed(
     device: str = "auto",
     block_rows: int = BLOCK_ROWS,
     cache: str = "off",
+    compiled: bool = False,
 ) -> list[Embedded]:
     """Embed the images of `targets` by one or several backbones, only the row blocks that the store lacks.
 
@@ -76,6 +77,7 @@ def embed(
     workers:    threads that decode, and on a CPU compute, each on its own images [one a core, at most 16 on a GPU]
     skip_bad:   leave out (and record) images that cannot be decoded, instead of stopping before the first forward pass
     dtype:      of the stored embeddings;  block_rows: rows written at once, the most a kill can cost
+    compiled:   let torch.compile make one program of each network first, which takes some tens of seconds
     cache:      "disk" keeps the pixels inside the store, "ram" in this process, for backbones to come; "off" does not
 
     Raises DataError for undecodable or missing images (named, as far as two seconds show them before anything is
@@ -94,7 +96,7 @@ def embed(
     place = _device(device)
     threads = workers or (_cores() if place.type == "cpu" else min(16, _cores()))
     jobs: list[Job] = [
-        EmbedJob(b, store, min(batch_size or default_batch(b, place), block_rows), dtype, place) for b in some
+        EmbedJob(b, store, min(batch_size or default_batch(b, place), block_rows), dtype, place, compiled) for b in some
     ]
     kept = pixel_store(store, cache)
     if kept is not None:
