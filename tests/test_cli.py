@@ -67,7 +67,7 @@ select --out --store --data-root --json
 finetune --plan --ckpt --target --store --data-root --seed --json
 store ls --store --json
 store digest --store --json
-store export --out --store --json
+store export --out --format --points --seed --thumbnails --paths --url --store --data-root --json
 store verify --all --store --json
 store repair --all --ckpt --arch --no-embed --yes --store --data-root --json
 store gc --yes --store --json
@@ -77,6 +77,7 @@ store du --store --json
 store migrate --store --json
 store show --store --json
 report --out --store --data-root --json
+plot embeddings --beside --by --label --method --points --out --seed --store --json
 pretrain --out --resume --data-root --seed --json
 demo --json
 """

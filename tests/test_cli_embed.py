@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,14 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 OWN = ("--ckpt", "net.pt", "--arch", "net.py:build", "--mean", "0.5", "--std", "0.5")
+
+
+def test_a_log_tells_rate_and_what_the_time_goes_to(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastxfer.progress.LOG_EVERY_SECONDS", 0.0)
+    told = run("embed", *OWN, "--target", "big").stderr
+    assert re.search(
+        r"embed net on big: 8/8 images, [\d,.]+ images/s, took 0:00:\d\d; .*\b(decode|forward|write) \d+ %", told
+    )
 
 
 def test_embed_list_digest_export_remove(world: Path) -> None:
@@ -252,3 +261,33 @@ def test_arch_args_are_values() -> None:
     }
     with pytest.raises(UsageError, match="expected name=value"):
         parse_arch_args(("a-b=3",))
+
+
+def test_a_plan_foretells_and_writes_nothing(world: Path) -> None:
+    plans = run_json("embed", *OWN, "--target", "big", "--plan")
+    (part,) = plans["parts"]
+    assert not Path("fastxfer-store").exists()
+    assert part["n_missing"] == part["n_images"] == 8
+    assert part["bytes"] == part["n_images"] * part["dim"] * 2 == plans["bytes"]
+    assert part["decode_ms"] > 0
+    assert part["forward_ms"] > 0
+    assert plans["seconds"] == pytest.approx(part["seconds"])
+    assert plans["cache_bytes"] == 8 * 3 * 12 * 12
+    told = run("embed", *OWN, "--target", "big", "small", "--plan")
+    assert "8 of 8" in told.stdout
+    assert "Nothing was written." in told.stdout
+    run_json("embed", *OWN, "--target", "big")
+    assert run_json("embed", *OWN, "--target", "big", "--plan")["parts"][0]["n_missing"] == 0
+
+
+def test_several_checkpoints_in_one_command(world: Path) -> None:
+    """One pass, one --arch and --name each; a count that doesn't fit is refused."""
+    both = ("--ckpt", "net.pt", "net.pt", "--target", "big", "--mean", "0.5", "--std", "0.5")
+    done = run_json(
+        "embed", *both, "--arch", "net.py:build", "net.py:build", "--name", "one", "two", "--source", "made"
+    )
+    assert [(e["backbone"], e["embedded"]) for e in done["embedded"]] == [("one", 8), ("two", 8)]
+    assert [b["source"] for b in done["backbones"]] == ["made", "made"]
+    result = run("embed", *both, "--arch", "net.py:build")
+    assert result.exit_code == 2
+    assert "--arch: 1 given for 2 --ckpt; expected none, or one a checkpoint" in result.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from test_store_upkeep import format_1
 
 import fastxfer.store.verifying as verifying
 from fastxfer.cli import main
+from fastxfer.cli.common import percent_done
 from fastxfer.store import EmbeddingStore
 
 
@@ -119,8 +121,52 @@ def test_show_tells_the_provenance(embedded: Path) -> None:
     ):
         assert told[key]
     assert not any("sha256" in key and key.startswith("fastxfer") for key in told)
-    shown = run("store", "show", "net", "big")
-    assert told["identity"] in shown.stdout
+    assert (told["blocks"], told["blocks_present"], told["block_rows"], told["missing_rows"]) == (4, 4, 2, [])
+    assert (told["undecodable"], len(told["files_digest"]), told["dtype"]) == ({}, 64, "float16")
+    shown = run("store", "show", "net", "big").stdout
+    lines = dict(line.strip().split("  ", 1) for line in shown.splitlines() if line.startswith("  "))
+    lines = {what: value.strip() for what, value in lines.items()}
+    assert lines["identity"] == told["identity"]
+    assert lines["weights SHA-256"] == told["weights_sha256"]
+    assert lines["architecture"] == "net.py:build"
+    assert (lines["input size"], lines["mean"]) == ("3, 12, 12", "0.5, 0.5, 0.5")
+    assert (lines["rows"], lines["missing rows"], lines["undecodable"]) == ("8 of 8 (100 %)", "none", "none")
+    assert (lines["blocks"], lines["batch"], lines["device"]) == ("4 of 4, of 2 rows", "2", "cpu")
+    assert lines["fingerprint"] == told["target_fingerprint"]
+    assert lines["files"] == told["files_digest"]
+    assert {"fastxfer", "torch", "rate", "forward passes", "begun (UTC)", "pooling", "dtype", "size"} <= set(lines)
+    assert "unknown" not in {value for what, value in lines.items() if what != "trained on"}
+    assert "More" not in shown  # every attribute has its place
+
+
+def test_show_and_ls_of_what_is_not_whole(world: Path) -> None:  # noqa: F811
+    store = make_store("s", blocks=1, extra="kept")
+    store.record_bad("photos", {1: "'a/ä 1.png' is cut short", 9: "'a/ä 9.png' is empty"})
+    told = run_json("store", "show", "tiny", "photos", "--store", "s")
+    assert told["missing_rows"] == [[4, 8], [8, 10]]
+    assert told["undecodable"] == {"1": "'a/ä 1.png' is cut short", "9": "'a/ä 9.png' is empty"}
+    shown = run("store", "show", "tiny", "photos", "--store", "s").stdout
+    assert re.search(
+        r"rows +3 of 8 \(37 %\)\n +missing rows +4 to 7; 8 to 9\n +undecodable +1: 'a/ä 1.png' is cut short; 9: ", shown
+    )
+    assert re.search(r"More\n  extra +kept", shown)
+    head, _, line = run("store", "ls", "--store", "s").stdout.splitlines()
+    assert " ".join(head.split()) == "backbone target images dim dtype complete size made (UTC) identity source"
+    assert "tiny      photos       8    5  float32  ▰▱▱▱▱ 37 %" in line
+    assert " aaaaaaaa " in line
+
+
+@pytest.mark.parametrize(
+    ("done", "of", "words", "bar"),
+    [
+        (0, 8, "0 %", "▱▱▱▱▱ 0 %"),
+        (9999, 10000, "99 %", "▰▰▰▰▱ 99 %"),
+        (8, 8, "100 %", "100 %"),
+        (0, 0, "100 %", "100 %"),
+    ],
+)
+def test_percent_done_says_100_only_of_what_is_whole(done: int, of: int, words: str, bar: str) -> None:
+    assert (percent_done(done, of), percent_done(done, of, bar=True)) == (words, bar)
 
 
 def test_gc_du_cp_merge(world: Path) -> None:  # noqa: F811

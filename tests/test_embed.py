@@ -663,3 +663,25 @@ def test_a_cache_that_does_not_fit_is_refused_before_anything_is_computed(
         embed(make_backbone(tmp_path), [target], store, cache="disk")
     with pytest.raises(UsageError, match="--cache tape: one of off, ram, disk"):
         embed(make_backbone(tmp_path), [target], store, cache="tape")
+
+
+def test_arrays_of_other_block_sizes_share_the_pass_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = make_images(tmp_path, 30)
+    one, two = make_backbone(tmp_path), make_backbone(tmp_path, name="two", preprocessing={"mean": 0.1})
+    alone, together = open_store(tmp_path / "alone"), open_store(tmp_path / "together")
+    options: Any = {"dtype": "float32", "batch_size": 4}
+    for store in (alone, together):
+        true = Writer.write
+        with monkeypatch.context() as patch:  # begun with blocks of 8 rows, of which one was written
+            patch.setattr(
+                Writer, "write", lambda self, b, v, seconds=0.0, true=true: None if b.start else true(self, b, v)
+            )
+            embed(one, [target], store, block_rows=8, **options)
+    for backbone in (one, two):
+        embed(backbone, [target], alone, block_rows=16, **options)
+    opened: list[str] = []
+    load = feed.load_image
+    monkeypatch.setattr(feed, "load_image", lambda path, **k: opened.append(path) or load(path, **k))
+    embed([one, two], [target], together, block_rows=16, **options)
+    assert len(opened) == len(set(opened)) == 30
+    assert together.digest() == alone.digest()

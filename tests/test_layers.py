@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 
 FLOORS = [
     {"errors", "files", "progress", "images", "backend"},
-    {"metrics", "targets", "store", "episodes", "results", "reference", "plans", "transforms"},
+    {"metrics", "targets", "store", "episodes", "results", "reference", "plans", "transforms", "projection"},
     {"ops", "ops_full", "backbones", "protocol", "statistics", "hyperrule", "choosing"},
     {"training", "probes", "estimators", "embed", "registered"},
     {"evaluation", "full_splits", "finetune", "presets"},
@@ -44,6 +44,7 @@ DOORS = {
     "zarr": {"store"},
     "click": {"cli"},
     "plotly": {"report"},
+    "umap": {"projection"},
     "fastxfer._C": {"backend"},
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from fastxfer.backbones import Backbone, load_backbone, load_backbones
 from fastxfer.backbones.lean import lean
 from fastxfer.backbones.pooling import Pooled
 from fastxfer.cli.embed import parse_points
-from fastxfer.embed import embed
+from fastxfer.embed import embed, plan
 from fastxfer.errors import UsageError
 from tests.test_backbones import TINY_BIT, make
 from tests.test_embed import make_images, open_store
@@ -180,6 +181,19 @@ def test_several_points_cost_one_pass_and_go_on_where_they_stopped(
     np.testing.assert_allclose(
         together.embeddings("net-cls", "photos"), apart.embeddings("net-cls", "photos"), rtol=0, atol=0
     )
+
+
+def test_a_plan_runs_the_network_of_several_points_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    planning = sys.modules[plan.__module__]
+    target = make_images(tmp_path, 10)
+    _, backbones = load(tmp_path, *REGISTERS, "cls", "avg")
+    monkeypatch.setattr(planning, "_forward_ms", lambda *_: 1000.0)
+    monkeypatch.setattr(planning, "_decode_ms", lambda *_: 0.0)
+    alone = plan(backbones[:1], [target], None, workers=1)
+    both = plan(backbones, [target], None, workers=1)
+    assert both.seconds == alone.seconds == 10
+    assert both.memory_bytes == alone.memory_bytes
+    assert both.bytes == 2 * alone.bytes
 
 
 def test_points_on_the_command_line() -> None:

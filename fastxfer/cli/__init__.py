@@ -31,6 +31,7 @@ COMMANDS = {
     "finetune": ("finetune", "Fine-tune what a plan selected, or one checkpoint on one target."),
     "store": ("store", "List, verify, export, copy and remove embeddings."),
     "report": ("report", "Write the HTML report."),
+    "plot": ("plot", "Draw embeddings as points of a plane."),
     "pretrain": ("pretrain", "Pre-train a backbone."),
     "demo": ("demo", "The whole road on real images that packages ship."),
 }

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import platform
 import shlex
 import shutil
 import sys
-import textwrap
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -248,44 +246,64 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Print a table for people on stdout, numbers right-aligned.
+def print_table(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[Any]],
+    *,
+    right: Collection[str] = (),
+    spare: Sequence[str] = (),
+) -> None:
+    """Print a table for people on stdout, numbers right-aligned, and so the columns `right`.
 
-    A terminal that is too narrow gets cells wrapped between words; in a file or a pipe every row is one line.
+    A terminal that is too narrow gets cells wrapped between words, after it has gone without the columns `spare`, the
+    first of them first. In a file or a pipe every row is one line, whole and without colour codes.
     """
+    from rich import box
     from rich.cells import cell_len
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
 
-    rows = [list(r) for r in rows]
-    texts = [[f"{v:,}" if isinstance(v, int) and not isinstance(v, bool) else str(v) for v in row] for row in rows]
-    by_column = list(zip(columns, *texts, strict=True))
-    right = [bool(rows) and all(isinstance(r[i], int | float | np.number) for r in rows) for i in range(len(columns))]
-    widths = [max(map(cell_len, cells)) for cells in by_column]
+    rows = [list(row) for row in rows]
+    cells = [[name, *(_cell(row[i]) for row in rows)] for i, name in enumerate(columns)]
+    widths = [max(map(cell_len, column)) for column in cells]
+    shown = list(range(len(columns)))
     if sys.stdout.isatty():
-        excess = sum(widths) + 2 * (len(widths) - 1) - shutil.get_terminal_size().columns
-        spare = [
-            w - max(len(s) for c in cells for s in c.split(" ")) for w, cells in zip(widths, by_column, strict=True)
-        ]
-        for i in sorted(range(len(columns)), key=lambda i: -spare[i]):
-            taken = max(0, min(excess, spare[i]))
+        room = shutil.get_terminal_size().columns
+        least = [max(cell_len(word) for cell in column for word in cell.split(" ")) for column in cells]
+        for name in spare:
+            if sum(least[i] + _GAP for i in shown) - _GAP > room:
+                shown.remove(columns.index(name))
+        excess = sum(widths[i] + _GAP for i in shown) - _GAP - room
+        for i in sorted(shown, key=lambda i: least[i] - widths[i]):
+            taken = max(0, min(excess, widths[i] - least[i]))
             widths[i] -= taken
             excess -= taken
 
-    def lines(cells: Sequence[str]) -> Iterator[str]:
-        wrapped = [
-            textwrap.wrap(c, w, break_long_words=False, break_on_hyphens=False)
-            for c, w in zip(cells, widths, strict=True)
-        ]
-        for parts in itertools.zip_longest(*wrapped, fillvalue=""):
-            blanks = (" " * (w - cell_len(p)) for p, w in zip(parts, widths, strict=True))
-            padded = (b + p if r else p + b for p, b, r in zip(parts, blanks, right, strict=True))
-            yield "  ".join(padded).rstrip()
+    table = Table(
+        box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, _GAP - 1, 0, 0), header_style="bold"
+    )
+    for i in shown:
+        numbers = bool(rows) and all(isinstance(row[i], int | float | np.number) for row in rows)
+        side: Literal["left", "right"] = "right" if numbers or columns[i] in right else "left"
+        table.add_column(Text(columns[i]), justify=side, width=widths[i])
+    for row in zip(*(cells[i][1:] for i in shown), strict=True):
+        table.add_row(*map(Text, row))
+    # As wide as the table needs: what doesn't fit into the terminal goes over its edge, and isn't lost.
+    console = Console(file=sys.stdout, width=sum(widths) + _GAP * len(widths), highlight=False)
+    with console.capture() as drawn:
+        console.print(table)
+    for line in drawn.get().splitlines():
+        click.echo(line.rstrip())
 
-    for line in lines(columns):
-        click.secho(line, bold=True)
-    click.echo("  ".join("─" * w for w in widths))
-    for text in texts:
-        for line in lines(text):
-            click.echo(line)
+
+_GAP = 2  # blanks between columns
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return " ".join(str(value).splitlines())
 
 
 def size_words(count: float) -> str:
@@ -295,6 +313,14 @@ def size_words(count: float) -> str:
             return f"{count:,.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:,.1f} TB"
+
+
+def percent_done(done: int, of: int, *, bar: bool = False) -> str:
+    """ "41 %", with `bar` "▰▰▱▱▱ 41 %" for what isn't whole; "100 %" only of what is."""
+    if done >= of:
+        return "100 %"
+    share = done / of
+    return f"{'▰' * int(5 * share):▱<5} {int(100 * share)} %" if bar else f"{int(100 * share)} %"
 
 
 def results_option(f: F) -> F:

@@ -11,6 +11,7 @@ import click
 
 from fastxfer.cli.common import F, ManyValues, data_root_option, emit_json, json_option, print_table, store_option
 from fastxfer.errors import UsageError
+from fastxfer.progress import say
 
 
 def parse_arch_args(words: tuple[str, ...]) -> dict[str, Any]:
@@ -43,6 +44,32 @@ def _numbers(option: str, words: str | None, kind: type) -> tuple[Any, ...] | No
         return tuple(kind(w) for w in words.split(","))
     except ValueError:
         raise UsageError(f"{option} {words}: expected numbers with commas between, such as 0.485,0.456,0.406") from None
+
+
+def _say_plan(plans: Any) -> None:
+    from fastxfer.report.words import duration
+
+    rows = [
+        (
+            p.backbone,
+            p.target,
+            f"{p.n_missing:,} of {p.n_images:,}",
+            p.batch_size,
+            f"{p.decode_ms:.1f} ms",
+            f"{p.forward_ms:.1f} ms",
+            f"{p.images_per_second:,.0f}",
+            duration(p.seconds),
+            f"{p.bytes / 1e6:,.1f} MB",
+        )
+        for p in plans.parts
+    ]
+    heads = ["backbone", "target", "images to do", "batch", "decode", "forward", "images/s", "time", "on disk"]
+    print_table(heads, rows)
+    click.echo(
+        f"\nTogether about {duration(plans.seconds)} with {plans.workers} worker{'s' if plans.workers > 1 else ''} on "
+        f"{plans.device} and {plans.memory_bytes / 1e9:,.1f} GB of memory; {plans.bytes / 1e6:,.1f} MB of embeddings, with "
+        f"--cache disk {plans.cache_bytes / 1e6:,.1f} MB of pixels besides. Nothing was written."
+    )
 
 
 def preprocessing_options(f: F) -> F:
@@ -143,9 +170,7 @@ def _one_each(option: str, given: tuple[str, ...], ckpts: tuple[str, ...]) -> tu
 @click.option(
     "--block-rows",
     type=click.IntRange(min=1),
-    default=256,
-    show_default=True,
-    help="Rows written at once, the most a kill can cost.",
+    help="Rows written at once, some of which a kill can cost [default: 256, more for millions of images].",
 )
 @click.option(
     "--cache",
@@ -160,6 +185,7 @@ def _one_each(option: str, given: tuple[str, ...], ckpts: tuple[str, ...]) -> tu
     is_flag=True,
     help="torch.compile each network first: tens of seconds, needs g++ on a CPU, and gains little there (docs/embeddings.md).",
 )
+@click.option("--plan", "as_plan", is_flag=True, help="Only foretell time, memory and bytes; nothing is written.")
 @click.option("--skip-bad", is_flag=True, help="Leave out images that cannot be decoded, instead of stopping.")
 @store_option
 @data_root_option
@@ -178,9 +204,10 @@ def embed(
     device: str,
     batch_size: int | None,
     workers: int | None,
-    block_rows: int,
+    block_rows: int | None,
     cache: str,
     compiled: bool,
+    as_plan: bool,
     skip_bad: bool,
     store_path: str,
     data_root: Path,
@@ -189,7 +216,8 @@ def embed(
 ) -> None:
     """Turn a target's images into embeddings, one forward pass an image.
 
-    Only what the store lacks is done: run it again after an interruption and it goes on.
+    Only what the store lacks is done: run it again after an interruption and it goes on. Under torchrun or srun, each
+    process takes its share of the rows.
 
     \b
     Examples:
@@ -197,6 +225,8 @@ def embed(
       fastxfer embed --ckpt resnet50.a1_in1k bit.npz --target photos flowers
       fastxfer embed --ckpt vit_base_patch14_dinov2.lvd142m --target photos --pool avg,cls --layer -1,-2
       fastxfer embed --ckpt mine.pt --arch mine.py:build --input-size 3,224,224 --mean 0.5 --std 0.5 --target photos
+      fastxfer embed --ckpt r152x4.pt --target chexpert --plan
+      torchrun --nproc-per-node 2 -m fastxfer embed --ckpt r152x4.pt --target chexpert
     """
     keywords = parse_arch_args(arch_args)
     of_each = [
@@ -212,6 +242,7 @@ def embed(
     tables = [load_target(t, data_root) for t in dict.fromkeys(targets)]
 
     from fastxfer.embed import embed as run
+    from fastxfer.embed import plan, team_of_environment
     from fastxfer.registered import load_named
     from fastxfer.store import EmbeddingStore
 
@@ -230,6 +261,22 @@ def embed(
             preprocessing=preprocessing,
         )
     ]
+    if as_plan:
+        there = "://" in store_path or Path(store_path).exists()
+        plans = plan(
+            backbones,
+            tables,
+            EmbeddingStore.open(store_path) if there else None,
+            batch_size=batch_size,
+            workers=workers,
+            dtype=dtype,
+            device=device,
+        )
+        emit_json(plans.as_dict()) if as_json else _say_plan(plans)
+        return
+    team = team_of_environment()
+    if team:
+        say(f"rank {team.rank} of {team.count}: every {team.count}th block of rows is this process's")
     store = EmbeddingStore.open(store_path, mode="a")
     done = run(
         backbones,
@@ -243,8 +290,11 @@ def embed(
         block_rows=block_rows,
         cache=cache,
         compiled=compiled,
+        team=team,
     )
     if as_json:
+        if team and team.rank:
+            return  # one document is enough
         about = [{"backbone": b.name, **b.provenance()} for b in backbones]
         alone = about[0] if len(about) == 1 else {}
         emit_json({"store": store_path, **alone, "backbones": about, "embedded": [e.as_dict() for e in done]})

@@ -1,14 +1,27 @@
-"""`fastxfer store`: what is there, whether two are equal, out, and away; looking after it is in `upkeep`."""
+"""`fastxfer store`: what is there, whether two are equal, out, and away; `show` is in `provenance`, the rest in `upkeep`."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from fastxfer.cli.common import emit_json, json_option, print_table, size_words, store_option
+from fastxfer.cli.common import (
+    data_root_option,
+    emit_json,
+    json_option,
+    percent_done,
+    print_table,
+    size_words,
+    store_option,
+)
+from fastxfer.cli.provenance import show
 from fastxfer.cli.upkeep import COMMANDS, yes_option
 from fastxfer.errors import UsageError
+
+if TYPE_CHECKING:
+    from fastxfer.store import EmbeddingStore
 
 
 @click.group()
@@ -28,7 +41,9 @@ def store() -> None:
 @store_option
 @json_option
 def list_entries(store_path: str, as_json: bool) -> None:
-    """List the embeddings: backbone, target, size, dtype, whether complete.
+    """List the embeddings: backbone, target, how complete, size, when made, from which weights (identity's first eight).
+
+    A terminal that is too narrow goes without identity, source, date and dtype, in this order; a pipe gets all.
 
     \b
     Example:
@@ -66,14 +81,17 @@ def list_entries(store_path: str, as_json: bool) -> None:
             e.n_images,
             e.dim,
             e.dtype,
-            "yes" if e.complete else f"{e.n_present:,} there",
-            e.attrs.get("source", "unknown"),
+            percent_done(e.n_present, e.n_images, bar=True),
             size_words(e.bytes),
             str(e.attrs.get("date", ""))[:16].replace("T", " "),
+            str(e.attrs.get("identity", ""))[:8],
+            e.attrs.get("source", "unknown"),
         )
         for e in entries
     ]
-    print_table(["backbone", "target", "images", "dim", "dtype", "complete", "source", "size", "made (UTC)"], rows)
+    columns = ["backbone", "target", "images", "dim", "dtype", "complete", "size", "made (UTC)", "identity", "source"]
+    spare = ["identity", "source", "made (UTC)", "dtype"]
+    print_table(columns, rows, right=("size", "complete"), spare=spare)
 
 
 @store.command()
@@ -99,67 +117,92 @@ def digest(store_path: str, as_json: bool) -> None:
 @click.argument("backbone")
 @click.argument("target")
 @click.option(
-    "--out", required=True, type=click.Path(path_type=Path, dir_okay=False), help="The .npz, .parquet or .npy to write."
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="The .npz, .parquet or .npy to write; with --format projector a folder.",
 )
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["by-name", "projector"]),
+    default="by-name",
+    show_default=True,
+    help="by-name = what --out ends in; projector = for TensorBoard's Embedding Projector.",
+)
+@click.option("--points", type=click.IntRange(min=1), help="Projector: rows, drawn at random if more [default: 10000].")
+@click.option("--seed", type=click.IntRange(min=0), help="Projector: which rows are drawn [default: 0].")
+@click.option("--thumbnails", is_flag=True, help="Projector: a sprite sheet of the images, if they are still at hand.")
+@click.option("--paths", is_flag=True, help="Projector: the images' paths, too (they may name patients).")
+@click.option("--url", help="Projector: where the folder will be served, for projector.tensorflow.org/?config=…")
 @store_option
+@data_root_option
 @json_option
-def export(backbone: str, target: str, out: Path, store_path: str, as_json: bool) -> None:
+def export(
+    backbone: str,
+    target: str,
+    out: Path,
+    form: str,
+    points: int | None,
+    seed: int | None,
+    thumbnails: bool,
+    paths: bool,
+    url: str | None,
+    store_path: str,
+    data_root: Path,
+    as_json: bool,
+) -> None:
     """Write embeddings, labels, split, image_id and what else is known of each row for other programs.
 
     .npz and .parquet hold all of it; a .npy holds the embeddings alone, for np.load(…, mmap_mode="r"), and the rest lies
-    beside it in a .rows.parquet. Rows correspond.
+    beside it in a .rows.parquet. Rows correspond. The projector's folder never tells patients, and paths only with --paths.
 
     \b
     Examples:
       fastxfer store export resnet50 photos --out photos.npz
       fastxfer store export resnet50 photos --out photos.parquet
+      fastxfer store export resnet50 photos --out projector --format projector --thumbnails
     """
     from fastxfer.progress import say
     from fastxfer.store import EmbeddingStore
 
-    EmbeddingStore.open(store_path).export(backbone, target, out)
-    if as_json:
-        emit_json({"out": out, "backbone": backbone, "target": target})
-    else:
-        say(f"wrote {out}")
-
-
-@store.command()
-@click.argument("backbone")
-@click.argument("target")
-@store_option
-@json_option
-def show(backbone: str, target: str, store_path: str, as_json: bool) -> None:
-    """Tell all that is known of one array: which weights, which pixels, which images, which code, when, how complete.
-
-    \b
-    Example:
-      fastxfer store show resnet50 photos
-    """
-    from fastxfer.store import EmbeddingStore
-
+    only = {"--points": points, "--seed": seed, "--thumbnails": thumbnails, "--paths": paths, "--url": url}
+    given = [name for name, value in only.items() if value not in (None, False)]
+    if form == "by-name" and given:
+        raise UsageError(f"{given[0]} goes with --format projector")
     opened = EmbeddingStore.open(store_path)
-    opened.attributes(backbone, target)  # says what there is instead
-    (entry,) = (e for e in opened.entries(target) if e.backbone == backbone)
-    told = {
-        "store": store_path,
-        "format": opened.version,
-        "path": opened.stored(backbone, target).path,
-        "backbone": backbone,
-        "target": target,
-        "n_images": entry.n_images,
-        "n_present": entry.n_present,
-        "left_out": len(opened.bad_images(target)),
-        "dim": entry.dim,
-        "bytes": entry.bytes,
-        "target_fingerprint": opened.fingerprint(target),
-        **entry.attrs,
-        "complete": entry.complete,
-    }
+    if form == "by-name":
+        opened.export(backbone, target, out)
+        if as_json:
+            emit_json({"out": out, "backbone": backbone, "target": target})
+        else:
+            say(f"wrote {out}")
+        return
+
+    from fastxfer.store.projector import export_projector
+
+    if out.is_file():
+        raise UsageError(f"--out {out}: is a file; --format projector writes a folder")
+    root = _root_of(opened, target, data_root) if thumbnails else None
+    done = export_projector(
+        opened, backbone, target, out, points=points or 10_000, seed=seed or 0, paths=paths, images=root, url=url
+    )
+    if done.n_points < done.n_images:
+        say(f"{done.n_points:,} of {done.n_images:,} images, drawn with seed {seed or 0}")
     if as_json:
-        emit_json(told)
+        emit_json({"out": out, "backbone": backbone, "target": target, **vars(done)})
     else:
-        print_table(["what", "value"], [(k, str(v)) for k, v in told.items()])
+        say(f"wrote {', '.join(done.files)} to {out}: tensorboard --logdir {out}")
+
+
+def _root_of(opened: EmbeddingStore, target: str, data_root: Path) -> Path:
+    """Where the images of a stored target lie, which must be the registered one of this name."""
+    from fastxfer.targets import load_target
+
+    found = load_target(target, data_root)
+    if found.root is None or found.fingerprint != opened.fingerprint(target):
+        raise UsageError(f"--thumbnails: the registered target '{target}' is not the one that was embedded")
+    return found.root
 
 
 @store.command()
@@ -226,5 +269,5 @@ def remove(backbone: str | None, target: str | None, whole_target: str | None, y
     say(f"removed {what}")
 
 
-for command in COMMANDS:
+for command in [show, *COMMANDS]:
     store.add_command(command)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from fastxfer.backbones import PRECISIONS, Backbone
 from fastxfer.backbones.lean import TOLERANCE, lean
+from fastxfer.embed.ranks import local_rank
 from fastxfer.errors import DataError, UsageError
 from fastxfer.progress import say
 
@@ -112,6 +113,19 @@ def default_batch(backbone: Backbone, device: torch.device) -> int:
         return _GPU_BATCH
     images = min(_CPU_FLOPS / max(backbone.trial.flops, 1.0), _CPU_MOST)
     return int(1 << max(0, int(images).bit_length() - 1))
+
+
+def device_of(name: str) -> torch.device:
+    """The device of a `--device`; UsageError if there is none."""
+    if name == "auto":
+        return torch.device("cuda", local_rank()) if torch.cuda.is_available() else torch.device("cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UsageError(f"--device {name}: expected auto, cpu, cuda or cuda:NUMBER") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda: no CUDA device is visible to PyTorch; use --device cpu, or auto")
+    return device
 
 
 @contextmanager

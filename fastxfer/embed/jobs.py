@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from fastxfer import __version__
 from fastxfer.backbones import Backbone, Preprocessing
 from fastxfer.embed.forward import Forward
-from fastxfer.store import EmbeddingStore, Writer
+from fastxfer.store import EmbeddingStore, Team, Writer
 from fastxfer.targets.table import Target
 
 
@@ -45,10 +45,16 @@ class Job(ABC):
         """uint8 (batch, c, h, w) -> (batch, columns of all jobs of this maker)."""
 
 
-def writer(job: Job, target: Target, block_rows: int) -> AbstractContextManager[Writer]:
-    """Hold the job's array of a target for writing."""
+def writer(job: Job, target: Target, block_rows: int | None, team: Team | None) -> AbstractContextManager[Writer]:
+    """Hold the job's array of a target for writing, alone or with a team."""
     return job.store.writer(
-        job.name, target.name, dim=job.dim, dtype=job.dtype, attributes=job.attributes, block_rows=block_rows
+        job.name,
+        target.name,
+        dim=job.dim,
+        dtype=job.dtype,
+        attributes=job.attributes,
+        block_rows=block_rows,
+        team=team,
     )
 
 

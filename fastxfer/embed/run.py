@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from fastxfer.backbones import Backbone
 from fastxfer.embed.cache import CachedPixels, bytes_needed, check_room, pixel_store
 from fastxfer.embed.checks import check_images, join
 from fastxfer.embed.feed import Feed, Pixels
-from fastxfer.embed.forward import default_batch, one_thread_each
+from fastxfer.embed.forward import default_batch, device_of, one_thread_each
 from fastxfer.embed.jobs import EmbedJob, Job, PixelJob, begin, writer
+from fastxfer.embed.ranks import cores_here
 from fastxfer.errors import DataError, UsageError
-from fastxfer.progress import progress, say
-from fastxfer.store import BLOCK_ROWS, EmbeddingStore, check_name
+from fastxfer.progress import Advance, progress, say, shares
+from fastxfer.store import BLOCK_ROWS, EmbeddingStore, Team, check_name
 from fastxfer.targets.changes import digest_of_sizes
 from fastxfer.targets.table import Target
 
@@ -64,9 +63,10 @@ def embed(
     skip_bad: bool = False,
     dtype: str = "float16",
     device: str = "auto",
-    block_rows: int = BLOCK_ROWS,
+    block_rows: int | None = None,
     cache: str = "off",
     compiled: bool = False,
+    team: Team | None = None,
 ) -> list[Embedded]:
     """Embed the images of `targets` by one or several backbones, only the row blocks that the store lacks.
 
@@ -76,7 +76,9 @@ def embed(
                 runs out]
     workers:    threads that decode, and on a CPU compute, each on its own images [one a core, at most 16 on a GPU]
     skip_bad:   leave out (and record) images that cannot be decoded, instead of stopping before the first forward pass
-    dtype:      of the stored embeddings;  block_rows: rows written at once, the most a kill can cost
+    dtype:      of the stored embeddings
+    block_rows: rows written at once, some of which are the most that a kill can cost [256, more for millions of images]
+    team:       this process's place among several that share the work, block by block
     compiled:   let torch.compile make one program of each network first, which takes some tens of seconds
     cache:      "disk" keeps the pixels inside the store, "ram" in this process, for backbones to come; "off" does not
 
@@ -93,10 +95,11 @@ def embed(
     names = [check_name(b.name, "backbone") for b in some]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UsageError(f"two backbones are called {', '.join(twice)}: give them different names with --name")
-    place = _device(device)
-    threads = workers or (_cores() if place.type == "cpu" else min(16, _cores()))
+    place = device_of(device)
+    threads = workers or (cores_here() if place.type == "cpu" else min(16, cores_here()))
     jobs: list[Job] = [
-        EmbedJob(b, store, min(batch_size or default_batch(b, place), block_rows), dtype, place, compiled) for b in some
+        EmbedJob(b, store, min(batch_size or default_batch(b, place), block_rows or BLOCK_ROWS), dtype, place, compiled)
+        for b in some
     ]
     kept = pixel_store(store, cache)
     if kept is not None:
@@ -113,7 +116,7 @@ def embed(
             where.add_target(target, files=digest)
         with ExitStack() as stack:
             some_jobs = [job for job in jobs if isinstance(job, EmbedJob)]
-            outs = [stack.enter_context(writer(job, target, block_rows)) for job in some_jobs]
+            outs = [stack.enter_context(writer(job, target, block_rows, team)) for job in some_jobs]
             lacking = {row for out in outs for block in out.missing for row in block if row not in out.bad}
         check_images(target, sorted(lacking), threads, contents=not skip_bad)
 
@@ -122,28 +125,26 @@ def embed(
         for target in targets:
             with ExitStack() as stack:
                 for job in jobs:
-                    begin(job, stack.enter_context(writer(job, target, block_rows)))
+                    begin(job, stack.enter_context(writer(job, target, block_rows, team)))
                 done += _Pass(target, jobs, pool, threads, skip_bad, on_cpu=place.type == "cpu").run()
     return done
 
 
 @dataclass
-class _Block:
-    """Rows that some jobs lack, while they come in."""
+class _Piece:
+    """Some rows that several jobs lack, decoded together; `jobs` says which, and in which of their blocks the rows lie."""
 
     rows: range
-    jobs: list[Job]
-    values: dict[str, NDArray[Any]] = field(default_factory=dict)  # by the job's name
-    bad: dict[int, str] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
+    jobs: list[tuple[Job, range]]
 
 
 @dataclass
-class _Piece:
-    """Some rows of a block, decoded together."""
+class _Block:
+    """A job's block of rows while its pieces come in."""
 
-    block: _Block
     rows: range
+    values: NDArray[Any]
+    seconds: float = 0.0
 
 
 @dataclass
@@ -172,30 +173,25 @@ class _Pass:
             job.preprocessing.geometry_key: CachedPixels(job.store, target, job.preprocessing) for job in self.keeping
         }
         self.feed = Feed(target, [job.preprocessing for job in self.jobs], self.known_bad, skip_bad, cached)
+        self.open: dict[str, _Block] = {}  # by the job's name
+        self.bad: dict[int, str] = {}  # rows found to be undecodable in this pass
         self.spent = {"decode": 0.0, "forward": 0.0, "write": 0.0}
 
     def run(self) -> list[Embedded]:
         started = time.perf_counter()
         for job in self.jobs:
             self._say_what_is_there(job)
-        blocks: dict[range, _Block] = {}
-        for job in self.jobs:
-            for rows in job.missing:
-                blocks.setdefault(rows, _Block(rows, [])).jobs.append(job)
-        for keeping in self.keeping:
-            for rows in keeping.missing:
-                if rows in blocks:  # pixels that no backbone asks for are not decoded
-                    blocks[rows].jobs.append(keeping)
-        if blocks:
+        pieces = self._pieces()
+        if pieces:
             busy = [job for job in self.jobs if job.missing]
             for job in busy:
                 job.prepare(self.jobs)
-            names = ", ".join(job.name for job in busy)
-            with progress(f"embed {names} on {self.target.name}", sum(map(len, blocks)), "images") as advance:
-                self._all(sorted(blocks.values(), key=lambda b: (b.rows.start, b.rows.stop)), advance)
-        seconds = time.perf_counter() - started if blocks else 0.0
+            names, total = ", ".join(job.name for job in busy), sum(len(piece.rows) for piece in pieces)
+            with progress(f"embed {names} on {self.target.name}", total, "images") as advance:
+                self._all(pieces, advance)
+        seconds = time.perf_counter() - started if pieces else 0.0
         bad = self.jobs[0].out.bad
-        if blocks and bad:
+        if pieces and bad:
             say(f"{self.target.name}: {len(bad):,} images left out that cannot be decoded: {join(list(bad.values()))}")
         if len(bad) == self.target.n_images:
             raise DataError(f"target '{self.target.name}': not one of its {len(bad):,} images can be decoded")
@@ -231,12 +227,18 @@ class _Pass:
             if other:
                 say(f"{title}: begun with another {', '.join(other)}: last bits may differ from an unbroken run's")
 
-    def _all(self, blocks: list[_Block], advance: Callable[[int], None]) -> None:
-        pieces = (
-            _Piece(b, range(i, min(i + self.piece_rows, b.rows.stop)))
-            for b in blocks
-            for i in range(b.rows.start, b.rows.stop, self.piece_rows)
-        )
+    def _pieces(self) -> list[_Piece]:
+        """The rows that are to be done, ascending. Pixels that no backbone asks for are not decoded."""
+        jobs: dict[range, list[tuple[Job, range]]] = {}
+        for job in [*self.jobs, *self.keeping]:
+            for block in job.missing:
+                for i in range(block.start, block.stop, self.piece_rows):
+                    rows = range(i, min(i + self.piece_rows, block.stop))
+                    if isinstance(job, EmbedJob) or rows in jobs:
+                        jobs.setdefault(rows, []).append((job, block))
+        return [_Piece(rows, jobs[rows]) for rows in sorted(jobs, key=lambda r: (r.start, r.stop))]
+
+    def _all(self, pieces: list[_Piece], advance: Advance) -> None:
         waiting: deque[tuple[_Piece, Future[_Result]]] = deque()
         try:
             for piece in pieces:
@@ -251,7 +253,7 @@ class _Pass:
 
     def _work(self, piece: _Piece) -> _Result:
         clock = time.perf_counter()
-        wanted = {job.preprocessing.geometry_key for job in piece.block.jobs}
+        wanted = {job.preprocessing.geometry_key for job, _ in piece.jobs}
         pixels, bad = self.feed.pixels(piece.rows, wanted, self.piece_rows)
         result = _Result(pixels, {}, bad, {"decode": time.perf_counter() - clock})
         if self.on_cpu:
@@ -260,7 +262,7 @@ class _Pass:
 
     def _make(self, piece: _Piece, result: _Result) -> None:
         by_maker: dict[int, list[Job]] = {}
-        for job in piece.block.jobs:
+        for job, _ in piece.jobs:
             by_maker.setdefault(job.maker, []).append(job)
         for jobs in by_maker.values():
             clock, first = time.perf_counter(), jobs[0]
@@ -272,50 +274,32 @@ class _Pass:
                 result.values[job.name], result.spent[job.name] = made[: len(piece.rows), job.columns], seconds
         result.pixels = {}
 
-    def _take(self, piece: _Piece, future: Future[_Result], advance: Callable[[int], None]) -> None:
-        """Bring a piece to its block, and a block that is whole to the store."""
-        result, block = future.result(), piece.block
+    def _take(self, piece: _Piece, future: Future[_Result], advance: Advance) -> None:
+        """Bring a piece to the jobs' blocks, and a block that is whole to the store."""
+        result = future.result()
         if not self.on_cpu:
             self._make(piece, result)
         shared = self.threads if self.on_cpu else 1
         self.spent["decode"] += result.spent.pop("decode") / self.threads
         self.spent["forward"] += sum(result.spent.values()) / shared
-        for job in block.jobs:
+        self.bad |= result.bad
+        for job, rows in piece.jobs:
             made, seconds = result.values[job.name], result.spent[job.name] / shared
-            if piece.rows.start == block.rows.start:
-                block.values[job.name] = np.empty((len(block.rows), job.dim), made.dtype)
-            start = piece.rows.start - block.rows.start
-            block.values[job.name][start : start + len(made)] = made
-            block.seconds[job.name] = block.seconds.get(job.name, 0.0) + seconds
             job.seconds += seconds
-        block.bad |= result.bad
-        if piece.rows.stop == block.rows.stop:
-            self._write(block)
-        advance(len(piece.rows))
+            block = self.open.get(job.name)
+            if block is None:
+                block = self.open[job.name] = _Block(rows, np.empty((len(rows), job.dim), made.dtype))
+            start = piece.rows.start - block.rows.start
+            block.values[start : start + len(made)] = made
+            block.seconds += seconds
+            if piece.rows.stop == block.rows.stop:
+                self._write(job, self.open.pop(job.name))
+        advance(len(piece.rows), shares(self.spent))
 
-    def _write(self, block: _Block) -> None:
+    def _write(self, job: Job, block: _Block) -> None:
         clock = time.perf_counter()
-        for store in {id(job.store): job.out for job in block.jobs}.values():
-            store.mark_bad(block.bad)
-        empty = [row - block.rows.start for row in block.rows if row in self.known_bad or row in block.bad]
-        for job in block.jobs:
-            values = block.values.pop(job.name)
-            values[empty] = np.nan if values.dtype.kind == "f" else 0
-            job.out.write(block.rows, values, seconds=block.seconds[job.name])
+        job.out.mark_bad({row: why for row, why in self.bad.items() if row in block.rows})
+        empty = [row - block.rows.start for row in block.rows if row in self.known_bad or row in self.bad]
+        block.values[empty] = np.nan if block.values.dtype.kind == "f" else 0
+        job.out.write(block.rows, block.values, seconds=block.seconds)
         self.spent["write"] += time.perf_counter() - clock
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UsageError(f"--device {name}: expected auto, cpu, cuda or cuda:NUMBER") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UsageError("--device cuda: no CUDA device is visible to PyTorch; use --device cpu, or auto")
-    return device
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import base64
 import datetime
-import hashlib
 import math
-import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -22,7 +19,7 @@ from fastxfer.report.answer import answer, by_target, stand
 from fastxfer.report.costs import costs, costs_section
 from fastxfer.report.facts import Facts, gather
 from fastxfer.report.flags import Flag, flags
-from fastxfer.report.html import Markup, embed_json, join, tag
+from fastxfer.report.html import Markup, content_policy, embed_json, join, tag
 from fastxfer.report.words import plural
 
 COLUMNS = (
@@ -136,19 +133,13 @@ def _page(
     ]
     files = resources.files("fastxfer.report")
     script = files.joinpath("report.js").read_text(encoding="utf-8")
-    # Every script of the page is listed by its hash: whatever else might get in could not run, nor ask the network.
-    policy = " ".join(f"'sha256-{_sha256(text)}'" for text in (get_plotlyjs(), script))
     head = tag(
         "head",
         tag("meta", charset="utf-8"),
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
         tag("meta", name="color-scheme", content="light dark"),
         tag("meta", name="generator", content=f"fastxfer {facts.versions.get('fastxfer', '')}"),
-        tag(
-            "meta",
-            http_equiv="Content-Security-Policy",
-            content=f"default-src 'none'; script-src {policy}; style-src 'unsafe-inline'; img-src data: blob:",
-        ),
+        content_policy(get_plotlyjs(), script),
         tag("link", rel="icon", href="data:,"),
         tag("title", title),
         tag("style", Markup(files.joinpath("report.css").read_text(encoding="utf-8"))),
@@ -304,9 +295,3 @@ def _columns(cells: pd.DataFrame) -> dict[str, Any]:
 
 def _finite(row: dict[str, Any]) -> dict[str, Any]:
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
-
-
-def _sha256(text: str) -> str:
-    # The parser turns line ends into "\n" before a browser hashes.
-    normal = re.sub(r"\r\n?", "\n", text)
-    return base64.b64encode(hashlib.sha256(normal.encode()).digest()).decode()

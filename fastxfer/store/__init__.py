@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from fastxfer.store.embeddings import EmbeddingStore, Entry
 from fastxfer.store.layout import BLOCK_ROWS, FORMAT, check_name
+from fastxfer.store.locks import Team
 from fastxfer.store.repairing import Repaired, repair
 from fastxfer.store.rows import StoredRows
 from fastxfer.store.verifying import Problem, Report, verify
@@ -31,6 +32,7 @@ __all__ = [
     "Repaired",
     "Report",
     "StoredRows",
+    "Team",
     "Writer",
     "check_name",
     "repair",

@@ -14,12 +14,13 @@ from fastxfer.store import files
 from fastxfer.store.blocks import Layout, layout_of
 from fastxfer.store.layout import BLOCK_FILE, array_path, block_file, damaged
 from fastxfer.store.reading import DamagedBlockError, LocalBlocks
+from fastxfer.store.remote import RemoteBlocks
 
 
 class StoredArray:
     """The embeddings (n_rows, dim) of a target by a backbone, all rows of the target's table.
 
-    Local blocks of the present format are read directly; those at URLs and of format 1 through zarr.
+    Blocks of the present format are read directly; those of format 1 through zarr.
     """
 
     def __init__(
@@ -34,7 +35,11 @@ class StoredArray:
         self.block_rows = int(document["chunk_grid"]["configuration"]["chunk_shape"][0])
         self.layout = layout
         root = files.local_root(backing)
-        self._local = LocalBlocks(root / self.path, layout) if layout and root is not None else None
+        self._direct: LocalBlocks | RemoteBlocks | None = None
+        if layout is not None:
+            self._direct = (
+                RemoteBlocks(backing, self.path, layout) if root is None else LocalBlocks(root / self.path, layout)
+            )
 
     @property
     def blocks(self) -> list[range]:
@@ -48,10 +53,10 @@ class StoredArray:
 
     def read(self, rows: range) -> NDArray[Any]:
         """(len(rows), dim): consecutive rows. DataError if they are damaged, missing or unreadable (says which)."""
-        if self._local is None:
+        if self._direct is None:
             return self._by_zarr(rows, slice(rows.start, rows.stop))
         try:
-            return self._local.read(rows)
+            return self._direct.read(rows)
         except DamagedBlockError as error:
             raise self._damaged(error.number, error) from None
         except OSError as error:
@@ -59,9 +64,9 @@ class StoredArray:
 
     def take(self, rows: NDArray[np.int64]) -> NDArray[Any]:
         """(len(rows), dim): any rows, from 0 up, in this order. DataError as for `read`."""
-        if self._local is not None and len(rows):
+        if self._direct is not None and len(rows):
             try:
-                return self._local.take(rows)
+                return self._direct.take(rows)
             except DamagedBlockError as error:
                 raise self._damaged(error.number, error) from None
             except OSError as error:
@@ -91,7 +96,7 @@ class StoredArray:
 
     def _zarr(self) -> zarr.Array[Any]:
         try:
-            array = zarr.open_array(self.backing, path=self.path, mode="r")
+            array = zarr.open_array(self.backing, path=self.path, mode="r", zarr_format=3)
         except (ValueError, KeyError, TypeError) as error:
             raise damaged(self.store, f"{self.path}/{files.METADATA}", error) from None
         return array

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,18 +17,19 @@ from fastxfer.errors import DataError, UsageError, nearest
 from fastxfer.store import files, locks
 from fastxfer.store.arrays import StoredArray, open_array
 from fastxfer.store.layout import (
-    BLOCK_ROWS,
     FORMAT,
     NAME,
     array_path,
     as_words,
     bad_rows,
+    block_rows_for,
     check_backbone,
     check_format,
     check_name,
     check_table,
     damaged,
 )
+from fastxfer.store.locks import Team
 from fastxfer.store.rows import StoredRows
 from fastxfer.store.tables import read_column, read_table, write_table
 from fastxfer.store.writing import Writer, create
@@ -83,6 +84,8 @@ class EmbeddingStore:
             raise damaged(str(path), "its zarr.json", error) from None
         if content is None:
             filled = there and any(n not in (".locks",) and files.PARTIAL not in n for n in files.names(backing, ""))
+            if filled and files.read(backing, files.METADATA) is not None:
+                return cls.open(path, mode)  # somebody else has just made it
             if filled:
                 raise DataError(
                     f"'{path}' is not a fastxfer store (no zarr.json in it); name another folder with --store"
@@ -279,9 +282,12 @@ class EmbeddingStore:
         dim: int,
         dtype: str,
         attributes: dict[str, Any],
-        block_rows: int = BLOCK_ROWS,
+        block_rows: int | None = None,
+        team: Team | None = None,
     ) -> Iterator[Writer]:
         """Hold the array of (backbone, target) for writing, making it if it isn't there; the target must be.
+
+        With a `team`, its processes hold the array together, and the writer's `missing` are this one's share of the blocks.
 
         dtype "float16" or "float32" (pixels: "uint8"); `attributes` is its provenance and has an "identity".
         Raises DataError if somebody else writes it, or if it holds another backbone's embeddings under this name.
@@ -289,17 +295,20 @@ class EmbeddingStore:
         check_name(backbone, "backbone")
         n_images = int(self.target_attributes(target)["n_images"])
         path = array_path(backbone, target)
-        with self.locked(f"{target}@{backbone}", f"'{backbone}' on '{target}'") as lock:
-            if self._attrs(path) is None:
+        with self.locked(f"{target}@{backbone}", f"'{backbone}' on '{target}'", team=team) as lock:
+            with self.locked(f"{target}@{backbone}.making", f"'{backbone}' on '{target}'", wait=60.0):
+                if self._attrs(path) is None:
+                    files.sweep(self.backing, path)
+                    rows = block_rows or block_rows_for(n_images, dim * np.dtype(dtype).itemsize)
+                    create(self.backing, path, (n_images, dim), dtype, rows, files.as_json(attributes))
+                array = self.stored(backbone, target)
+                there = {**array.attributes, "dim": array.shape[1], "dtype": str(array.dtype)}
+                check_backbone(
+                    self.path, backbone, target, there, {**files.as_json(attributes), "dim": dim, "dtype": dtype}
+                )
+            if team is None:  # what others are writing just now looks like what killed ones left
                 files.sweep(self.backing, path)
-                create(self.backing, path, (n_images, dim), dtype, block_rows, files.as_json(attributes))
-            array = self.stored(backbone, target)
-            there = {**array.attributes, "dim": array.shape[1], "dtype": str(array.dtype)}
-            check_backbone(
-                self.path, backbone, target, there, {**files.as_json(attributes), "dim": dim, "dtype": dtype}
-            )
-            files.sweep(self.backing, path)
-            out = Writer(self, array, lock)
+            out = Writer(self, array, lock, team)
             try:
                 yield out
             except BaseException:
@@ -307,15 +316,14 @@ class EmbeddingStore:
                 raise
             out.finish()
 
-    def update_attributes(self, array: StoredArray, changes: dict[str, Any]) -> None:
-        """Change an array's attributes, here and in the store; its lock must be held."""
+    def change_attributes(self, array: StoredArray, change: Callable[[dict[str, Any]], None]) -> None:
+        """Change an array's attributes, here and in the store; its lock must be held, where there are locks."""
         self.check_writable()
         key = f"{array.path}/{files.METADATA}"
-        document = files.read_json(self.backing, key)
+        with self.locked(f"{array.target}@{array.backbone}.making", f"{array.path}", wait=60.0):
+            document = files.change_json(self.backing, key, change)
         if document is None:
             raise DataError(f"store '{self.path}': {key} is gone while being written; is its disk still mounted?")
-        document["attributes"] |= files.as_json(changes)
-        files.write_json(self.backing, key, document)
         array.attributes = document["attributes"]
 
     def remove(self, backbone: str | None, target: str) -> None:
@@ -340,14 +348,14 @@ class EmbeddingStore:
             raise UsageError(f"store '{self.path}' was opened for reading; open it with mode 'a'")
 
     @contextmanager
-    def locked(self, name: str, what: str, wait: float = 0.0) -> Iterator[Path | None]:
+    def locked(self, name: str, what: str, wait: float = 0.0, team: Team | None = None) -> Iterator[Path | None]:
         """Hold a lock of the store; `what` is said to whoever comes second. DataError if it is held."""
         self.check_writable()
         root = files.local_root(self.backing)
         if root is None:  # no locks on object stores: blocks are written whole and are the same whoever writes them
             yield None
             return
-        with locks.hold(root / ".locks" / name, f"store {self.path}: {what}", wait=wait) as lock:
+        with locks.hold(root / ".locks" / name, f"store {self.path}: {what}", wait=wait, team=team) as lock:
             yield lock
 
     def _attrs(self, path: str) -> dict[str, Any] | None:
@@ -392,7 +400,10 @@ class EmbeddingStore:
 
     def record_bad(self, target: str, found: dict[int, str]) -> None:
         with self.locked(target, f"target '{target}'", wait=60.0):
-            attrs = self.target_attributes(target)
-            bad = {**attrs["bad"], **{str(row): reason for row, reason in found.items()}}
-            group = zarr.open_group(self.backing, path=f"targets/{target}", mode="r+")
-            group.update_attributes({"bad": {k: bad[k] for k in sorted(bad, key=int)}})
+            self.target_attributes(target)
+
+            def add(attributes: dict[str, Any]) -> None:
+                bad = attributes["bad"] | {str(row): reason for row, reason in found.items()}
+                attributes["bad"] = {k: bad[k] for k in sorted(bad, key=int)}
+
+            files.change_json(self.backing, f"targets/{target}/{files.METADATA}", add)

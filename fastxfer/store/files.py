@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,7 +22,7 @@ from zarr.abc.store import Store
 from zarr.core.buffer import Buffer, default_buffer_prototype
 from zarr.core.sync import sync
 
-from fastxfer.errors import DataError
+from fastxfer.errors import DataError, UsageError
 from fastxfer.files import PARTIAL, write_whole
 
 T = TypeVar("T")
@@ -32,7 +32,7 @@ COPY = ".copy"
 DIGEST = "fastxfer_sha256"
 
 
-class _Sealing:
+class Sealing:
     """Writes each zarr.json sealed, and its copy."""
 
     async def set(self, key: str, value: Buffer) -> None:
@@ -46,8 +46,23 @@ class _Sealing:
     async def set_plain(self, key: str, value: Buffer) -> None:
         raise NotImplementedError
 
+    async def get_version(self, key: str) -> tuple[bytes | None, Any]:
+        """A file's content and what `swap` takes to know it again; (None, …) if it isn't there."""
+        content: Buffer | None = await self.get(key, default_buffer_prototype())  # type: ignore[attr-defined]
+        return (None if content is None else content.to_bytes()), None
 
-class DurableStore(_Sealing, zarr.storage.LocalStore):
+    async def swap(self, key: str, content: bytes, version: Any) -> bool:
+        """Write a file if it is still that version; whether it was. Where there are locks, whoever holds one needn't ask."""
+        await self.set_plain(key, default_buffer_prototype().buffer.from_bytes(content))
+        return True
+
+    async def sizes(self, prefix: str) -> AsyncIterator[tuple[str, int]]:
+        """(key, bytes) of each file below `prefix`."""
+        async for key in self.list_prefix(prefix):  # type: ignore[attr-defined]
+            yield key, await self.getsize(key)  # type: ignore[attr-defined]
+
+
+class DurableStore(Sealing, zarr.storage.LocalStore):
     """A local Zarr store whose writes survive a kill, a full disk and a power cut.
 
     zarr-python 3.1 writes a temporary file and renames it, which covers the first two; a rename can still reach the
@@ -66,7 +81,7 @@ class DurableStore(_Sealing, zarr.storage.LocalStore):
         write_whole(self.root / key, content)
 
 
-class RemoteStore(_Sealing, zarr.storage.FsspecStore):  # type: ignore[misc]
+class RemoteStore(Sealing, zarr.storage.FsspecStore):  # type: ignore[misc]
     """A Zarr store at an fsspec URL, where an object is written whole by nature."""
 
     async def set_plain(self, key: str, value: Buffer) -> None:
@@ -114,9 +129,17 @@ def is_url(path: str | Path) -> bool:
 
 
 def open_files(path: str | Path, *, read_only: bool) -> Store:
-    """The Zarr store at a folder or an fsspec URL (``memory://x``, ``s3://bucket/x`` if s3fs is installed)."""
+    """The Zarr store at a folder, at ``s3://bucket/prefix`` (extra `s3`), or at another fsspec URL (``memory://x``)."""
     if not is_url(path):
         return DurableStore(Path(path).expanduser().absolute(), read_only=read_only)
+    if str(path).startswith("s3://"):
+        try:
+            from fastxfer.store.objects import open_bucket
+        except ImportError:
+            raise UsageError(
+                f"--store {path}: obstore is not installed: pip install obstore, or fastxfer[s3]"
+            ) from None
+        return open_bucket(str(path), read_only=read_only)
     try:
         return RemoteStore.from_url(str(path), read_only=read_only)
     except (ImportError, ValueError) as error:
@@ -163,8 +186,10 @@ def read_json(store: Store, key: str, *, sealed: bool = True) -> dict[str, Any] 
     ValueError if it is not as it was written; without `sealed`, one that never had a digest is taken, too.
     """
     content = read(store, key)
-    if content is None:
-        return None
+    return None if content is None else _parse(key, content, sealed)
+
+
+def _parse(key: str, content: bytes, sealed: bool = True) -> dict[str, Any]:
     document: dict[str, Any] = json.loads(content)
     attributes = document["attributes"] if isinstance(document, dict) else None
     if not isinstance(attributes, dict):
@@ -181,13 +206,33 @@ def write(store: Store, key: str, content: bytes | memoryview) -> None:
         store.put(key, content)
     else:
         buffer = default_buffer_prototype().buffer.from_bytes(bytes(content))
-        run(store.set_plain(key, buffer) if isinstance(store, RemoteStore) else store.set(key, buffer))
+        run(store.set_plain(key, buffer) if isinstance(store, Sealing) else store.set(key, buffer))
 
 
 def write_json(store: Store, key: str, document: dict[str, Any]) -> None:
     """Write a zarr.json, sealed, and its copy."""
     for name, content in _sealed(key, json.dumps(document).encode()).items():
         write(store, name, content)
+
+
+def change_json(store: Store, key: str, change: Callable[[dict[str, Any]], None]) -> dict[str, Any] | None:
+    """Let `change` change a zarr.json's attributes, and write it; its content then, None if it isn't there.
+
+    On an object store, which has no locks, it is read and changed again if somebody else wrote it in between: no change
+    of theirs is lost. ValueError if it is not as it was written.
+    """
+    assert isinstance(store, Sealing)
+    while True:
+        content, version = run(store.get_version(key))
+        if content is None:
+            return None
+        document = _parse(key, content)
+        change(document["attributes"])
+        document["attributes"] = as_json(document["attributes"])
+        (_, fresh), (copy, _) = _sealed(key, json.dumps(document).encode()).items()
+        if run(store.swap(key, fresh, version)):
+            write(store, copy, fresh)
+            return document
 
 
 def delete(store: Store, key: str) -> None:
@@ -197,14 +242,28 @@ def delete(store: Store, key: str) -> None:
 def size(store: Store, prefix: str) -> tuple[int, int]:
     """How many files there are under `prefix` (or whether it is one), and their bytes."""
     if isinstance(store, zarr.storage.LocalStore):
-        path = store.root / prefix
-        sizes = [f.stat().st_size for f in path.rglob("*") if f.is_file()] if path.is_dir() else [path.stat().st_size]
+        sizes = list(_sizes(str(store.root / prefix)))
         return len(sizes), sum(sizes)
 
-    async def count(found: AsyncIterator[str]) -> int:
-        return sum([1 async for _ in found])
+    async def collect(found: AsyncIterator[tuple[str, int]]) -> list[int]:
+        return [size async for _, size in found]
 
-    return run(count(store.list_prefix(prefix))), int(run(store.getsize_prefix(prefix)))
+    assert isinstance(store, Sealing)
+    found = run(collect(store.sizes(prefix)))
+    return len(found), sum(found)
+
+
+def _sizes(path: str) -> Iterator[int]:
+    """Bytes of each file below a folder, or of a file: three times as fast as pathlib, for arrays of many thousand files."""
+    if not os.path.isdir(path):
+        yield os.stat(path).st_size
+        return
+    with os.scandir(path) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                yield from _sizes(entry.path)
+            elif entry.is_file():
+                yield entry.stat().st_size
 
 
 def delete_tree(store: Store, prefix: str) -> None:

@@ -16,11 +16,23 @@ from fastxfer.targets.table import Target
 
 FORMAT = 2
 BLOCK_ROWS = 256  # rows in a file; 1 MB of float16 at dim 2,048
+MANY_BLOCKS, LARGE_BLOCK = 4096, 64 << 20  # up to a million images 256 rows do; from there on blocks grow
 # What is read at least to get one row (an episode's rows lie scattered), and still large enough to be read fast.
 CHUNK_ROWS, CHUNK_BYTES = 64, 256 << 10
 TABLE_CHUNK = 65_536
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=-]{0,119}")
 BLOCK_FILE = re.compile(r"c\.(\d+)\.0")
+
+
+def block_rows_for(n_images: int, row_bytes: int) -> int:
+    """Rows a block unless somebody chooses: 256, more for large targets, so that an array is some thousands of files.
+
+    A block is never more than 64 MiB for that, as it is held in memory several times while it is written.
+    """
+    rows = BLOCK_ROWS
+    while n_images > MANY_BLOCKS * rows and 2 * rows * row_bytes <= LARGE_BLOCK:
+        rows *= 2
+    return rows
 
 
 def block_file(number: int) -> str:
@@ -97,7 +109,9 @@ def damaged(
 
 
 def as_words(column: NDArray[Any]) -> NDArray[np.str_]:
-    return np.array(column.tolist(), dtype=np.str_)  # NumPy has no direct cast from StringDType
+    width = int(np.strings.str_len(column).max(initial=1))
+    words: NDArray[np.str_] = column.astype(f"U{width}")  # NumPy doesn't find the width by itself
+    return words
 
 
 def now() -> str:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import glob
 import json
 import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,51 +20,97 @@ from fastxfer.errors import DataError
 
 # A holder on another machine touches its lock at every block it writes; one silent for longer is taken for dead.
 SILENT_SECONDS = 6 * 3600.0
+GATE_SECONDS = 60.0
+_GATE = ".gate"
+
+
+@dataclass(frozen=True)
+class Team:
+    """One of `count` processes of a job that write one array together; `rank` counts from 0."""
+
+    job: str
+    rank: int
+    count: int
 
 
 @contextmanager
-def hold(path: Path, what: str, *, wait: float = 0.0) -> Iterator[Path]:
-    """Hold the lock file `path` while the block runs; `what` is said to whoever comes second.
+def hold(path: Path, what: str, *, wait: float = 0.0, team: Team | None = None) -> Iterator[Path]:
+    """Hold the lock file `path` while the block runs, alone or with a team; `what` is said to whoever comes second.
 
     The kernel's flock decides, so a killed holder's lock is free at once. Where flock doesn't reach across machines,
-    a lock last touched by another host less than SILENT_SECONDS ago counts as held.
+    a lock last touched by another host less than SILENT_SECONDS ago counts as held. Each of a team holds a file of its
+    own beside `path`, so that nobody else may come, and a second team neither.
 
     Raises DataError naming the holder (host, process, since when) if it isn't free within `wait` seconds.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    own = path if team is None else path.with_name(f"{path.name}.{team.rank}-of-{team.count}")
     deadline = time.monotonic() + wait
+    with ExitStack() as stack:
+        while True:
+            # Who looks whether others hold their locks, and then takes his, does both before the next one looks.
+            with _file(path.with_name(f"{path.name}{_GATE}"), _mine(None), time.monotonic() + GATE_SECONDS) as holder:
+                holder = holder or _others(path, own, team)
+                if holder is None:
+                    holder = stack.enter_context(_file(own, _mine(team), time.monotonic()))
+            if holder is None:
+                break
+            if time.monotonic() >= deadline:
+                raise DataError(
+                    f"{what} is being written by process {holder.get('pid', '?')} on {holder.get('host', '?')} "
+                    f"since {holder.get('since', '?')}; wait for it, or stop it (if that machine is gone: delete {path}*)"
+                )
+            time.sleep(0.05)
+        yield own
+
+
+def _others(path: Path, own: Path, team: Team | None) -> dict[str, Any] | None:
+    """Who holds a lock that excludes ours."""
+    for other in [path, *path.parent.glob(f"{glob.escape(path.name)}.*-of-*")]:
+        if other == own:
+            continue
+        holder = _look(other)
+        if holder and (team is None or holder.get("job") != team.job):
+            return holder
+    return None
+
+
+def _mine(team: Team | None) -> dict[str, Any]:
+    mine: dict[str, Any] = {
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "since": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    return mine if team is None else mine | {"job": team.job}
+
+
+@contextmanager
+def _file(path: Path, mine: dict[str, Any], deadline: float) -> Iterator[dict[str, Any] | None]:
+    """Hold one lock file and yield None, or what its holder wrote if it isn't free by the deadline."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             holder = _take(descriptor, path)
-            if holder is None:
-                break
         except BaseException:
             os.close(descriptor)
             raise
+        if holder is None:
+            break
         os.close(descriptor)
         if holder.get("retry"):
             path.parent.mkdir(parents=True, exist_ok=True)
-            continue
-        if time.monotonic() >= deadline:
-            raise DataError(
-                f"{what} is being written by process {holder.get('pid', '?')} on {holder.get('host', '?')} "
-                f"since {holder.get('since', '?')}; wait for it, or stop it (if that machine is gone: delete {path})"
-            )
-        time.sleep(0.05)
+        elif time.monotonic() >= deadline:
+            yield holder
+            return
+        else:
+            time.sleep(0.01)
     try:
-        mine = {
-            "pid": os.getpid(),
-            "host": socket.gethostname(),
-            "since": datetime.now(UTC).isoformat(timespec="seconds"),
-        }
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, json.dumps(mine).encode(), 0)
-        yield path
+        yield None
     finally:
-        path.unlink(
-            missing_ok=True
-        )  # before the lock is let go: whoever waits on this file finds it unlinked and retries
+        # before the lock is let go: whoever waits on this file finds it unlinked and retries
+        path.unlink(missing_ok=True)
         os.close(descriptor)
 
 
@@ -98,12 +146,17 @@ def _holder(descriptor: int) -> dict[str, Any]:
 
 def is_held(path: Path) -> bool:
     """Whether somebody holds a lock file, as far as can be seen from here."""
+    return _look(path) is not None
+
+
+def _look(path: Path) -> dict[str, Any] | None:
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
-        return False
+        return None
     try:
-        return _take(descriptor, path) is not None
+        holder = _take(descriptor, path)
+        return None if holder and holder.get("retry") else holder
     finally:
         os.close(descriptor)
 

@@ -80,7 +80,8 @@ def _repair_inside(
             return _restore_table(store, backing, problem, load)
         if problem.kind in ("block", "missing"):
             # First the array is no longer complete, then the block goes: a kill in between loses nothing.
-            store.update_attributes(store.stored(problem.backbone, problem.target), {"complete": False})
+            array = store.stored(problem.backbone, problem.target)
+            store.change_attributes(array, lambda attributes: attributes.update(complete=False))
             files.delete(backing, problem.path)
             if problem.rows is not None:
                 out.lost.setdefault((problem.backbone, problem.target), []).append(problem.rows)

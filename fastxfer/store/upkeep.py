@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -71,7 +72,7 @@ def _leftovers(store: EmbeddingStore) -> Iterator[tuple[Literal["lock", "file", 
     if root is not None:
         for lock in sorted((root / ".locks").glob("*")):
             if locks.is_held(lock):
-                held.add(lock.name)
+                held.add(re.sub(r"\.\d+-of-\d+$", "", lock.name))
             else:
                 yield "lock", f".locks/{lock.name}", "a lock that nobody holds"
         for path in sorted(root.rglob(f"*{files.PARTIAL}")):

@@ -142,7 +142,9 @@ def _target(
     there = files.names(backing, prefix)
     before = len(report.problems)
     document = _metadata(backing, f"{prefix}/{files.METADATA}", report, name)
-    if document is None and len(report.problems) == before and {*COLUMNS, "embeddings"} & set(there):
+    known = {*COLUMNS, "embeddings"} & set(there)
+    # Some object stores keep an emptied folder's name for a while.
+    if document is None and len(report.problems) == before and known and files.size(backing, prefix)[0]:
         report.problems.append(Problem("metadata", f"{prefix}/{files.METADATA}", "it and its copy are missing", name))
     if document is None or "fingerprint" not in document["attributes"]:
         return  # beyond telling, or the table of a run that was killed while writing it

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +14,13 @@ import zarr
 from numpy.typing import NDArray
 from zarr.abc.store import Store
 from zarr.codecs import Crc32cCodec
+from zarr.errors import ContainsArrayError
 
 from fastxfer.errors import DataError
 from fastxfer.store import files, locks
 from fastxfer.store.arrays import StoredArray
 from fastxfer.store.layout import CHUNK_BYTES, CHUNK_ROWS, block_file, now
+from fastxfer.store.locks import Team
 
 if TYPE_CHECKING:
     from fastxfer.store.embeddings import EmbeddingStore
@@ -33,18 +36,22 @@ class Writer:
     A kill costs the blocks that are on their way, at most `AT_ONCE`; each is there whole or not at all.
     """
 
-    def __init__(self, store: EmbeddingStore, array: StoredArray, lock: Path | None) -> None:
+    def __init__(self, store: EmbeddingStore, array: StoredArray, lock: Path | None, team: Team | None = None) -> None:
         self._store = store
         self._array = array
         self._lock = lock
-        self._left = {block.start for block in array.missing()}
+        self._left = {
+            block.start
+            for block in array.missing()
+            if team is None or block.start // array.block_rows % team.count == team.rank
+        }
         self._pool = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="write")
         self._going: deque[Future[None]] = deque()
         self._seconds, self._timed, self._recorded = 0.0, 0, time.monotonic()
 
     @property
     def missing(self) -> list[range]:
-        """Row blocks still to be written, ascending."""
+        """Row blocks still to be written, ascending; of a team's member, its own."""
         return [block for block in self._array.blocks if block.start in self._left]
 
     @property
@@ -105,15 +112,18 @@ class Writer:
             )
         files.write(array.backing, f"{array.path}/{block_file(number)}", array.layout.encode(number, stored))
 
-    def _record(self, **more: Any) -> None:
-        """Add to the array's attributes how long its blocks took, and `more`."""
-        attributes = self._array.attributes
-        total = attributes["seconds"] + self._seconds
-        timed = attributes["n_timed"] + self._timed
-        rate = timed / total if total > 0 else None
-        self._store.update_attributes(
-            self._array, {"seconds": total, "n_timed": timed, "images_per_second": rate, **more}
-        )
+    def _record(self, complete: bool = False) -> None:
+        """Add to the array's attributes how long its blocks took; and that it is complete, if it is."""
+
+        def add(attributes: dict[str, Any]) -> None:
+            attributes["seconds"] += self._seconds
+            attributes["n_timed"] += self._timed
+            total = attributes["seconds"]
+            attributes["images_per_second"] = attributes["n_timed"] / total if total > 0 else None
+            if complete:
+                attributes["complete"] = True
+
+        self._store.change_attributes(self._array, add)
         self._seconds, self._timed, self._recorded = 0.0, 0, time.monotonic()
         if self._lock is not None:
             locks.touch(self._lock)
@@ -126,7 +136,7 @@ class Writer:
         finally:
             self._pool.shutdown(wait=True)
         complete = not self._array.missing()
-        if self._timed or complete != self._array.attributes.get("complete", False):
+        if self._timed or (complete and not self._array.attributes.get("complete")):
             self._record(complete=complete)
 
     def give_up(self) -> None:
@@ -141,19 +151,22 @@ def create(
     fits = CHUNK_BYTES // (shape[1] * np.dtype(dtype).itemsize)
     chunk = min(CHUNK_ROWS, 1 << max(0, fits.bit_length() - 1), block_rows)
     shard = -(-min(block_rows, shape[0]) // chunk) * chunk
-    zarr.create_array(
-        backing,
-        name=path,
-        shape=shape,
-        dtype=dtype,
-        chunks=(chunk, shape[1]),
-        shards=(shard, shape[1]),
-        compressors=Crc32cCodec(),
-        fill_value=0 if dtype == "uint8" else float("nan"),
-        # One flat folder, so that a single listing tells which blocks are there.
-        chunk_key_encoding={"name": "default", "separator": "."},
-        attributes={"date": now(), "seconds": 0.0, "n_timed": 0, **attributes},
-    )
+    with suppress(
+        ContainsArrayError
+    ):  # another writer was first, where there are no locks; whose it is, is checked next
+        zarr.create_array(
+            backing,
+            name=path,
+            shape=shape,
+            dtype=dtype,
+            chunks=(chunk, shape[1]),
+            shards=(shard, shape[1]),
+            compressors=Crc32cCodec(),
+            fill_value=0 if dtype == "uint8" else float("nan"),
+            # One flat folder, so that a single listing tells which blocks are there.
+            chunk_key_encoding={"name": "default", "separator": "."},
+            attributes={"date": now(), "seconds": 0.0, "n_timed": 0, **attributes},
+        )
 
 
 def _finite(values: NDArray[Any]) -> NDArray[np.bool_]:

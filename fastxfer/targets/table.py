@@ -66,7 +66,10 @@ class Target:
         unknown = sorted(set(np.unique(self.split)) - set(SPLITS))
         if unknown:
             raise DataError(f"target '{self.name}': split '{unknown[0]}' is not one of {', '.join(SPLITS)}")
-        if len(set(self.image_id.tolist())) != n:  # six times as fast as np.unique on a million paths
+        self._check_unique()
+
+    def _check_unique(self) -> None:
+        if len(set(self.image_id.tolist())) != self.n_images:  # six times as fast as np.unique on a million paths
             names, counts = np.unique(self.image_id, return_counts=True)
             raise DataError(f"target '{self.name}': image '{names[counts > 1][0]}' is listed more than once")
 

@@ -1,0 +1,194 @@
+"""Runs that are killed at any instant, and finished: `python tests/kills.py WORK STORE TRIALS`, a line of JSON a trial.
+
+torch is imported once. Each run of `embed` is a fork of that process, so that it takes a fraction of a second, and nearly
+any instant of it is one of embedding and writing. SIGKILL comes from outside after a random time, or from inside, where
+an instant is too short to be hit by chance: in the middle of a file, before its rename, after it, while an object is sent.
+WORK holds what the test made: net.py, net.pt, images.json.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+import torch
+
+from fastxfer.backbones import Backbone, load_backbone
+from fastxfer.embed import embed
+from fastxfer.files import whole_file
+from fastxfer.store import EmbeddingStore, Writer, files, verify
+from fastxfer.targets.table import Target
+
+BATCH, BLOCK_ROWS = 4, 4
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def run(work: Callable[[Callable[[], None]], dict[str, Any]], kill_after: float | None = None) -> dict[str, Any] | None:
+    """Do `work` in a fork, some seconds after it has called what it is given kill it; what it returned, or None if killed."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reader)
+        status = 1
+        try:
+            with os.fdopen(writer, "w") as out:
+                json.dump(work(lambda: print(file=out, flush=True)), out)
+            status = 0
+        finally:
+            os._exit(status)
+    os.close(writer)
+    with os.fdopen(reader) as back:
+        if kill_after is not None and back.readline():
+            time.sleep(kill_after)
+            os.kill(child, signal.SIGKILL)
+        told = back.read()
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0, "the run failed"
+    return None if os.WIFSIGNALED(status) else json.loads(told)
+
+
+@dataclass
+class Case:
+    """One backbone and one target, embedded into a store that is looked at before and after."""
+
+    backbone: Backbone
+    target: Target
+    store: str
+    sabotage: Callable[[], None] = field(default=lambda: None)
+
+    def __call__(self, begin: Callable[[], None]) -> dict[str, Any]:
+        torch.set_num_threads(1)
+        store, written, true = EmbeddingStore.open(self.store, mode="a"), 0, Writer.write
+        begun = self.target.name in store.targets() and store.backbones(self.target.name)
+        missing = (
+            store.stored(self.backbone.name, self.target.name).missing() if begun else [range(self.target.n_images)]
+        )
+        before = verify(self.store).problems
+
+        def count(writer: Writer, block: range, *values: Any, **more: Any) -> None:
+            nonlocal written
+            written += len(block)
+            true(writer, block, *values, **more)
+
+        Writer.write = count  # type: ignore[method-assign]
+        self.sabotage()
+        begin()
+        started = time.perf_counter()
+        (done,) = embed(self.backbone, [self.target], store, batch_size=BATCH, block_rows=BLOCK_ROWS, workers=1)
+        seconds = time.perf_counter() - started
+        return {
+            "missing": sum(map(len, missing)),
+            "embedded": done.embedded,
+            "written": written,
+            "seconds": seconds,
+            "problems": [str(p) for p in before + verify(self.store).problems],
+            "digest": store.digest(),
+        }
+
+
+# -- ways to die from inside -------------------------------------------------------------------------------------------
+
+
+def in_a_file(rng: Random) -> None:
+    """At a random byte of a random file."""
+    left, part = rng.randrange(60), rng.random()
+
+    def write(path: Path, content: bytes | memoryview) -> None:
+        nonlocal left
+        left -= 1
+        with whole_file(path) as file:
+            file.write(content if left >= 0 else content[: int(part * len(content))])
+            if left < 0:
+                file.flush()
+                die()
+
+    files.write_whole = write  # type: ignore[attr-defined]
+
+
+def at_an_fsync(rng: Random) -> None:
+    """When a file is complete under its temporary name, or has just got its own."""
+    left, true = rng.randrange(120), os.fsync
+
+    def fsync(descriptor: int) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            die()
+        true(descriptor)
+
+    os.fsync = fsync
+
+
+def in_a_request(rng: Random) -> None:
+    """A moment after a random PUT has begun."""
+    import asyncio
+
+    import obstore
+
+    left, true, moment = rng.randrange(45), obstore.put_async, rng.random() * 0.004
+
+    async def put(*arguments: Any, **options: Any) -> Any:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            asyncio.get_running_loop().call_later(moment, die)
+        return await true(*arguments, **options)
+
+    obstore.put_async = put
+
+
+def main(work: Path, place: str, trials: int) -> None:
+    images = json.loads((work / "images.json").read_text())
+    n = len(images["names"])
+    target = Target(
+        name="photos",
+        image_id=np.array(images["names"]),
+        class_names=("a", "b"),
+        labels=np.arange(n) % 2,
+        split=np.array(["train", "test"])[np.arange(n) % 2],
+        root=Path(images["root"]),
+    )
+    backbone = load_backbone(work / "net.pt", arch=f"{work / 'net.py'}:build", name="net")
+    on_s3 = place.startswith("s3://")
+    undisturbed = run(Case(backbone, target, f"{place}/undisturbed"))
+    assert undisturbed is not None
+    print(json.dumps({"undisturbed": undisturbed}), flush=True)
+    inside = [in_a_request] if on_s3 else [in_a_file, at_an_fsync]
+    for trial in range(trials):
+        rng = Random(trial)
+        store, kills, how = f"{place}/{trial}", 0, []
+        while True:
+            sabotage = rng.choice(inside) if trial % 5 >= 3 and kills == 0 else None
+            if kills == 2 or (kills == 1 and rng.random() < 0.7):
+                told = run(Case(backbone, target, store))
+                assert told is not None
+                break
+            if sabotage is not None:
+                told = run(Case(backbone, target, store, partial(sabotage, rng)))
+                how.append(sabotage.__name__)
+            else:
+                # The second run has less to do, and is shorter.
+                after = rng.random() * undisturbed["seconds"] * (1.0 if kills == 0 else 0.6)
+                told = run(Case(backbone, target, store), after)
+                how.append(f"after {after:.3f} s")
+            kills += told is None
+            if told is not None:  # it was done before it could be killed: not a trial
+                store, kills, how = f"{store}-", 0, []
+        print(json.dumps({"trial": trial, "how": how, "kills": kills, **told}), flush=True)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))
