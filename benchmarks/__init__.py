@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from benchmarks import compile as compiling
 from benchmarks import embed, fewshot, gram, growth, knn, neardup, path, probe, sample, store
 
 Entry = dict[str, Any]
@@ -35,4 +36,7 @@ BENCHMARKS: dict[str, Callable[[Any], list[Entry]]] = {
     "neardup": neardup.run,
     "store": store.run,
     "embed": embed.run,
+    "compile": compiling.run,
 }
+# Minutes for an option that few use: run only if named.
+ON_REQUEST = {"compile"}

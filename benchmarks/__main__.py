@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from benchmarks import BENCHMARKS, Entry, Options
+from benchmarks import BENCHMARKS, ON_REQUEST, Entry, Options
 from benchmarks.machine import machine
 
 RESULTS = Path(__file__).parent / "results"
@@ -20,7 +20,9 @@ def main(arguments: list[str] | None = None) -> int:
         description="Checks first, then times.",
         epilog="Example: python -m benchmarks fewshot --threads 2 --json",
     )
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(BENCHMARKS)} (default: all)")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"{', '.join(BENCHMARKS)} (default: all but {', '.join(ON_REQUEST)})"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON list of entries on stdout, nothing else")
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/NAME-DATE-COMMIT.json")
     parser.add_argument("--tiny", action="store_true", help="a size for tests: the numbers mean nothing")
@@ -33,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"--threads must be at least 1, got {given.threads}")
 
     entries: list[Entry] = []
-    for name in given.names or BENCHMARKS:
+    for name in given.names or [name for name in BENCHMARKS if name not in ON_REQUEST]:
         where = machine()
         some = [entry | where for entry in BENCHMARKS[name](Options(tiny=given.tiny, threads=given.threads))]
         entries += some

@@ -188,3 +188,17 @@ def test_a_wrong_store_is_noticed(monkeypatch, capsys):
     right = EmbeddingStore.embeddings
     monkeypatch.setattr(EmbeddingStore, "embeddings", lambda *a: right(*a)[::-1])
     assert main(["store", "--tiny"]) == 1
+
+
+def test_compile_is_benchmarked_on_request_only(capsys, monkeypatch):
+    import torch
+
+    from benchmarks import ON_REQUEST
+
+    monkeypatch.setattr(torch, "compile", lambda network: network)
+    assert main(["compile", "--tiny", "--json"]) == 0
+    (entry,) = json.loads(capsys.readouterr().out)
+    assert entry["checked"]
+    assert entry["ratio"] == pytest.approx(entry["peer_ms"] / entry["ours_ms"])
+    assert entry["compile_s"] > 0
+    assert "compile" in ON_REQUEST

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ from fastxfer.backbones import Backbone, load_backbone, load_backbones
 from fastxfer.backbones.lean import lean
 from fastxfer.backbones.pooling import Pooled
 from fastxfer.cli.embed import parse_points
-from fastxfer.embed import embed
-from fastxfer.errors import UsageError
+from fastxfer.embed import embed, embed_again, plan
+from fastxfer.errors import DataError, UsageError
 from tests.test_backbones import TINY_BIT, make
 from tests.test_embed import make_images, open_store
 
@@ -180,6 +181,47 @@ def test_several_points_cost_one_pass_and_go_on_where_they_stopped(
     np.testing.assert_allclose(
         together.embeddings("net-cls", "photos"), apart.embeddings("net-cls", "photos"), rtol=0, atol=0
     )
+
+
+def test_another_point_or_precision_never_shares_an_array(tmp_path: Path) -> None:
+    target, store = make_images(tmp_path, 3), open_store(tmp_path / "s")
+    arch, args = REGISTERS
+
+    def again(**options: Any) -> Backbone:
+        return load_backbone(
+            tmp_path / "net.pt",
+            arch=arch,
+            arch_args=args,
+            **{"name": "x", "pool": "cls-2", "preprocessing": SMALL, **options},
+        )
+
+    load(tmp_path, arch, args, "cls")
+    embed(again(), [target], store, dtype="float32")
+    for options, message in (
+        ({"pool": "avg-2"}, r"pooling differs \(there cls-2, now avg-2\)"),
+        ({"pool": "cls"}, r"pooling differs \(there cls-2, now cls\)"),
+        ({"precision": "bfloat16"}, r"precision differs"),
+        ({"preprocessing": {**SMALL, "mean": 0.4}}, r"preprocessing differs"),
+    ):
+        with pytest.raises(DataError, match=message):
+            embed(again(**options), [target], store, dtype="float32")
+    with pytest.raises(DataError, match="dtype differs"):
+        embed(again(), [target], store)
+    (tmp_path / "s/targets/photos/embeddings/x/c.0.0").unlink()
+    assert embed_again(store, "x", target).embedded == 3  # the provenance names the point
+
+
+def test_a_plan_runs_the_network_of_several_points_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    planning = sys.modules[plan.__module__]
+    target = make_images(tmp_path, 10)
+    _, backbones = load(tmp_path, *REGISTERS, "cls", "avg")
+    monkeypatch.setattr(planning, "_forward_ms", lambda *_: 1000.0)
+    monkeypatch.setattr(planning, "_decode_ms", lambda *_: 0.0)
+    alone = plan(backbones[:1], [target], None, workers=1)
+    both = plan(backbones, [target], None, workers=1)
+    assert both.seconds == alone.seconds == 10
+    assert both.memory_bytes == alone.memory_bytes
+    assert both.bytes == 2 * alone.bytes
 
 
 def test_points_on_the_command_line() -> None:

@@ -179,6 +179,12 @@ def _one_each(option: str, given: tuple[str, ...], ckpts: tuple[str, ...]) -> tu
     show_default=True,
     help="disk = keep decoded pixels inside the store, for backbones to come.",
 )
+@click.option(
+    "--compile",
+    "compiled",
+    is_flag=True,
+    help="torch.compile each network first: tens of seconds, needs g++ on a CPU, and gains little there (docs/embeddings.md).",
+)
 @click.option("--plan", "as_plan", is_flag=True, help="Only foretell time, memory and bytes; nothing is written.")
 @click.option("--skip-bad", is_flag=True, help="Leave out images that cannot be decoded, instead of stopping.")
 @store_option
@@ -200,6 +206,7 @@ def embed(
     workers: int | None,
     block_rows: int | None,
     cache: str,
+    compiled: bool,
     as_plan: bool,
     skip_bad: bool,
     store_path: str,
@@ -282,6 +289,7 @@ def embed(
         device=device,
         block_rows=block_rows,
         cache=cache,
+        compiled=compiled,
         team=team,
     )
     if as_json:

@@ -33,5 +33,12 @@ def embed_again(
     )
     if again.identity != told["identity"]:
         raise DataError(f"'{ckpt or told['checkpoint']}' is not the checkpoint that '{backbone}' was made with")
-    (done,) = embed(again, [target], store, batch_size=told.get("batch_size"), dtype=str(told["dtype"]))
+    (done,) = embed(
+        again,
+        [target],
+        store,
+        batch_size=told.get("batch_size"),
+        dtype=str(told["dtype"]),
+        compiled=bool(told.get("compiled")),
+    )
     return done

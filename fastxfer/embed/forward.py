@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from fastxfer.backbones import PRECISIONS, Backbone
-from fastxfer.backbones.lean import lean
+from fastxfer.backbones.lean import TOLERANCE, lean
 from fastxfer.embed.ranks import local_rank
 from fastxfer.errors import DataError, UsageError
 from fastxfer.progress import say
@@ -25,21 +27,25 @@ _GPU_BATCH = 256
 class Forward:
     """uint8 pixels (b, c, h, w) -> embeddings (b, dim) float32, `batch` images at a time.
 
+    compiled: by torch.compile, beyond what is done anyway
+
     Of a backbone that shares its network with others, the embeddings of all of them, beside each other.
 
     Safe to call from several threads at once on a CPU, where each call computes in its own thread.
     """
 
-    def __init__(self, backbone: Backbone, device: torch.device, batch: int) -> None:
+    def __init__(self, backbone: Backbone, device: torch.device, batch: int, compiled: bool = False) -> None:
         self.backbone = backbone
         self.device = device
         self.batch = batch
         self._at_once = batch  # less than a batch after the GPU's memory ran out
         self._dtype = PRECISIONS[backbone.precision]
-        self._network = (backbone.shared or backbone.network).to(device).to(memory_format=torch.channels_last)
+        self._network: Any = (backbone.shared or backbone.network).to(device).to(memory_format=torch.channels_last)
         if not backbone.is_users_code and self._dtype == torch.float32:
             with _exact(backbone.precision):
                 self._network, _ = lean(self._network, backbone.trial, batch)
+        if compiled:
+            self._compile()
 
     def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Embeddings of whole batches; DataError if one image is more than the device's memory holds."""
@@ -58,6 +64,36 @@ class Forward:
                 self._at_once = -(-self._at_once // 2)
                 torch.cuda.empty_cache()
                 say(f"the device's memory ran out: {self._at_once} images at once from here on")
+
+    def _compile(self) -> None:
+        """Let torch.compile make one program of the network, for batches of this size, now and not in the first batch."""
+        plain = self._network
+        self._network = torch.compile(plain)
+        generator = np.random.default_rng(0)
+        pixels = generator.integers(0, 256, (self.batch, *self.backbone.preprocessing.input_size), dtype=np.uint8)
+        started = time.perf_counter()
+        try:
+            with torch.inference_mode(), _exact(self.backbone.precision):
+                got = self._once(pixels)
+        except DataError:
+            raise
+        except Exception as error:  # whatever its compilers raise
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise UsageError(
+                f"--compile: torch could not compile {self.backbone.name} ({reason}); it needs a C++ compiler such as g++. "
+                f"Without --compile everything works"
+            ) from error
+        say(f"{self.backbone.name}: compiled in {time.perf_counter() - started:.0f} s")
+        if self._dtype == torch.float32:
+            compiled, self._network = self._network, plain
+            with torch.inference_mode(), _exact(self.backbone.precision):
+                expected = self._once(pixels)
+            self._network = compiled
+            off = float(np.abs(got - expected).max()) / (float(np.abs(expected).max()) or 1.0)
+            if not off <= TOLERANCE:
+                raise UsageError(
+                    f"--compile: embeddings of {self.backbone.name} would differ by {off:.1e} of the largest"
+                )
 
     def _once(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         out = self._network(self._images(torch.from_numpy(pixels)))

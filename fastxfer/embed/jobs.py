@@ -70,8 +70,16 @@ def begin(job: Job, out: Writer) -> None:
 class EmbedJob(Job):
     """Embeddings by a backbone."""
 
-    def __init__(self, backbone: Backbone, store: EmbeddingStore, batch: int, dtype: str, device: torch.device) -> None:
-        self.backbone, self.device = backbone, device
+    def __init__(
+        self,
+        backbone: Backbone,
+        store: EmbeddingStore,
+        batch: int,
+        dtype: str,
+        device: torch.device,
+        compiled: bool = False,
+    ) -> None:
+        self.backbone, self.device, self.compiled = backbone, device, compiled
         self.name, self.dim, self.dtype = backbone.name, backbone.dim, dtype
         self.batch, self.store = batch, store
         self.preprocessing, self.source = backbone.preprocessing, backbone.preprocessing.geometry_key
@@ -84,13 +92,14 @@ class EmbedJob(Job):
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
             "threads": 1 if device.type == "cpu" else torch.get_num_threads(),
             "batch_size": batch,
+            **({"compiled": True} if compiled else {}),
         }
         self._forward: Forward | None = None
 
     def prepare(self, jobs: Iterable[EmbedJob]) -> None:
         """Get ready for `make`, which comes from several threads; jobs of one maker share what they need."""
         ready = (job._forward for job in jobs if job.maker == self.maker and job._forward)
-        self._forward = next(ready, None) or Forward(self.backbone, self.device, self.batch)
+        self._forward = next(ready, None) or Forward(self.backbone, self.device, self.batch, self.compiled)
 
     def make(self, pixels: NDArray[np.uint8]) -> NDArray[Any]:
         assert self._forward is not None

@@ -77,7 +77,14 @@ def plan(
     threads = workers or cores_here()
     parts, total, memory = [], 0.0, 0
     with one_thread_each(place):
-        forward = {b.name: _forward_ms(b, batch_size or default_batch(b, place), place) for b in backbones}
+        # Points of one network, which is run once for all of them.
+        networks: dict[int, list[Backbone]] = {}
+        for b in backbones:
+            networks.setdefault(id(b.shared or b), []).append(b)
+        forward: dict[str, float] = {}
+        for first, *others in networks.values():
+            each = _forward_ms(first, batch_size or default_batch(first, place), place)
+            forward |= {b.name: each for b in (first, *others)}
         for target in targets:
             missing = {b.name: _missing(b, target, store) for b in backbones}
             decode = _decode_ms(target, backbones) if any(missing.values()) else 0.0
@@ -95,9 +102,10 @@ def plan(
                 )  # fmt: skip
             # Together, each image is decoded once.
             shared = decode * max(missing.values(), default=0) / threads
-            work = sum(forward[b.name] * missing[b.name] for b in backbones) / (threads if on_cpu else 1)
+            work = sum(forward[some[0].name] * max(missing[b.name] for b in some) for some in networks.values())
+            work /= threads if on_cpu else 1
             total += (shared + work if on_cpu else max(shared, work)) / 1e3
-    for b in backbones:
+    for b, *_ in networks.values():
         weights = sum(p.numel() * p.element_size() for p in b.network.parameters())
         pixels = int(np.prod(b.preprocessing.input_size))
         # The network and its lean copy; of each batch the pixels twice as floats, and activations, some ten times them.

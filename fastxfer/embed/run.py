@@ -29,7 +29,7 @@ from fastxfer.targets.table import Target
 
 DTYPES = ("float16", "float32")
 # What the last bits depend on besides weights and pixels.
-_BITS = ("device", "threads", "batch_size", "torch_version")
+_BITS = ("device", "threads", "batch_size", "torch_version", "compiled")
 _AHEAD = 2  # pieces a worker that wait for their turn or for being written
 
 
@@ -71,6 +71,7 @@ def embed(
     device: str = "auto",
     block_rows: int | None = None,
     cache: str = "off",
+    compiled: bool = False,
     team: Team | None = None,
 ) -> list[Embedded]:
     """Embed the images of `targets` by one or several backbones, only the row blocks that the store lacks.
@@ -84,6 +85,7 @@ def embed(
     dtype:      of the stored embeddings
     block_rows: rows written at once, some of which are the most that a kill can cost [256, more for millions of images]
     team:       this process's place among several that share the work, block by block
+    compiled:   let torch.compile make one program of each network first, which takes some tens of seconds
     cache:      "disk" keeps the pixels inside the store, "ram" in this process, for backbones to come; "off" does not
 
     Raises DataError for undecodable or missing images (named, as far as two seconds show them before anything is
@@ -102,7 +104,7 @@ def embed(
     place = device_of(device)
     threads = workers or (cores_here() if place.type == "cpu" else min(16, cores_here()))
     jobs: list[Job] = [
-        EmbedJob(b, store, min(batch_size or default_batch(b, place), block_rows or BLOCK_ROWS), dtype, place)
+        EmbedJob(b, store, min(batch_size or default_batch(b, place), block_rows or BLOCK_ROWS), dtype, place, compiled)
         for b in some
     ]
     kept = pixel_store(store, cache)
