@@ -80,7 +80,8 @@ class Case:
 
         def count(writer: Writer, block: range, *values: Any, **more: Any) -> None:
             nonlocal written
-            written += len(block)
+            if writer.attributes.get("identity") == self.backbone.identity:  # digests of images are written, too
+                written += len(block)
             true(writer, block, *values, **more)
 
         Writer.write = count  # type: ignore[method-assign]
