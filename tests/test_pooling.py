@@ -72,6 +72,15 @@ def test_class_token_mean_and_both_without_registers(tmp_path: Path, arch: str, 
     assert backbones[0].provenance()["pooling"] == "post"
 
 
+def test_transformers_without_class_token_have_layers_too(tmp_path: Path) -> None:
+    args = {"img_size": 64, "depth": 2}
+    network: Any
+    network, (backbone,) = load(tmp_path, "vit_relpos_small_patch16_224", args, "avg-2")
+    with torch.inference_mode():
+        tokens = network.forward_intermediates(X, indices=[0], norm=True, output_fmt="NLC", intermediates_only=True)
+        torch.testing.assert_close(run(backbone), network.fc_norm(tokens[0].mean(1)), rtol=1e-5, atol=1e-5)
+
+
 def test_one_point_alone_is_the_same_backbone(tmp_path: Path) -> None:
     arch, args = REGISTERS
     _, backbones = load(tmp_path, arch, args, "cls-2", "avg")
@@ -88,7 +97,8 @@ def test_one_point_alone_is_the_same_backbone(tmp_path: Path) -> None:
         ("resnet18", {}),
         ("resnetv2_50x1_bit", TINY_BIT),
         ("mobilenetv3_small_050", {}),
-        ("swin_s3_tiny_224", {"img_size": 64}),
+        ("swin_s3_tiny_224", {"img_size": 64, "depths": (1, 1, 1, 1)}),
+        ("hiera_tiny_224", {"img_size": (64, 64), "stages": (1, 1, 1, 1), "q_pool": 3}),
     ],
 )
 def test_stages_of_cnns_are_averaged(tmp_path: Path, arch: str, args: dict[str, Any]) -> None:
@@ -97,7 +107,7 @@ def test_stages_of_cnns_are_averaged(tmp_path: Path, arch: str, args: dict[str, 
     network, backbones = load(tmp_path, arch, args, *words)
     with torch.inference_mode():
         known = list(range(len(network.feature_info)))
-        stages = network.forward_intermediates(X, known, intermediates_only=True)
+        stages = network.forward_intermediates(X, indices=known, intermediates_only=True)
         expected = [stages[-1].mean((2, 3)), stages[-2].mean((2, 3))]
         expected.append(network.forward_head(network.forward_features(X), pre_logits=True))
         expected += [network.stages(network.stem(X)).mean((2, 3))] if "bit" in arch else []

@@ -124,9 +124,11 @@ class Pooled(nn.Module):
         network: Any = self.network
         end, taken = None, []
         if self.layers:
-            how = {"output_fmt": "NLC", "norm": True, "return_prefix_tokens": True} if self.tokens else {}
+            how = {"output_fmt": "NLC", "norm": True} if self.tokens else {}
+            if self.tokens and network.num_prefix_tokens:
+                how["return_prefix_tokens"] = True
             taken = network.forward_intermediates(
-                images, self.layers, intermediates_only=not self.needs_end, stop_early=not self.needs_end, **how
+                images, indices=self.layers, intermediates_only=not self.needs_end, stop_early=not self.needs_end, **how
             )
             if self.needs_end:
                 end, taken = taken
