@@ -746,3 +746,19 @@ def test_another_network_preprocessing_or_dtype_is_never_taken_for_the_same(tmp_
     others = [make_backbone(tmp_path, name="other", preprocessing={"mean": 0.1})]
     assert [d.reused for d in embed(others, [target], store)] == [0]
     assert embed(replace(make_backbone(tmp_path), name="wide"), [target], store, dtype="float32")[0].reused == 0
+
+
+def test_pixels_of_rows_that_were_not_decoded_are_not_kept(tmp_path: Path) -> None:
+    """Half of a block is known from another target: its pixels were never seen, and black ones must not be kept for them."""
+    store, plain = open_store(tmp_path / "s"), open_store(tmp_path / "plain")
+    options: Any = {"dtype": "float32", "batch_size": 2, "block_rows": 8}
+    one, two = make_backbone(tmp_path), make_backbone(tmp_path, name="two", preprocessing={"mean": 0.1})
+    all_of_them = replace(make_images(tmp_path / "images", 24), name="all")
+    some = replace(all_of_them.take(np.arange(4, 20)), name="some")
+    embed(one, [some], store, **options)
+    (done,) = embed(one, [all_of_them], store, cache="disk", **options)
+    assert (done.embedded, done.reused) == (8, 16)
+    embed(two, [all_of_them], store, cache="disk", **options)
+    embed([one, two], [all_of_them], plain, **options)
+    for backbone in ("net", "two"):
+        np.testing.assert_array_equal(store.embeddings(backbone, "all"), plain.embeddings(backbone, "all"))

@@ -7,6 +7,9 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fastxfer.errors import DataError
 from fastxfer.images import check_header, exists, load_image
 from fastxfer.targets.table import Target
@@ -14,6 +17,7 @@ from fastxfer.targets.table import Target
 _SHOWN = 10
 # So long images are looked at before the first forward pass; those that remain are seen when they are decoded.
 LOOK_SECONDS = 2.0
+_AT_ONCE = 4096
 
 
 def path_of(target: Target, row: int) -> str:
@@ -21,7 +25,7 @@ def path_of(target: Target, row: int) -> str:
     return os.path.join(str(target.root), str(target.image_id[row]))
 
 
-def check_images(target: Target, rows: Sequence[int], threads: int, *, contents: bool) -> None:
+def check_images(target: Target, rows: NDArray[np.int64], threads: int, *, contents: bool) -> None:
     """Raise DataError naming images that are missing or, if `contents`, cannot be decoded, as far as time allows."""
     until = time.monotonic() + LOOK_SECONDS
 
@@ -40,8 +44,12 @@ def check_images(target: Target, rows: Sequence[int], threads: int, *, contents:
                 return str(error)
         return None
 
+    wrong: list[str] = []
     with ThreadPoolExecutor(threads) as pool:
-        wrong = [problem for problem in pool.map(look, rows) if problem]
+        for i in range(0, len(rows), _AT_ONCE):
+            wrong += [problem for problem in pool.map(look, rows[i : i + _AT_ONCE].tolist()) if problem]
+            if time.monotonic() > until:
+                break
     if wrong:
         lost = sum(problem.endswith("there is no such file") for problem in wrong)
         remedy = (

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import heapq
+import itertools
 import time
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -126,8 +128,11 @@ def embed(
         with ExitStack() as stack:
             some_jobs = [job for job in jobs if isinstance(job, EmbedJob)]
             outs = [stack.enter_context(writer(job, target, block_rows, team)) for job in some_jobs]
-            lacking = {row for out in outs for block in out.missing for row in block if row not in out.bad}
-        check_images(target, sorted(lacking), threads, contents=not skip_bad)
+            lacking = np.zeros(target.n_images, bool)
+            for block in (block for out in outs for block in out.missing):
+                lacking[block.start : block.stop] = True
+            lacking[list(outs[0].bad)] = False
+        check_images(target, np.flatnonzero(lacking), threads, contents=not skip_bad)
 
     done = []
     with one_thread_each(place), ThreadPoolExecutor(threads, thread_name_prefix="embed") as pool:
@@ -197,17 +202,17 @@ class _Pass:
         for job in self.jobs:
             self._say_what_is_there(job)
         self._find_again()
-        pieces = self._pieces()
-        if pieces:
+        total = self._to_do()
+        if total:
             busy = [job for job in self.jobs if job.missing]
             for job in busy:
                 job.prepare(self.jobs)
-            names, total = ", ".join(job.name for job in busy), sum(len(piece.rows) for piece in pieces)
+            names = ", ".join(job.name for job in busy)
             with progress(f"embed {names} on {self.target.name}", total, "images") as advance:
-                self._all(pieces, advance)
-        seconds = time.perf_counter() - started if pieces else 0.0
+                self._all(self._pieces(), advance)
+        seconds = time.perf_counter() - started if total else 0.0
         bad = self.jobs[0].out.bad
-        if pieces and bad:
+        if total and bad:
             say(f"{self.target.name}: {len(bad):,} images left out that cannot be decoded: {join(list(bad.values()))}")
         if len(bad) == self.target.n_images:
             raise DataError(f"target '{self.target.name}': not one of its {len(bad):,} images can be decoded")
@@ -270,22 +275,41 @@ class _Pass:
                     known.fill(block, values)
                     self._write(job, _Block(block, values))
 
-    def _pieces(self) -> list[_Piece]:
-        """The rows that are to be done, ascending. Pixels that no backbone asks for are not decoded."""
-        jobs: dict[range, list[tuple[Job, range]]] = {}
-        for job in [*self.jobs, *self.keeping]:
-            known = self.reuse.get(job.name)
-            for block in job.missing:
-                for i in range(block.start, block.stop, self.piece_rows):
-                    rows = range(i, min(i + self.piece_rows, block.stop))
-                    wanted = not (known and known.covers(rows)) if isinstance(job, EmbedJob) else rows in jobs
-                    if wanted:
-                        jobs.setdefault(rows, []).append((job, block))
-                        self.left[job.name, block.start] += 1
-                        self.computed[job.name] += len(rows)
-        return [_Piece(rows, jobs[rows]) for rows in sorted(jobs, key=lambda r: (r.start, r.stop))]
+    def _pieces(self) -> Iterator[_Piece]:
+        """The rows that are to be done, ascending, made as they are asked for: a target may have millions."""
+        # Pixels and digests of a block are kept if all of it is done for some backbone.
+        whole = {b for job in self.jobs for b in job.missing if not self._known(job, b)}
+        parts = [self._pieces_of(job, job.missing) for job in self.jobs]
+        parts += [self._pieces_of(job, [b for b in job.missing if b in whole]) for job in self.keeping]
+        ordered = heapq.merge(*parts, key=lambda part: part[0])
+        for (start, stop), same in itertools.groupby(ordered, key=lambda part: part[0]):
+            yield _Piece(range(start, stop), [(job, block) for _, job, block in same])
 
-    def _all(self, pieces: list[_Piece], advance: Advance) -> None:
+    def _pieces_of(self, job: Job, blocks: list[range]) -> Iterator[tuple[tuple[int, int], Job, range]]:
+        reuse = self.reuse.get(job.name)
+        for block in blocks:
+            rows = [
+                range(i, min(i + self.piece_rows, block.stop)) for i in range(block.start, block.stop, self.piece_rows)
+            ]
+            rows = [r for r in rows if not (reuse and reuse.covers(r))]
+            self.left[job.name, block.start] = len(rows)
+            for r in rows:
+                self.computed[job.name] += len(r)
+                yield (r.start, r.stop), job, block
+
+    def _known(self, job: Job, block: range) -> int:
+        return self.reuse[job.name].count([block]) if job.name in self.reuse else 0
+
+    def _to_do(self) -> int:
+        """Rows that some backbone lacks."""
+        lacking = np.zeros(self.target.n_images, bool)
+        for job in self.jobs:
+            for block in job.missing:
+                part = lacking[block.start : block.stop]
+                part |= True if job.name not in self.reuse else self.reuse[job.name].donor[block.start : block.stop] < 0
+        return int(lacking.sum())
+
+    def _all(self, pieces: Iterator[_Piece], advance: Advance) -> None:
         waiting: deque[tuple[_Piece, Future[_Result]]] = deque()
         try:
             for piece in pieces:
@@ -343,6 +367,7 @@ class _Pass:
             block.seconds += seconds
             self.left[job.name, rows.start] -= 1
             if not self.left[job.name, rows.start]:
+                del self.left[job.name, rows.start]
                 self._write(job, self.open.pop(job.name))
         advance(len(piece.rows), shares(self.spent))
 
