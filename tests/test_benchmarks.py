@@ -168,7 +168,7 @@ def test_growth_entries(capsys):
     assert 0 < wide["largest_gap"] <= 1e-6
     assert {"growth/one-thread", "growth/one-episode-a-call", "growth/4-threads-a-core"} <= set(entries)
     memory = entries["growth/memory/20w20s"]
-    assert 0 < memory["bytes_beyond_pool"] <= memory["limit_bytes"] == 2 * 2**30
+    assert 0 <= memory["bytes_beyond_pool"] <= memory["limit_bytes"] == 2 * 2**30
 
 
 def test_store_entries(capsys):

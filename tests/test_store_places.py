@@ -185,14 +185,14 @@ def test_embed_interrupted_and_resumed(place: str, tmp_path: Path, monkeypatch: 
     embed(backbone, [target], undisturbed, **options)  # type: ignore[arg-type]
     store, true, calls = EmbeddingStore.open(place, mode="a"), Writer.write, 0
 
-    def third_fails(self: Writer, *values: object, **more: object) -> None:
+    def third_block_fails(self: Writer, *values: object, **more: object) -> None:
         nonlocal calls
         calls += 1
-        if calls == 3:
+        if calls == 5:  # a block is written with the digests of its images
             raise KeyboardInterrupt
         true(self, *values, **more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Writer, "write", third_fails)
+    monkeypatch.setattr(Writer, "write", third_block_fails)
     with pytest.raises(KeyboardInterrupt):
         embed(backbone, [target], store, **options)  # type: ignore[arg-type]
     monkeypatch.setattr(Writer, "write", true)
