@@ -27,7 +27,7 @@ from fastxfer.backbones import Backbone, load_backbone
 from fastxfer.backbones.lean import lean, try_out
 from fastxfer.embed import embed, feed
 from fastxfer.errors import DataError, UsageError
-from fastxfer.images import load_image
+from fastxfer.images import CHOICES, load_image
 from fastxfer.store import EmbeddingStore, Writer, verify
 from fastxfer.targets.table import Target
 
@@ -762,3 +762,14 @@ def test_pixels_of_rows_that_were_not_decoded_are_not_kept(tmp_path: Path) -> No
     embed([one, two], [all_of_them], plain, **options)
     for backbone in ("net", "two"):
         np.testing.assert_array_equal(store.embeddings(backbone, "all"), plain.embeddings(backbone, "all"))
+
+
+def test_the_same_bytes_read_another_way_are_not_taken_for_the_same(tmp_path: Path) -> None:
+    target, store = make_images(tmp_path, 6), open_store(tmp_path / "s")
+    embed(make_backbone(tmp_path), [target], store)
+    way = next(value for value in CHOICES["grey16"] if value != target.pixels.grey16)
+    other = replace(target, name="other", pixels=replace(target.pixels, grey16=way))
+    (done,) = embed(make_backbone(tmp_path), [other], store)
+    assert (done.embedded, done.reused) == (6, 0)
+    same = replace(target, name="same")
+    assert embed(make_backbone(tmp_path), [same], store)[0].reused == 6

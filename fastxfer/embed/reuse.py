@@ -89,6 +89,8 @@ def find(job: EmbedJob, target: Target, content: ContentJob, digests: Callable[[
     """
     found = Reuse(target.n_images)
     for name in job.store.targets():
+        if job.store.target_attributes(name).get("pixels", {}) != target.pixels.as_dict():
+            continue  # the same bytes may have become other pixels there
         for backbone in job.store.backbones(name):
             if (backbone, name) == (job.name, target.name):
                 continue
