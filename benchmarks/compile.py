@@ -17,7 +17,7 @@ import numpy as np
 import timm
 import torch
 
-from benchmarks.machine import summary
+from benchmarks.machine import rates
 from fastxfer.backbones import load_backbone
 from fastxfer.embed.forward import Forward, default_batch, one_thread_each
 
@@ -53,9 +53,8 @@ def _entry(name: str, options: Any) -> dict[str, Any]:
                 for _ in range(max(1, 8 // batch)):
                     forward(pixels)
                 times.append((time.perf_counter() - start) / (batch * max(1, 8 // batch)))
-    mine, spread = summary([1 / s for s in ours])
-    theirs, their_spread = summary([1 / s for s in peer])
-    saved = 1 / mine - 1 / theirs
+    fields = rates(ours, peer)
+    saved = 1 / fields["ours"] - 1 / fields["peer"]
     return {
         "name": f"compile/{name}",
         "peer_is": "the same through torch.compile",
@@ -65,15 +64,7 @@ def _entry(name: str, options: Any) -> dict[str, Any]:
         "versions_of_networks": {"timm": timm.__version__, "torch": torch.__version__},
         "input_size": [3, size, size],
         "batch": batch,
-        "unit": "images/s",
-        "ours": mine,
-        "ours_range": spread,
-        "peer": theirs,
-        "peer_range": their_spread,
-        "ours_ms": 1e3 / mine,
-        "peer_ms": 1e3 / theirs,
-        "ratio": mine / theirs,
-        "ratio_per_core": mine / theirs,
+        **fields,
         "compile_s": seconds,
         "pays_after": seconds / saved if saved > 0 else None,
         "checked": bool(np.abs(got - expected).max() <= SAME * np.abs(expected).max()),

@@ -29,7 +29,7 @@ import torch
 from PIL import Image
 
 from benchmarks.embeddings import REAL
-from benchmarks.machine import summary
+from benchmarks.machine import rates, summary
 from fastxfer.backbones import Backbone, load_backbone
 from fastxfer.embed import embed
 from fastxfer.images import load_image
@@ -88,20 +88,10 @@ class _Bench:
             peer.append(sum(b.seconds_an_image() for b in bare))
             short, long = (self._timed(backbones, count, cached) for count in (each // 2, each + each // 2))
             ours.append((long - short) / each)
-        mine, spread = summary([1 / s for s in ours])
-        theirs, their_spread = summary([1 / s for s in peer])
         return self._fields(name, f"timm, bare forward of tensors in memory: {', '.join(b.words for b in bare)}") | {
             "networks": list(networks),
             "input_size": [3, self.size, self.size],
-            "unit": "images/s",
-            "ours": mine,
-            "ours_range": spread,
-            "peer": theirs,
-            "peer_range": their_spread,
-            "ours_ms": 1e3 / mine,
-            "peer_ms": 1e3 / theirs,
-            "ratio": mine / theirs,
-            "ratio_per_core": mine / theirs,
+            **rates(ours, peer),
             "checked": checked,
         }
 

@@ -94,3 +94,20 @@ def ratios(fields: dict[str, Any]) -> dict[str, float]:
 def summary(samples: list[float]) -> tuple[float, list[float]]:
     """Median, and [lowest, highest]."""
     return float(np.median(samples)), [min(samples), max(samples)]
+
+
+def rates(ours: list[float], peer: list[float]) -> dict[str, Any]:
+    """Fields of two that were timed in turn, from their seconds an image: images a second, and the ratio."""
+    mine, spread = summary([1 / s for s in ours])
+    theirs, their_spread = summary([1 / s for s in peer])
+    return {
+        "unit": "images/s",
+        "ours": mine,
+        "ours_range": spread,
+        "peer": theirs,
+        "peer_range": their_spread,
+        "ours_ms": 1e3 / mine,
+        "peer_ms": 1e3 / theirs,
+        "ratio": mine / theirs,
+        "ratio_per_core": mine / theirs,
+    }

@@ -43,11 +43,11 @@ def content_store(store: EmbeddingStore) -> EmbeddingStore:
 
 def keep_target(side: EmbeddingStore, target: Target, files: str) -> None:
     """Add a target's table to a store inside the store; one of another target that had its name goes."""
-    try:
-        side.add_target(target, files=files)
-    except DataError:
-        side.remove(None, target.name)
-        side.add_target(target, files=files)
+    if target.name in side.targets():
+        other_files = files and side.files_digest(target.name) not in ("", files)
+        if other_files or side.fingerprint(target.name) != target.fingerprint:
+            side.remove(None, target.name)
+    side.add_target(target, files=files)
 
 
 def bytes_needed(targets: Sequence[Target], preprocessings: Sequence[Preprocessing]) -> int:
