@@ -35,8 +35,12 @@ class Loss(ABC):
         """(b,) how much the loss of each image curves, over all columns, up to a common factor. Overwrites z."""
 
     @abstractmethod
-    def second(self, rows: slice, z: Array, dz: Array) -> Array:
-        """The change of those derivatives along dz, to first order. Overwrites z and dz."""
+    def weights(self, rows: slice, z: Array) -> Array:
+        """What `second` wants to know of each logit, in place of z."""
+
+    @abstractmethod
+    def second(self, rows: slice, weights: Array, dz: Array) -> Array:
+        """The change of the derivatives along dz, to first order, in place of dz."""
 
 
 class Binary(Loss):
@@ -63,12 +67,16 @@ class Binary(Loss):
         weight = self._counts(self.sign[:, rows]) / self.images[:, None]
         return np.asarray((weight * p * (1 - p)).sum(axis=0))
 
-    def second(self, rows: slice, z: Array, dz: Array) -> Array:
+    def weights(self, rows: slice, z: Array) -> Array:
         sign = self.sign[:, rows]
         z *= -sign
         p = _sigmoid(z)
-        dz *= p * (1 - p)
-        dz *= self._counts(sign)
+        np.multiply(p, 1 - p, out=z)
+        z *= self._counts(sign)
+        return z
+
+    def second(self, rows: slice, weights: Array, dz: Array) -> Array:
+        dz *= weights
         return dz
 
     def _counts(self, sign: NDArray[np.int8]) -> Array:
@@ -109,16 +117,20 @@ class Softmax(Loss):
         weight = 1.0 if self.weight is None else self.weight[self.codes[rows]]
         return np.asarray(_one_minus_squares(z, z.sum(axis=0)) * weight, np.float64)
 
-    def second(self, rows: slice, z: Array, dz: Array) -> Array:
-        own = self.codes[rows], np.arange(z.shape[1])
-        top, rest = _odds(z, own)
+    def weights(self, rows: slice, z: Array) -> Array:
+        """Probabilities, but 0 for the own class, whose digits are lost where it is nearly one."""
+        top, rest = _odds(z, (self.codes[rows], np.arange(z.shape[1])))
         z /= rest + np.exp(-top)
+        return z
+
+    def second(self, rows: slice, weights: Array, dz: Array) -> Array:
+        own = self.codes[rows], np.arange(dz.shape[1])
         # Against the own class, so that nothing cancels where p_y is nearly one.
         dz -= dz[own]
-        mean = np.einsum("ij,ij->j", z, dz)
-        p_own = 1 - z.sum(axis=0)
+        mean = np.einsum("ij,ij->j", weights, dz)
+        p_own = 1 - weights.sum(axis=0)
         dz -= mean
-        dz *= z
+        dz *= weights
         dz[own] = -p_own * mean
         if self.weight is not None:
             dz *= self.weight[self.codes[rows]]

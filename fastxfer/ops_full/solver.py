@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ Floats = NDArray[np.float64]
 # Pairs that L-BFGS remembers, and the bytes they may take (at least ten are kept).
 HISTORY = 60
 HISTORY_BYTES = 2**28
+# What the losses' curvature is made of is kept during conjugate gradients, if it takes no more than this.
+KEEP_BYTES = 2**30
 MAX_CG = 200
 # Conjugate gradients end where the square of the residual has fallen by this: float32 products tell no more.
 RESIDUAL_ROUNDING = 1e-16
@@ -77,7 +80,8 @@ class Path:
         dtype: type[np.floating[Any]] = np.float32
         f, g, kappa = self._evaluate(self.w, penalty, dtype)
         for iteration in range(max_iter + 1):
-            direction = self._two_loops(g, pairs, kappa, penalty)
+            descend = self._descent(pairs, kappa, penalty)
+            direction = descend(g)
             slope, arrived = dot(g, direction)[:groups], False
             if (-0.5 * slope <= max(tol, 0.0 if rough else NEAR) * f).all():
                 if rough:
@@ -86,7 +90,7 @@ class Path:
                     # From here on in float64, so that float32's rounding is not taken for a slope.
                     dtype = np.float64
                     f, g, kappa = self._evaluate(self.w, penalty, dtype)
-                direction, left = self._newton(f, g, pairs, kappa, penalty, tol)
+                direction, left = self._newton(f, g, descend, penalty, tol)
                 slope, arrived = dot(g, direction)[:groups], bool((0.5 * left <= 5 * tol * f).all())
             if arrived:
                 self.w = self.w + direction
@@ -146,16 +150,34 @@ class Path:
         f = value + (0.5 * self._dot(w, penalty * w))[: loss.groups]
         return f, gradient + penalty * w, curvature / loss.images
 
-    def _curved(self, w: Floats, direction: Floats, penalty: Floats) -> Floats:
-        """The Hessian at w times a direction, in one pass."""
+    def _weights(self, w: Floats) -> Callable[[], Iterator[tuple[slice, Array, Array]]]:
+        """A pass over (rows, block, the loss's weights of its logits at w), which are kept up to KEEP_BYTES."""
+        kept: list[Array] = []
+        logits = logits_of(w, np.float32, self.threads)
+        keeps = 4 * self.rows.shape[0] * self.loss.columns <= KEEP_BYTES
+
+        def blocks() -> Iterator[tuple[slice, Array, Array]]:
+            for i, (rows, x) in enumerate(self.rows.blocks(np.float32)):
+                if i < len(kept):
+                    yield rows, x, kept[i]
+                    continue
+                weights = self.loss.weights(rows, logits(x))
+                if keeps:
+                    kept.append(weights)
+                yield rows, x, weights
+
+        return blocks
+
+    def _curved(
+        self, weighted: Callable[[], Iterator[tuple[slice, Array, Array]]], direction: Floats, penalty: Floats
+    ) -> Floats:
+        """The Hessian, where those weights are from, times a direction, in one pass."""
         self.passes += 1
-        loss = self.loss
-        logits = logits_of(np.hstack([w, direction]), np.float32, self.threads)
-        product = np.zeros_like(w)
-        for rows, x in self.rows.blocks(np.float32):
-            z = logits(x)
-            add_gradient(product, x, loss.second(rows, z[: loss.columns], z[loss.columns :]), self.threads)
-        product /= loss.images
+        logits = logits_of(direction, np.float32, self.threads)
+        product = np.zeros_like(direction)
+        for rows, x, weights in weighted():
+            add_gradient(product, x, self.loss.second(rows, weights, logits(x)), self.threads)
+        product /= self.loss.images
         return np.asarray(product + penalty * direction)
 
     def _find_axes(self) -> None:
@@ -179,7 +201,7 @@ class Path:
         self.spread = np.append(spread, 1.0)[:, None]
 
     def _newton(
-        self, f: Floats, g: Floats, pairs: list[_Pair], kappa: Floats, penalty: Floats, tol: float
+        self, f: Floats, g: Floats, descend: Callable[[Floats], Floats], penalty: Floats, tol: float
     ) -> tuple[Floats, Floats]:
         """Newton's direction and the squared Newton decrement of each group, twice what is left to gain.
 
@@ -188,14 +210,15 @@ class Path:
         tolerance `tol` of the objective f.
         """
         dot = self._dot
+        weighted = self._weights(self.w)
         x, residual = np.zeros_like(g), -g
-        direction = y = self._two_loops(g, pairs, kappa, penalty)
+        direction = y = descend(g)
         square = first = dot(residual, y)
         gains = []
         for _ in range(MAX_CG):
             scale = np.abs(direction).max(axis=0 if self.loss.groups > 1 else None)
             scale = np.where(scale > 0, scale, 1.0)
-            product = self._curved(self.w, direction / scale, penalty) * scale
+            product = self._curved(weighted, direction / scale, penalty) * scale
             length = dot(direction, product)
             alpha = np.divide(square, length, out=np.zeros_like(square), where=(square > 0) & (length > 0))
             x, residual = x + alpha * direction, residual - alpha * product
@@ -208,7 +231,7 @@ class Path:
             far = (total > 100 * tol * f) & (gains[-1] <= LOOSE * total)
             if not np.isfinite(x).all() or (settled | far).all():
                 break
-            y = self._two_loops(-residual, pairs, kappa, penalty)
+            y = descend(-residual)
             square, old = dot(residual, y), square
             # Nothing is left of the residual but rounding, whose gains would be noise, or infinite.
             if np.all(square <= RESIDUAL_ROUNDING * first):
@@ -240,23 +263,26 @@ class Path:
             return np.asarray(np.einsum("ij,ij->j", a, b))
         return np.array([np.vdot(a, b)])
 
-    def _two_loops(self, g: Floats, pairs: list[_Pair], kappa: Floats, penalty: Floats) -> Floats:
-        """The direction −H g of L-BFGS (Nocedal 1980), starting from `_inverse`."""
-        dot = self._dot
-        q = -g
-        alphas = []
-        for step, change, rho in reversed(pairs):
-            alpha = rho * dot(step, q)
-            q = q - alpha * change
-            alphas.append(alpha)
-        q = self._inverse(q, kappa, penalty)
+    def _descent(self, pairs: list[_Pair], kappa: Floats, penalty: Floats) -> Callable[[Floats], Floats]:
+        """The function that takes g to L-BFGS's direction −H g (Nocedal 1980), starting from `_inverse`."""
+        dot, size = self._dot, np.ones(self.loss.groups)
         if pairs:
             _, change, rho = pairs[-1]
             square = rho * dot(change, self._inverse(change, kappa, penalty))
-            q = q * np.divide(1.0, square, out=np.ones_like(square), where=square > 0)
-        for (step, change, rho), alpha in zip(pairs, reversed(alphas), strict=True):
-            q = q + (alpha - rho * dot(change, q)) * step
-        return q
+            size = np.divide(1.0, square, out=np.ones_like(square), where=square > 0)
+
+        def descend(g: Floats) -> Floats:
+            q, alphas = -g, []
+            for step, change, rho in reversed(pairs):
+                alpha = rho * dot(step, q)
+                q = q - alpha * change
+                alphas.append(alpha)
+            q = self._inverse(q, kappa, penalty) * size
+            for (step, change, rho), alpha in zip(pairs, reversed(alphas), strict=True):
+                q = q + (alpha - rho * dot(change, q)) * step
+            return q
+
+        return descend
 
 
 def principal_axes(covariance: NDArray[np.float32]) -> tuple[Floats, Array]:
