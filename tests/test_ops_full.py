@@ -14,9 +14,9 @@ from sklearn.neighbors import KNeighborsClassifier
 from threadpoolctl import threadpool_limits
 
 from fastxfer import ops, reference
+from fastxfer.crew import Crew, blas_threads, crew
 from fastxfer.errors import UsageError
 from fastxfer.ops_full import INDEXES, check, knn_full, logistic, logistic_full, neighbours, rows, solver
-from fastxfer.ops_full.crew import Crew, blas_threads, crew
 from fastxfer.ops_full.history import History
 
 L2 = [1e-4, 10.0, 1e-2, 1.0, 1e-6]  # in no order
@@ -277,6 +277,21 @@ def test_any_number_of_threads_gives_the_same_bits(m, d, classes):
     for other in answers[1:]:
         for name in ("scores", "objective", "iterations", "converged"):
             np.testing.assert_array_equal(getattr(other, name), getattr(answers[0], name))
+
+
+def test_any_number_of_threads_finds_the_same_neighbours():
+    rng = np.random.default_rng(0)
+    x, y, query = (
+        rng.normal(size=(501, 1031)).astype(np.float32),
+        rng.integers(0, 7, 501),
+        rng.normal(size=(1200, 1031)),
+    )
+    answers = []
+    for threads in (1, 2, 3):
+        with threadpool_limits(threads):
+            answers.append(knn_full(x, y, query.astype(np.float32), 7, k=[1, 20]).scores)
+    for other in answers[1:]:
+        np.testing.assert_array_equal(other, answers[0])
 
 
 def test_a_crew_keeps_the_order_and_hands_on_what_is_raised():

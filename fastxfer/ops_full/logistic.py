@@ -10,9 +10,9 @@ import numpy as np
 import scipy.linalg
 from numpy.typing import ArrayLike, NDArray
 
+from fastxfer.crew import Crew, crew
 from fastxfer.errors import UsageError
 from fastxfer.ops_full.check import as_rows, check, check_class_weight, check_finite, pieces
-from fastxfer.ops_full.crew import Crew, crew
 from fastxfer.ops_full.losses import loss_of
 from fastxfer.ops_full.rows import Rows
 from fastxfer.ops_full.solver import Path, principal_axes

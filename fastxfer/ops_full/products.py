@@ -1,7 +1,7 @@
 """The two products of a pass: a block of images with weights, and with residuals.
 
 Few columns go through kernels of our own, since BLAS would spend more time on packing than on multiplying; many, and any
-without the compiled module, through BLAS. Blocks are shared out among threads (`ops_full.crew`); a product has one.
+without the compiled module, through BLAS. Blocks are shared out among threads (`fastxfer.crew`); a product has one.
 """
 
 from __future__ import annotations

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastxfer.backend import spread_rows
+from fastxfer.crew import PANEL, Crew
 from fastxfer.files import available_memory
 from fastxfer.ops_full.check import check_finite, pieces
-from fastxfer.ops_full.crew import PANEL, Crew
 from fastxfer.ops_full.products import FEW
 
 Array = NDArray[Any]

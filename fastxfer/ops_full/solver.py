@@ -9,7 +9,7 @@ import numpy as np
 import scipy.linalg
 from numpy.typing import NDArray
 
-from fastxfer.ops_full.crew import Crew
+from fastxfer.crew import Crew
 from fastxfer.ops_full.history import History
 from fastxfer.ops_full.losses import Loss
 from fastxfer.ops_full.products import Gradient, Sum, gradient_of, logits_of

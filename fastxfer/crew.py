@@ -1,4 +1,4 @@
-"""Threads that share out a pass's blocks, each with a BLAS of one thread: the same bits for any number of them.
+"""Threads that share out the blocks of a product, each with a BLAS of one thread: the same bits for any number of them.
 
 A threaded BLAS cuts a product up by the number of its threads, and each cut rounds in its own way. Here the cuts are the
 blocks, which are the same for everybody, and what is made of them is summed in their order.
@@ -65,12 +65,13 @@ class Crew:
 
 
 @contextmanager
-def crew() -> Iterator[Crew]:
-    """A crew of as many threads as BLAS has; while the block runs, BLAS has one."""
-    threads = blas_threads()
-    with threadpool_limits(1, user_api="blas"):
+def crew(threads: int | None = None) -> Iterator[Crew]:
+    """A crew of so many threads, or as many as BLAS has; while the block runs, BLAS and OpenMP have one each."""
+    threads = threads or blas_threads()
+    with threadpool_limits(1):
         if threads == 1:
             yield Crew(1, None)
             return
-        with ThreadPoolExecutor(threads, thread_name_prefix="probe") as pool:
+        # OpenMP asks each thread how many it may have.
+        with ThreadPoolExecutor(threads, "crew", initializer=threadpool_limits, initargs=(1,)) as pool:
             yield Crew(threads, pool)
