@@ -129,7 +129,7 @@ def _executor(cluster: str, folder: Path, parameters: dict[str, Any], show: bool
     except ImportError:
         raise UsageError("--slurm needs submitit: pip install 'fastxfer[cluster]'") from None
 
-    kinds = {"slurm": SlurmExecutor, "local": LocalExecutor}
+    kinds: dict[str, Any] = {"slurm": SlurmExecutor, "local": LocalExecutor}
     if cluster not in kinds:
         raise UsageError(f"--slurm cluster={cluster} is not one of {', '.join(kinds)}.{nearest(cluster, kinds)}")
     general = SlurmExecutor._equivalence_dict()
