@@ -6,8 +6,8 @@ import math
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from fastxfer.targets.table import Target
 from fastxfer.training import Batches, Images, Normaliser, Trainer, choose_device, loader, loss_sum, predict
 from pretrain.augment import eval_transform, train_transform
 from pretrain.checkpoint import read_checkpoint, write_checkpoint
+from pretrain.log import Log
 from pretrain.recipe import ARCHITECTURES, Recipe
 from pretrain.schedule import Schedule
 from pretrain.source import Source, open_source
@@ -49,6 +50,7 @@ def pretrain(
     checkpoint_every: int = 0,
     cache_bytes: int = 1 << 30,
     on_step: Callable[[int], None] | None = None,
+    logs: Sequence[Log] = (),
 ) -> dict[str, Any]:
     """Train the recipe's network on the target's train split; write the checkpoint `out`; return what came of it.
 
@@ -57,6 +59,7 @@ def pretrain(
     workers:          loader processes; None = none where all images are in memory, else the cores less one
     checkpoint_every: also write a checkpoint every so many steps, not only after an epoch; 0 = epochs only
     on_step:          called with the number of finished steps, after each
+    logs:             told of every step and validation
 
     `UsageError` where `out` exists and nobody said what to do, or on `resume` with another recipe; `DataError` for a
     source without train images; `DivergedError` if the loss becomes NaN. SIGTERM and Ctrl-C write a checkpoint, then
@@ -75,7 +78,7 @@ def pretrain(
             return run.summary()
         if resume and out.exists():
             run.restore(read_checkpoint(out))
-        run.train(workers, cache_bytes, checkpoint_every, on_step)
+        run.train(workers, cache_bytes, checkpoint_every, on_step, logs)
         return run.summary()
 
 
@@ -181,6 +184,7 @@ class _Run:
         cache_bytes: int,
         checkpoint_every: int,
         on_step: Callable[[int], None] | None,
+        logs: Sequence[Log],
     ) -> None:
         if self.step >= self.steps:
             return
@@ -219,10 +223,15 @@ class _Run:
         self.network.train()
         stream = loader(batches, range(self.step, self.steps), workers, self.device)
         with (
+            ExitStack() as ends,
             stop_signals() as stopped,
             progress(f"pretrain {recipe.arch}", self.steps * self.batch_size, "images") as advance,
         ):
             advance(self.step * self.batch_size)
+            for log in logs:
+                log.on_begin(self.step, self.steps)
+                ends.callback(log.on_end)
+            last = time.perf_counter()
             for pixels, rows in stream:
                 lr = self.schedule.lr(self.step)
                 loss = trainer.step(pixels, labels[rows], lr)
@@ -231,6 +240,10 @@ class _Run:
                 self.window.append(loss)
                 self.step += 1
                 advance(self.batch_size)
+                now = time.perf_counter()
+                for log in logs:
+                    log.on_step(self.step, loss, lr, self.batch_size / max(now - last, 1e-9))
+                last = now
                 if on_step is not None:
                     on_step(self.step)
                 done = self.step * self.batch_size
@@ -240,6 +253,8 @@ class _Run:
                     now = time.perf_counter()
                     rate = (self.step - shown[1]) * self.batch_size / max(now - shown[0], 1e-9)
                     self._validate(val, evaluation, normalise, lr, rate)
+                    for log in logs:
+                        log.on_validation(self.step, self.history[-1])
                     shown = (time.perf_counter(), self.step)
                 if epoch_over or stopped() or (checkpoint_every and self.step % checkpoint_every == 0):
                     self.seconds = before + time.perf_counter() - started
