@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol
 
 
@@ -24,3 +25,13 @@ class Log(Protocol):
 
     def on_end(self) -> None:
         """The run is over, or has failed."""
+
+
+@contextmanager
+def telling(logs: Sequence[Log], step: int, steps: int) -> Iterator[Sequence[Log]]:
+    """The logs, told that the run begins, and that it is over whatever happens."""
+    with ExitStack() as ends:
+        for log in logs:
+            log.on_begin(step, steps)
+            ends.callback(log.on_end)
+        yield logs

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.distributed.checkpoint import CheckpointException
 
 from fastxfer import __version__, metrics
 from fastxfer.embed.ranks import cores_here
@@ -31,11 +31,11 @@ from fastxfer.training import (
     predict,
 )
 from pretrain.augment import eval_transform, train_transform
-from pretrain.checkpoint import Shelf, read_checkpoint
-from pretrain.log import Log
+from pretrain.checkpoint import REST, Shelf, read_checkpoint
+from pretrain.log import Log, telling
 from pretrain.ranks import agreed, check_shares, gathered, joined
 from pretrain.recipe import ARCHITECTURES, Recipe
-from pretrain.schedule import Schedule
+from pretrain.schedule import schedule_of
 from pretrain.source import Source, open_source
 from pretrain.state import State, create_network
 from pretrain.stopping import stop_signals
@@ -81,14 +81,16 @@ def pretrain(
     images of a batch; `DataError` for a source without train images, or where memory runs out; `DivergedError` if the loss
     becomes NaN. SIGTERM, SIGUSR1 and Ctrl-C write a checkpoint, then raise KeyboardInterrupt.
     """
-    if out.exists() and not (resume or overwrite):
-        raise UsageError(f"'{out}' exists: --resume goes on from it, --overwrite replaces it")
+    shelf = Shelf(out, keep)
+    there = next(iter([path for path in (out,) if path.exists()] + shelf.older()), None)
+    if there is not None and not (resume or overwrite):
+        raise UsageError(f"'{there}' exists: --resume goes on from it, --overwrite replaces it")
     source = open_source(
         target, recipe.classes, name=recipe.source_name, val_fraction=recipe.val_fraction, seed=recipe.seed
     )
     with torch.random.fork_rng(), joined(device) as (group, on):
         check_shares(group, recipe.batch_size)
-        run = _Run(recipe, source, Shelf(out, keep), group, on)
+        run = _Run(recipe, source, shelf, group, on)
         if untrained:
             run.save(trained=False)
             run.say(f"wrote '{out}': {run.name}, {run.parameters:,} weights, untrained")
@@ -129,11 +131,16 @@ class _Run:
         n = len(source.train.paths)
         self.batch_size = recipe.batch_size
         self.steps = max(1, math.ceil(recipe.epochs * n / self.batch_size))
-        self.schedule = _schedule(recipe, n, self.steps)
+        self.schedule = schedule_of(recipe, n, self.steps)
         self.step = 0
         self.history: list[dict[str, Any]] = []
         self.seconds = 0.0
         self.window: list[float] = []  # losses since the last line of the history
+
+    @property
+    def judged(self) -> str:
+        """The number of the history by which one checkpoint is better than another."""
+        return "val_auc" if self.source.val.labels.ndim == 2 else "val_accuracy"
 
     def say(self, message: str) -> None:
         """The first process speaks for all."""
@@ -157,20 +164,25 @@ class _Run:
             "ema": self.recipe.ema,
             "fastxfer": __version__,
         }
-        state = self.state.whole()
         training = {
             "recipe": self.recipe.plain(),
             "images": len(self.source.train.paths),
             "history": self.history,
             "window": self.window,
             "seconds": self.seconds,
-            "scaler": state.pop("scaler"),
+            "scaler": self.state.trainer.scaler.state_dict(),
         }
+        if self.recipe.sharded_checkpoints and self.step < self.steps and trained:
+            self.shelf.put_shares(
+                self.state.shares(), {"meta": meta, "training": training}, self.step, self.group, best
+            )
+            return
+        state = self.state.whole()
         if self.group.rank == 0:
             self.shelf.put({**state, "meta": meta, "training": training}, self.step, best)
 
     def restore(self, path: Path) -> None:
-        content = read_checkpoint(path)
+        content = read_checkpoint(path / REST if path.is_dir() else path)
         training, meta = content["training"], content["meta"]
         changed = self.recipe.changed(training["recipe"])
         if changed:
@@ -186,16 +198,22 @@ class _Run:
                 f"which now has {len(self.source.train.paths)}, or on other classes"
             )
         try:
-            self.state.load({**content, "scaler": training["scaler"]})
-        except RuntimeError as error:
+            if path.is_dir():
+                self.state.load_shares(path)
+            else:
+                self.state.load(content)
+        except (DataError, CheckpointException) as error:
             raise DataError(
                 f"--resume: the weights of '{path}' do not fit {self.name} as this timm makes it "
-                f"({str(error).splitlines()[-1].strip()}): give the timm that began the run, or another --out"
+                f"({error}): give the timm that began the run, or another --out"
             ) from error
+        self.state.trainer.scaler.load_state_dict(training["scaler"])
         self.step = meta["step"]
         self.shelf.step = self.step if path == self.shelf.out else None
         self.history, self.window = training["history"], training["window"]
         self.seconds = training["seconds"]
+        if self.recipe.sharded_checkpoints and self.history:
+            self.shelf.best_step = max(self.history, key=lambda line: float(line[self.judged]))["step"]
         self.say(
             f"going on from step {self.step:,} of {self.steps:,}" if self.step < self.steps else "already finished"
         )
@@ -237,7 +255,7 @@ class _Run:
         self.state.network.train()
         stream = loader(batches, range(self.step, self.steps), workers, self.normalise.device)
         with (
-            _telling(logs if first else (), self.step, self.steps) as told,
+            telling(logs if first else (), self.step, self.steps) as told,
             stop_signals() as stopped,
             progress(
                 f"pretrain {recipe.arch}",
@@ -332,7 +350,7 @@ class _Run:
         for metric in ("auc",) if labels.ndim == 2 else ("accuracy", "balanced_accuracy"):
             line[f"val_{metric}"] = float(metrics.METRICS[metric](logits, labels))
         self.window = []
-        judged = "val_auc" if labels.ndim == 2 else "val_accuracy"
+        judged = self.judged
         best = line[judged] > max((earlier[judged] for earlier in self.history), default=-math.inf)
         self.history.append(line)
         self.say(
@@ -368,28 +386,3 @@ class _Run:
             **{k: v for k, v in last.items() if k.startswith("val_") or k == "loss"},
             "history": self.history,
         }
-
-
-def _schedule(recipe: Recipe, n: int, steps: int) -> Schedule:
-    per_epoch = n / recipe.batch_size
-    milestones = recipe.milestones or tuple(recipe.epochs * share for share in (1 / 3, 2 / 3, 8 / 9))
-    return Schedule(
-        kind=recipe.schedule,
-        peak=recipe.lr * recipe.batch_size / 256,
-        steps=steps,
-        warmup=min(round(recipe.warmup_epochs * per_epoch), steps),
-        start=recipe.warmup_start,
-        milestones=tuple(math.ceil(m * per_epoch) for m in milestones),
-        decay=recipe.decay,
-        min_lr=recipe.min_lr,
-    )
-
-
-@contextmanager
-def _telling(logs: Sequence[Log], step: int, steps: int) -> Iterator[Sequence[Log]]:
-    """The logs, told that the run begins, and that it is over whatever happens."""
-    with ExitStack() as ends:
-        for log in logs:
-            log.on_begin(step, steps)
-            ends.callback(log.on_end)
-        yield logs

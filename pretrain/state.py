@@ -5,10 +5,13 @@ Weights and momenta go by their names, so that a run may go on with another numb
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+import torch.distributed.checkpoint
 from timm.utils.model_ema import ModelEmaV3
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
@@ -19,12 +22,13 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from fastxfer.errors import UsageError, nearest
+from fastxfer.errors import DataError, UsageError, nearest
 from fastxfer.training import Group, Normaliser, Trainer, bare
 from pretrain.ranks import spread
 from pretrain.recipe import ARCHITECTURES, Recipe
 
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+_GIVEN_WHOLE = StateDictOptions(full_state_dict=True)
 _AUTOCAST = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -92,21 +96,49 @@ class State:
             self.ema.update(bare(self.network), step=step)
 
     def whole(self) -> dict[str, Any]:
-        """model (what is kept), weights (those in training, if others), optimizer, scaler; all processes must ask."""
+        """model (what is kept), weights (those in training, if others), optimizer; all processes must ask."""
         content = {
             "model": get_model_state_dict(self.result, options=_WHOLE),
             "optimizer": get_optimizer_state_dict(self.network, self.optimizer, options=_WHOLE),
-            "scaler": self.trainer.scaler.state_dict(),
         }
         if self.ema is not None:
             content["weights"] = get_model_state_dict(self.network, options=_WHOLE)
         return content
 
     def load(self, content: dict[str, Any]) -> None:
-        """What `whole` gave; all processes must do it."""
-        options = StateDictOptions(full_state_dict=True)
-        set_model_state_dict(self.network, content.get("weights", content["model"]), options=options)
+        """What `whole` gave; all processes must do it. `DataError` names a weight that doesn't fit."""
+        for network, weights in (
+            (self.network, content.get("weights", content["model"])),
+            *([(self.ema.module, content["model"])] if self.ema is not None else []),
+        ):
+            _must_fit(get_model_state_dict(network), weights)
+            set_model_state_dict(network, dict(weights), options=_GIVEN_WHOLE)
+        set_optimizer_state_dict(self.network, self.optimizer, content["optimizer"], options=_GIVEN_WHOLE)
+
+    def shares(self) -> dict[str, Any]:
+        """This process's share of the same, tensors only, for torch.distributed.checkpoint."""
+        content = {
+            "weights": get_model_state_dict(self.network),
+            "momenta": get_optimizer_state_dict(self.network, self.optimizer)["state"],
+        }
         if self.ema is not None:
-            set_model_state_dict(self.ema.module, content["model"], options=options)
-        set_optimizer_state_dict(self.network, self.optimizer, content["optimizer"], options=options)
-        self.trainer.scaler.load_state_dict(content["scaler"])
+            content["average"] = get_model_state_dict(self.ema.module)
+        return content
+
+    def load_shares(self, folder: Path) -> None:
+        """What `shares` gave, of however many processes; all must do it."""
+        content = self.shares()
+        torch.distributed.checkpoint.load(content, checkpoint_id=folder)
+        set_model_state_dict(self.network, content["weights"])
+        if self.ema is not None:
+            set_model_state_dict(self.ema.module, content["average"])
+        momenta = {**get_optimizer_state_dict(self.network, self.optimizer), "state": content["momenta"]}
+        set_optimizer_state_dict(self.network, self.optimizer, momenta)
+
+
+def _must_fit(here: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    # torch would leave what is missing as it is, without a word.
+    for name in sorted({*here, *given}):
+        shapes = [tuple(weights[name].shape) if name in weights else "none" for weights in (here, given)]
+        if shapes[0] != shapes[1]:
+            raise DataError(f"'{name}' is {shapes[1]} in the file, and {shapes[0]} in the network")

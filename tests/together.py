@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
-import multiprocessing
+import multiprocessing.connection
 import os
+import signal
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +55,62 @@ def environment(rank: int, count: int, port: int) -> dict[str, str]:
     return {"MASTER_ADDR": "127.0.0.1", **{word: str(value) for word, value in words.items()}}
 
 
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def dying(left: int, true: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that kills its process instead of being called once more after so many calls."""
+
+    def call(*arguments: Any, **options: Any) -> Any:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            die()
+        return true(*arguments, **options)
+
+    return call
+
+
+def dying_in_a_file(left: int) -> Callable[..., Any]:
+    """torch.save that writes half of a file and dies, after so many whole ones."""
+    true = torch.save
+
+    def save(content: Any, file: Any) -> None:
+        nonlocal left
+        left -= 1
+        if left >= 0:
+            true(content, file)
+            return
+        buffer = io.BytesIO()
+        true(content, buffer)
+        file.write(buffer.getbuffer()[: len(buffer.getbuffer()) // 2])
+        file.flush()
+        die()
+
+    return save
+
+
+def sabotage(how: str, when: int) -> dict[str, Any]:
+    """Options for `pretrain` under which the process dies; "step", "link", "sync", "rename" or "file", after so many."""
+    if how == "step":
+        return {"on_step": dying(when, lambda step: None)}
+    if how == "file":
+        torch.save = dying_in_a_file(when)
+    else:
+        name = {"link": "link", "sync": "fsync", "rename": "replace"}[how]
+        place: Any = Path if how == "rename" else os
+        setattr(place, name, dying(when, getattr(place, name)))
+    return {}
+
+
 def work(words: dict[str, str], recipe: Recipe, target: Target, out: Path, options: dict[str, Any]) -> None:
     """What each process does; the error's message goes to a file."""
     os.environ.update(words)
     torch.set_num_threads(1)
+    victim, *how = options.pop("dies", (-1, "", 0))
+    if victim == int(words.get("RANK", "0")):
+        options |= sabotage(*how)
     sys.stderr = open(out.with_suffix(f".{words.get('RANK', '0')}.err"), "w")  # noqa: SIM115
     try:
         pretrain(recipe, target, out, device="cpu", logs=[Losses(out.with_suffix(".json"))], **options)
@@ -77,10 +131,15 @@ def start(count: int, recipe: Recipe, target: Target, out: Path, **options: Any)
 
 
 def run(count: int, recipe: Recipe, target: Target, out: Path, **options: Any) -> list[int]:
-    """Exit codes of so many processes that pre-train together."""
+    """Exit codes of so many processes that pre-train together; where one is killed the others are, as torchrun does."""
     team = start(count, recipe, target, out, **options)
+    while any(process.is_alive() for process in team):
+        multiprocessing.connection.wait([process.sentinel for process in team if process.is_alive()], 120)
+        if any(process.exitcode == -signal.SIGKILL for process in team):
+            for process in team:
+                process.kill()
     for process in team:
-        process.join(120)
+        process.join(10)
     return [process.exitcode for process in team]
 
 
