@@ -49,7 +49,7 @@ def free_port() -> int:
         return int(s.getsockname()[1])
 
 
-def environment(rank: int, count: int, port: int) -> dict[str, str]:
+def of_torchrun(rank: int, count: int, port: int) -> dict[str, str]:
     """What torchrun would have set."""
     words = {"RANK": rank, "WORLD_SIZE": count, "LOCAL_RANK": rank, "MASTER_PORT": port}
     return {"MASTER_ADDR": "127.0.0.1", **{word: str(value) for word, value in words.items()}}
@@ -92,9 +92,11 @@ def dying_in_a_file(left: int) -> Callable[..., Any]:
 
 
 def sabotage(how: str, when: int) -> dict[str, Any]:
-    """Options for `pretrain` under which the process dies; "step", "link", "sync", "rename" or "file", after so many."""
+    """Options for `pretrain` under which the process dies: "step", "link", "sync", "rename", "file" after so many; or "term"."""
     if how == "step":
         return {"on_step": dying(when, lambda step: None)}
+    if how == "term":
+        return {"on_step": lambda step: os.kill(os.getpid(), signal.SIGTERM) if step == when else None}
     if how == "file":
         torch.save = dying_in_a_file(when)
     else:
@@ -108,23 +110,31 @@ def work(words: dict[str, str], recipe: Recipe, target: Target, out: Path, optio
     """What each process does; the error's message goes to a file."""
     os.environ.update(words)
     torch.set_num_threads(1)
+    rank = words.get("RANK") or words.get("SLURM_PROCID", "0")
     victim, *how = options.pop("dies", (-1, "", 0))
-    if victim == int(words.get("RANK", "0")):
+    if victim == int(rank):
         options |= sabotage(*how)
-    sys.stderr = open(out.with_suffix(f".{words.get('RANK', '0')}.err"), "w")  # noqa: SIM115
+    sys.stderr = open(out.with_suffix(f".{rank}.err"), "w")  # noqa: SIM115
     try:
         pretrain(recipe, target, out, device="cpu", logs=[Losses(out.with_suffix(".json"))], **options)
-    except Exception as error:
-        out.with_suffix(f".{words.get('RANK', '0')}.error").write_text(f"{type(error).__name__}: {error}")
+    except (Exception, KeyboardInterrupt) as error:
+        out.with_suffix(f".{rank}.error").write_text(f"{type(error).__name__}: {error}")
         sys.stderr.flush()
         os._exit(1)
     sys.stderr.flush()
 
 
-def start(count: int, recipe: Recipe, target: Target, out: Path, **options: Any) -> list[Any]:
+def start(
+    count: int,
+    recipe: Recipe,
+    target: Target,
+    out: Path,
+    words: Callable[[int, int, int], dict[str, str]] = of_torchrun,
+    **options: Any,
+) -> list[Any]:
     port = free_port()
-    words = [environment(rank, count, port) if count > 1 else {} for rank in range(count)]
-    team = [server.Process(target=work, args=(w, recipe, target, out, options)) for w in words]
+    environments = [words(rank, count, port) if count > 1 else {} for rank in range(count)]
+    team = [server.Process(target=work, args=(e, recipe, target, out, options)) for e in environments]
     for process in team:
         process.start()
     return team
