@@ -139,7 +139,7 @@ class _Bare:
 
     def _lr(self, step: int, n: int) -> float:
         """The warm-up, written again."""
-        warmup = round(self.recipe.warmup_epochs * n / self.recipe.batch_size)
+        warmup = min(round(self.recipe.warmup_epochs * n / self.recipe.batch_size), SKIPPED + self.steps)
         return self.recipe.lr * self.recipe.batch_size / 256 * step / warmup
 
     def _step(self, step: int, lr: float) -> float:
