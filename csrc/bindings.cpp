@@ -180,9 +180,8 @@ Array<float> scores_by_weights(const py::array_t<Real>& images, const Array<std:
 // few · images: (c, n) of weights (c, dim) with transposed images (n, dim), or (c, dim) of residuals (c, n) with
 // images.
 template <class Real>
-Array<Real> skinny(const py::array_t<Real>& images, const py::array_t<Real>& few, bool transposed, int threads) {
+Array<Real> skinny(const py::array_t<Real>& images, const py::array_t<Real>& few, bool transposed) {
     require(images.ndim() == 2 && few.ndim() == 2, "arrays must have two dimensions");
-    require(threads >= 1, "threads must be at least 1");
     const py::ssize_t n = images.shape(0), dim = images.shape(1), c = few.shape(0);
     require(few.shape(1) == (transposed ? dim : n), "few must match images");
     Array<Real> out({c, transposed ? n : dim});
@@ -197,7 +196,7 @@ Array<Real> skinny(const py::array_t<Real>& images, const py::array_t<Real>& few
                                         out.mutable_data(),
                                         transposed ? n : dim};
     py::gil_scoped_release release;
-    (transposed ? fastxfer::skinny_logits_cpu : fastxfer::skinny_gradient_cpu)(params, threads);
+    (transposed ? fastxfer::skinny_logits_cpu : fastxfer::skinny_gradient_cpu)(params);
     return out;
 }
 
@@ -475,9 +474,8 @@ PYBIND11_MODULE(_C, module) {
                py::arg("threads"));
     module.def("scores_by_weights", &scores_by_weights<double>, images, support, query, coefficients, bias,
                py::arg("threads"));
-    module.def("skinny", &skinny<float>, images, py::arg("few").noconvert(), py::arg("transposed"), py::arg("threads"));
-    module.def("skinny", &skinny<double>, images, py::arg("few").noconvert(), py::arg("transposed"),
-               py::arg("threads"));
+    module.def("skinny", &skinny<float>, images, py::arg("few").noconvert(), py::arg("transposed"));
+    module.def("skinny", &skinny<double>, images, py::arg("few").noconvert(), py::arg("transposed"));
     module.def("examine", &examine<float>, images, py::arg("threads"));
     module.def("examine", &examine<double>, images, py::arg("threads"));
     const auto order = py::arg("order").noconvert(), mean = py::arg("mean").noconvert();

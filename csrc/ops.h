@@ -186,9 +186,9 @@ void knn_cpu(const KnnParams&, std::int64_t first, std::int64_t last, int thread
 void products_cpu(const ProductsParams&, std::int64_t first, std::int64_t last, int threads);
 void weights_cpu(const WeightsParams&, std::int64_t first, std::int64_t last, int threads);
 
-// Shared out over `threads` threads by images, by dimensions.
-void skinny_logits_cpu(const SkinnyParams&, int threads);
-void skinny_gradient_cpu(const SkinnyParams&, int threads);
+// On the caller's thread.
+void skinny_logits_cpu(const SkinnyParams&);
+void skinny_gradient_cpu(const SkinnyParams&);
 
 // Look at blocks, centre rows first … last-1 on `threads` threads.
 void examine_cpu(const ExamineParams&, std::int64_t first, std::int64_t last, int threads);

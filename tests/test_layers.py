@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 FLOORS = [
-    {"errors", "files", "progress", "images", "backend"},
+    {"errors", "files", "progress", "images", "backend", "crew"},
     {"metrics", "targets", "store", "episodes", "results", "reference", "plans", "transforms", "projection"},
     {"ops", "ops_full", "backbones", "protocol", "statistics", "hyperrule", "choosing"},
     {"training", "probes", "estimators", "embed", "registered"},

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from fastxfer import ops, reference
 from fastxfer.backend import compiled
 from fastxfer.errors import DataError, UsageError
+from fastxfer.ops.pool import fill_gram
 
 # Relative gap of the objective that is promised.
 GAP = {"float32": 1e-6, "float64": 1e-9}
@@ -287,6 +288,17 @@ def test_threads_and_neighbours_change_no_bit(op, plain):
     np.testing.assert_array_equal(one, many)
     alone = SOLVE[op](ops.Pool(x, gram=True, threads=1, backend="cpu"), s[4:5], y[4:5], q[4:5], 5)
     np.testing.assert_array_equal(alone, one[4:5])
+
+
+@pytest.mark.parametrize(("n", "support"), [(901, 901), (901, 300), (2500, 1100), (3, 3), (700, 1)])
+def test_threads_change_no_bit_of_the_gram_matrix(n, support):
+    x = np.random.default_rng(n).normal(size=(n, 177)).astype(np.float32)
+    one, two, three = (np.empty((support, n), np.float32) for _ in range(3))
+    for threads, out in ((1, one), (2, two), (3, three)):
+        fill_gram(x, out, threads)
+    np.testing.assert_array_equal(one, two)
+    np.testing.assert_array_equal(one, three)
+    np.testing.assert_allclose(one, x[:support].astype(float) @ x.T, atol=2e-4)
 
 
 @each_op

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -9,10 +11,13 @@ from helpers import blobs_embeddings, blobs_target
 from scipy.optimize import minimize
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
+from threadpoolctl import threadpool_limits
 
 from fastxfer import ops, reference
+from fastxfer.crew import Crew, blas_threads, crew
 from fastxfer.errors import UsageError
 from fastxfer.ops_full import INDEXES, check, knn_full, logistic, logistic_full, neighbours, rows, solver
+from fastxfer.ops_full.history import History
 
 L2 = [1e-4, 10.0, 1e-2, 1.0, 1e-6]  # in no order
 
@@ -261,15 +266,104 @@ def test_separable_data_without_much_penalty():
         assert got.objective[i] <= softmax_objective(x.astype(float), y, fit, values[i]) * (1 + 1e-6)
 
 
+@pytest.mark.parametrize(("m", "d", "classes"), [(900, 170, 5), (1100, 130, 45), (150, 333, 3), (700, 37, 2)])
+def test_any_number_of_threads_gives_the_same_bits(m, d, classes):
+    x, y, query = data(m, d, classes)
+    answers = []
+    for threads in (1, 2, 3):
+        with threadpool_limits(threads):
+            answers.append(logistic_full(x, y, query, classes, [1e-2, 1e-5]))
+            assert blas_threads() == threads  # as before
+    for other in answers[1:]:
+        for name in ("scores", "objective", "iterations", "converged"):
+            np.testing.assert_array_equal(getattr(other, name), getattr(answers[0], name))
+
+
+def test_any_number_of_threads_finds_the_same_neighbours():
+    rng = np.random.default_rng(0)
+    x, y, query = (
+        rng.normal(size=(501, 1031)).astype(np.float32),
+        rng.integers(0, 7, 501),
+        rng.normal(size=(1200, 1031)),
+    )
+    answers = []
+    for threads in (1, 2, 3):
+        with threadpool_limits(threads):
+            answers.append(knn_full(x, y, query.astype(np.float32), 7, k=[1, 20]).scores)
+    for other in answers[1:]:
+        np.testing.assert_array_equal(other, answers[0])
+
+
+def test_a_crew_keeps_the_order_and_hands_on_what_is_raised():
+    begun = []
+
+    def late(i: int) -> int:
+        begun.append(i)
+        time.sleep(0.02 if i % 3 == 0 else 0.0)
+        if i == 50:
+            raise ZeroDivisionError
+        return i
+
+    with threadpool_limits(3), crew() as threads:
+        assert list(threads.each(late, range(20))) == list(range(20))
+        begun.clear()
+        with pytest.raises(ZeroDivisionError):
+            list(threads.each(late, range(1000)))
+        assert len(begun) < 60
+        a, b = np.random.default_rng(0).normal(size=(2, 300, 300))
+        np.testing.assert_allclose(threads.product(a, b), a @ b, atol=1e-12)
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+def test_history_is_the_two_loops_of_nocedal(groups):
+    rng = np.random.default_rng(groups)
+    d, columns, capacity = 7, 4, 5
+    history = History(d, columns, groups, capacity)
+    curvature = rng.uniform(0.5, 2.0, (d, 1))
+    pairs = []
+    l2 = 0.3
+    history.move_to(l2)
+    penalty = np.full((d, 1), l2)
+    penalty[-1] = 0.0
+    dot = (lambda a, b: (a * b).sum(axis=0)) if groups > 1 else (lambda a, b: (a * b).sum())
+    for i in range(8):
+        step = rng.normal(size=(d, columns))
+        if groups > 1 and i == 6:
+            step[:, 2] = 0.0  # a group that has arrived
+        pairs.append((step, curvature * step))
+        history.add(step, (curvature + penalty) * step)
+    l2 = 0.01
+    history.move_to(l2)
+    penalty[:-1] = l2
+
+    def inverse(v):
+        return v / np.arange(1, d + 1)[:, None]
+
+    g = rng.normal(size=(d, columns))
+    q, alphas = -g, []
+    for step, change in reversed([(s, y + penalty * s) for s, y in pairs[-capacity:]]):
+        product = dot(step, change)
+        alphas.append(np.divide(dot(step, q), product, out=np.zeros_like(product), where=product > 0))
+        q = q - alphas[-1] * change
+    q = inverse(q)
+    for (step, loss_change), alpha in zip(pairs[-capacity:], reversed(alphas), strict=True):
+        change = loss_change + penalty * step
+        product = dot(step, change)
+        beta = np.divide(dot(change, q), product, out=np.zeros_like(product), where=product > 0)
+        q = q + (alpha - beta) * step
+    np.testing.assert_allclose(history.descent(inverse)(g), q, rtol=1e-10)
+    np.testing.assert_allclose(history.last_change(), (curvature + penalty) * pairs[-1][0], rtol=1e-12)
+
+
 def test_covariance_of_weighted_rows():
     rng = np.random.default_rng(0)
     x = embeddings(5000, 8)
     weights = np.exp(rng.normal(0.0, 2.0, 5000))
-    embedded = rows.Rows(x)
+    embedded, alone = rows.Rows(x, 3), Crew(1, None)
     seen = embedded.centred(x)
     expected = np.triu(np.einsum("i,ij,ik->jk", weights / weights.sum(), seen, seen))
-    np.testing.assert_allclose(np.triu(embedded.covariance(5000, weights)), expected, rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(np.triu(embedded.covariance(1500, weights)), expected, atol=0.03 * expected.max())
+    np.testing.assert_allclose(np.triu(embedded.covariance(5000, alone, weights)), expected, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(np.triu(embedded.covariance(1500, alone, weights)), expected, atol=0.03 * expected.max())
     taken, factor = rows._sample(weights, 1500)
     assert taken.sum() == pytest.approx(1500, abs=2)
     assert taken[weights > np.quantile(weights, 0.95)].all()

@@ -22,7 +22,7 @@ obstore = pytest.importorskip("obstore")
 objects = pytest.importorskip("fastxfer.store.objects")
 pytestmark = pytest.mark.s3
 N = 40
-FAULTS: tuple[Fault, ...] = ("503", "cut", "500", "late cut", "cut body")
+FAULTS: tuple[Fault, ...] = ("503", "cut", "500", "late cut", "cut body", "429")
 
 
 def requests(proxy: Proxy) -> dict[str, int]:
@@ -46,6 +46,22 @@ def test_errors_that_pass_are_outlasted(
         )
         assert verify(bucket).problems == []
         assert set(proxy.faults) == set(FAULTS)
+
+
+def test_a_conflict_of_conditional_writes_is_tried_again(
+    bucket: str, s3_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What S3 answers to whoever comes second while another conditional write is under way."""
+    store = make_store(bucket)
+    key = "targets/photos/embeddings/tiny/zarr.json"
+    with Proxy(s3_server, lambda _: "409" if proxy.conflicts < 3 else None) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        backing: Any = EmbeddingStore.open(bucket, mode="a").backing
+        content, version = files.run(backing.get_version(key))
+        assert files.run(backing.swap(key, content + b" ", version))
+        assert proxy.conflicts == 3
+        assert not files.run(backing.swap(key, content, version))  # that version has gone
+    assert store.targets() == ["photos"]
 
 
 def test_a_server_that_stays_down_is_told_and_what_was_written_stays(

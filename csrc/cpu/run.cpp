@@ -134,10 +134,9 @@ void weights_cpu(const WeightsParams& params, std::int64_t first, std::int64_t l
 
 namespace {
 
-// Stretches of 0 … n-1, the same for any number of threads.
+// Stretches of 0 … n-1 whose images, or sums, stay in the cache.
 void by_stretches(void (*work)(const SkinnyParams&, std::int64_t, std::int64_t), const SkinnyParams& params,
-                  std::int64_t n, std::int64_t stretch, int threads) {
-#pragma omp parallel for num_threads(threads) schedule(dynamic)
+                  std::int64_t n, std::int64_t stretch) {
     for (std::int64_t first = 0; first < n; first += stretch) {
         work(params, first, first + stretch < n ? first + stretch : n);
     }
@@ -145,12 +144,12 @@ void by_stretches(void (*work)(const SkinnyParams&, std::int64_t, std::int64_t),
 
 }  // namespace
 
-void skinny_logits_cpu(const SkinnyParams& params, int threads) {
-    by_stretches(cpu_kernels().skinny_logits, params, params.n, 64, threads);
+void skinny_logits_cpu(const SkinnyParams& params) {
+    by_stretches(cpu_kernels().skinny_logits, params, params.n, 64);
 }
 
-void skinny_gradient_cpu(const SkinnyParams& params, int threads) {
-    by_stretches(cpu_kernels().skinny_gradient, params, params.dim, 256, threads);
+void skinny_gradient_cpu(const SkinnyParams& params) {
+    by_stretches(cpu_kernels().skinny_gradient, params, params.dim, 256);
 }
 
 void examine_cpu(const ExamineParams& params, std::int64_t first, std::int64_t last, int threads) {

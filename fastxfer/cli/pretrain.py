@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from fastxfer.cli.cluster import slurm_options
 from fastxfer.cli.common import ManyValues, data_root_option, emit_json, json_option, print_table
 from fastxfer.cli.embed import parse_arch_args
 from fastxfer.errors import UsageError
@@ -51,6 +52,7 @@ def _recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option(
     "--keep", type=click.IntRange(min=1), default=2, show_default=True, help="Last checkpoints, and the best."
 )
+@slurm_options("--resume")
 @data_root_option
 @json_option
 def pretrain(

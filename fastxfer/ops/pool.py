@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastxfer.backend import compiled, resolve_backend, spread_rows
+from fastxfer.crew import crew
 from fastxfer.errors import DataError, UsageError
 
 Array = NDArray[Any]
@@ -23,7 +24,7 @@ BLOCK_BYTES = 64 * 2**20
 GRAM_ADVANTAGE = 1.5
 
 # Rows of a tile of the Gram matrix.
-TILE = 2048
+TILE = 1024
 
 
 def products_of(m: int, q: int, weights: int | None = None) -> float:
@@ -115,7 +116,7 @@ class Pool:
         """(n_support, n_images) inner products of the centred embeddings by place, made on first use."""
         if self._gram is None:
             self._gram = np.empty((self.n_support, self.n_images), self.dtype)
-            fill_gram(self.centred, self._gram)
+            fill_gram(self.centred, self._gram, self.threads)
         return self._gram
 
     def uses_gram(self, count: int, m: int, q: int, weights: int | None = None) -> bool:
@@ -154,22 +155,25 @@ def _mask(rows: ArrayLike | None, n: int) -> Array:
     return mask
 
 
-def fill_gram(x: Array, out: Array) -> None:
-    """Inner products of the first rows of x (n, dim) with all, into `out` (first rows, n)."""
-    m = len(out)
-    _with_itself(x[:m], out[:, :m])
-    np.matmul(x[:m], x[m:].T, out=out[:, m:])
+def fill_gram(x: Array, out: Array, threads: int | None = None) -> None:
+    """Inner products of the first rows of x (n, dim) with all, into `out` (first rows, n); as many threads as BLAS has.
 
+    By tiles, the same for any number of threads. Of the square, half are made, and mirrored while they are in the cache.
+    """
+    m, n = out.shape
 
-def _with_itself(x: Array, out: Array) -> None:
-    """x xᵀ into `out`, tile by tile: half the products, and every tile is mirrored while it is in the cache."""
-    for i in range(0, len(x), TILE):
-        rows = slice(i, i + TILE)
-        for j in range(0, i, TILE):
-            columns = slice(j, j + TILE)
-            np.matmul(x[rows], x[columns].T, out=out[rows, columns])
-            out[columns, rows] = out[rows, columns].T
-        np.matmul(x[rows], x[rows].T, out=out[rows, rows])  # NumPy sees the symmetry
+    def tile(place: tuple[int, int]) -> None:
+        rows, columns = (slice(i, min(i + TILE, m if i < m else n)) for i in place)
+        made = out[rows, columns]
+        np.matmul(x[rows], x[columns].T, out=made)  # NumPy sees where it is symmetric
+        if columns.start < rows.start:
+            out[columns, rows] = made.T
+
+    places = [(i, j) for i in range(0, m, TILE) for j in range(0, i + 1, TILE)]
+    places += [(i, j) for j in range(m, n, TILE) for i in range(0, m, TILE)]
+    with crew(threads) as team:
+        for _ in team.each(tile, places):
+            pass
 
 
 def _require_finite(rows: Array) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import scipy.linalg
 from numpy.typing import ArrayLike, NDArray
 
+from fastxfer.crew import Crew, crew
 from fastxfer.errors import UsageError
 from fastxfer.ops_full.check import as_rows, check, check_class_weight, check_finite, pieces
 from fastxfer.ops_full.losses import loss_of
@@ -59,10 +60,13 @@ def logistic_full(
     what was left to gain, and the Newton step that comes with it gains most of it. `iterations` counts steps, also those
     at larger penalties over which a distant value is approached.
 
-    Memory beyond the arguments, in bytes: 4·m·d for a centred copy if that is at most KEEP_BYTES and half of what is
-    available (else x is read again in each of some hundred passes an l2), 0.3 GiB for blocks, 16·d² for the covariance's axes where d ≤ AXES (where
-    m < d: 16·m·d + 24·m² instead), 80·c·d and 2·HISTORY_BYTES for the solver (or ten pairs, 160·c·d, if that is more),
-    3·m·c for the labels if they are many, and the scores, 4·L·q·c. Nothing grows with m·c·8 or m·d·8.
+    As many threads work as BLAS has; any number of them gives the same bits.
+
+    Memory beyond the arguments, in bytes: 4·m·d for a centred copy if that is at most KEEP_BYTES of `ops_full.rows` and
+    half of what is available (else x is read again in each of some hundred passes an l2), 0.3 GiB for blocks and 8·c·d a
+    thread, 16·d² for the covariance's axes where d ≤ AXES (where m < d: 16·m·d + 24·m² instead), 80·c·d and HISTORY_BYTES
+    for the solver (or ten pairs, 160·c·d, if that is more), 4·m·c for the losses' curvature where that is at most
+    KEEP_BYTES of `ops_full.solver`, 3·m·c for the labels if they are many, and the scores, 4·L·q·c.
     """
     x, query, y = as_rows(x), as_rows(query), np.asarray(y)
     check(x, query, y, n_classes)
@@ -78,24 +82,29 @@ def logistic_full(
     scores[:] = constant
     objective, iterations = np.zeros(len(penalties)), np.zeros(len(penalties), np.int32)
     converged = np.ones(len(penalties), bool)
-    features = _features(x)
-    if loss is None:
-        return LogisticResult(scores, objective, iterations, converged)
+    with crew() as threads:
+        features = _features(x, loss.columns if loss else 1, threads)
+        if loss is None:
+            return LogisticResult(scores, objective, iterations, converged)
+        n_axes = features.rows.shape[1]
+        sample = ROWS_PER_AXIS * n_axes if n_axes <= AXES else 0
+        path = Path(features.rows, loss, features.spread, features.axes, threads, sample)
+        for i in np.argsort(-penalties, kind="stable"):
+            objective[i], iterations[i], converged[i] = path.solve_to(
+                float(penalties[i]) / features.scale**2, tol, max_iter
+            )
+            w = path.w
 
-    n_axes = features.rows.shape[1]
-    path = Path(features.rows, loss, features.spread, features.axes, ROWS_PER_AXIS * n_axes if n_axes <= AXES else 0)
-    for i in np.argsort(-penalties, kind="stable"):
-        objective[i], iterations[i], converged[i] = path.solve_to(
-            float(penalties[i]) / features.scale**2, tol, max_iter
-        )
-        for rows in pieces(query.shape, 1):
-            z = features.of(np.asarray(query[rows])) @ path.w[:-1] + path.w[-1]
-            if multi_label:
-                scores[i, rows][:, solved] = z
-            elif loss.columns == 1:
-                scores[i, rows] = np.hstack([-z / 2, z / 2])
-            else:
-                scores[i, rows][:, solved] = z - z.mean(axis=1, keepdims=True)
+            def score(rows: slice, w: Floats = w) -> tuple[slice, Floats]:
+                return rows, features.of(np.asarray(query[rows])) @ w[:-1] + w[-1]
+
+            for rows, z in threads.each(score, pieces(query.shape, 1)):
+                if multi_label:
+                    scores[i, rows][:, solved] = z
+                elif loss.columns == 1:
+                    scores[i, rows] = np.hstack([-z / 2, z / 2])
+                else:
+                    scores[i, rows][:, solved] = z - z.mean(axis=1, keepdims=True)
     return LogisticResult(scores, objective, iterations, converged)
 
 
@@ -113,21 +122,23 @@ class _Features:
     of: Callable[[Array], Floats]
 
 
-def _features(x: Any) -> _Features:
+def _features(x: Any, columns: int, crew: Crew) -> _Features:
     m, d = x.shape
-    rows = Rows(x)
+    rows = Rows(x, columns)
     if m < d and m <= AXES:
         # The weights lie in the span of the images, so m features or fewer are enough; these are on their axes already.
         centred = rows.centred(np.asarray(x[:]))
-        square, axes = scipy.linalg.eigh(centred @ centred.T, driver="evd", overwrite_a=True, check_finite=False)
+        square, axes = scipy.linalg.eigh(
+            crew.product(centred, centred.T), driver="evd", overwrite_a=True, check_finite=False
+        )
         there = square > square[-1] * 1e-14
         if there.any():
             length = np.sqrt(square[there])
-            back = centred.T @ (axes[:, there] / length)
-            turned = Rows(axes[:, there] * length)
+            back = crew.product(centred.T, axes[:, there] / length)
+            turned = Rows(axes[:, there] * length, columns)
             scale = rows.scale * turned.scale
             return _Features(turned, scale, turned.spread, None, lambda q: turned.centred(rows.centred(q) @ back))
     if d > AXES:
         return _Features(rows, rows.scale, rows.spread, None, rows.centred)
-    spread, axes = principal_axes(rows.covariance(ROWS_PER_AXIS * d))
+    spread, axes = principal_axes(rows.covariance(ROWS_PER_AXIS * d, crew))
     return _Features(rows, rows.scale, spread, axes, rows.centred)

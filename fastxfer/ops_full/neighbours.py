@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fastxfer.crew import crew
 from fastxfer.errors import UsageError
 from fastxfer.ops_full.check import check, check_finite
 from fastxfer.reference import vote_weights
@@ -22,6 +23,8 @@ CACHE_BYTES = 2**17
 # Squared lengths between these neither overflow nor lose digits as float32.
 SQUARES = 1e-20, 1e30
 INDEXES = ("flat", "ivf", "hnsw")
+# Queries that a thread asks the flat index at once.
+QUERIES = 512
 # Queries whose exact neighbours tell the recall of an approximate index.
 RECALL_QUERIES = 200
 # HNSW: links of a node, and candidates kept while building and searching (Malkov & Yashunin 2018).
@@ -130,7 +133,20 @@ def _flat(faiss: Any, x: Array) -> Search:
         index = _on_gpu(faiss.IndexFlatIP(x.shape[1]))
         index.add(x)
         return lambda query, k: index.search(query, k)
-    return lambda query, k: faiss.knn(query, x, k, metric=faiss.METRIC_INNER_PRODUCT)
+
+    def search(query: Array, k: int) -> tuple[Array, Array]:
+        def some(start: int) -> tuple[Array, Array]:
+            found: tuple[Array, Array] = faiss.knn(
+                query[start : start + QUERIES], x, k, metric=faiss.METRIC_INNER_PRODUCT
+            )
+            return found
+
+        with crew() as threads:
+            parts = list(threads.each(some, range(0, len(query), QUERIES)))
+        similarity, rows = (np.concatenate(part) for part in zip(*parts, strict=True))
+        return similarity, rows
+
+    return search
 
 
 def _approximate(faiss: Any, x: Array, index: str) -> Any:

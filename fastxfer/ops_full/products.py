@@ -1,7 +1,7 @@
 """The two products of a pass: a block of images with weights, and with residuals.
 
 Few columns go through kernels of our own, since BLAS would spend more time on packing than on multiplying; many, and any
-without the compiled module, through BLAS. Either way a block has the same bits for any number of threads.
+without the compiled module, through BLAS. Blocks are shared out among threads (`fastxfer.crew`); a product has one.
 """
 
 from __future__ import annotations
@@ -11,22 +11,17 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_info
 
 from fastxfer.backend import compiled, spread_rows
 
 Array = NDArray[Any]
+Gradient = tuple[Array, Array]  # (columns, d) of the weights, (columns,) of the bias
 
 # Columns up to which our kernels are faster than BLAS.
 FEW = 32
 
 
-def blas_threads() -> int:
-    """As many as BLAS has just now: whoever limits one limits the other."""
-    return max((int(pool["num_threads"]) for pool in threadpool_info() if pool["user_api"] == "blas"), default=1)
-
-
-def logits_of(w: NDArray[np.float64], dtype: type[np.floating[Any]], threads: int) -> Callable[[Array], Array]:
+def logits_of(w: NDArray[np.float64], dtype: type[np.floating[Any]]) -> Callable[[Array], Array]:
     """The function that takes images (b, d) to logits (columns, b), by weights w (d + 1, columns), last row the bias."""
     weights, bias = w[:-1].astype(dtype), w[-1].astype(dtype)[:, None]
     if not _few(w.shape[1]):
@@ -35,20 +30,35 @@ def logits_of(w: NDArray[np.float64], dtype: type[np.floating[Any]], threads: in
     rows[:] = weights.T
 
     def logits(x: Array) -> Array:
-        z: Array = compiled.skinny(_by_rows(x), rows, True, threads)
+        z: Array = compiled.skinny(_by_rows(x), rows, True)
         z += bias
         return z
 
     return logits
 
 
-def add_gradient(gradient: NDArray[np.float64], x: Array, residual: Array, threads: int) -> None:
-    """gradient (d + 1, columns) += images (b, d) transposed times residuals (columns, b) transposed; last row the bias."""
+def gradient_of(x: Array, residual: Array) -> Gradient:
+    """What images (b, d) with residuals (columns, b) have of a gradient."""
     if _few(len(residual)):
-        gradient[:-1] += compiled.skinny(_by_rows(x), np.ascontiguousarray(residual, x.dtype), False, threads).T
+        product = compiled.skinny(_by_rows(x), np.ascontiguousarray(residual, x.dtype), False)
     else:
-        gradient[:-1] += x.T @ residual.T
-    gradient[-1] += residual.sum(axis=1, dtype=np.float64)
+        product = residual @ x
+    return product, residual.sum(axis=1, dtype=np.float64)
+
+
+class Sum:
+    """The float64 sum of gradients."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        """shape: (d + 1, columns), of the weights, last row the bias."""
+        self._sum = np.zeros(shape[::-1])
+
+    def add(self, some: Gradient) -> None:
+        self._sum[:, :-1] += some[0]
+        self._sum[:, -1] += some[1]
+
+    def total(self) -> NDArray[np.float64]:
+        return np.ascontiguousarray(self._sum.T)
 
 
 def _few(columns: int) -> bool:

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import scipy.linalg
 from numpy.typing import NDArray
 
+from fastxfer.crew import Crew
+from fastxfer.ops_full.history import History
 from fastxfer.ops_full.losses import Loss
-from fastxfer.ops_full.products import add_gradient, blas_threads, logits_of
-from fastxfer.ops_full.rows import Rows
+from fastxfer.ops_full.products import Gradient, Sum, gradient_of, logits_of
+from fastxfer.ops_full.rows import Block, Rows
 
 Array = NDArray[Any]
 Floats = NDArray[np.float64]
 
 # Pairs that L-BFGS remembers, and the bytes they may take (at least ten are kept).
 HISTORY = 60
-HISTORY_BYTES = 2**28
+HISTORY_BYTES = 2**29
 # What the losses' curvature is made of is kept during conjugate gradients, if it takes no more than this.
 KEEP_BYTES = 2**30
 MAX_CG = 200
@@ -34,8 +36,6 @@ AXES_AGAIN = 30
 # Directions in which features vary less than this part of the largest variance are held to be noise.
 LEAST_SPREAD = 1e-7
 
-_Pair = tuple[Floats, Floats, Floats]  # step, change of the gradient, 1 / their product
-
 
 class Path:
     """Solves for one l2 after another; `w` (d + 1, columns) are the weights for `Rows`' features, last row the bias.
@@ -46,17 +46,16 @@ class Path:
     themselves. Both are found anew at some of the solutions, from `sample` of the rows; never if that is 0.
     """
 
-    def __init__(self, rows: Rows, loss: Loss, spread: Floats, axes: Array | None, sample: int = 0) -> None:
-        self.rows, self.loss, self.axes = rows, loss, axes
+    def __init__(self, rows: Rows, loss: Loss, spread: Floats, axes: Array | None, crew: Crew, sample: int = 0) -> None:
+        self.rows, self.loss, self.axes, self.crew = rows, loss, axes, crew
         self.w = np.zeros((rows.shape[1] + 1, loss.columns))
         self.spread = np.append(spread, 1.0)[:, None]
-        self.history = int(np.clip(HISTORY_BYTES // (16 * self.w.size), 10, HISTORY))
-        self.steps: list[tuple[Floats, Floats]] = []  # step, change of the losses' gradient
+        capacity = int(np.clip(HISTORY_BYTES // (16 * self.w.size), 10, HISTORY))
+        self.history = History(*self.w.shape, loss.groups, capacity)
         self.before: tuple[float, Floats] | None = None  # l2 and w of the solution before
         self.l2 = np.nan
         self.sample = sample
         self.passes = self.passes_at_axes = 0
-        self.threads = blas_threads()
 
     def solve_to(self, l2: float, tol: float, max_iter: int) -> tuple[float, int, bool]:
         """`solve`, by way of larger penalties, roughly solved, where the last one is far away."""
@@ -76,11 +75,11 @@ class Path:
         self._extrapolate(l2)
         if not rough:
             self._find_axes()
-        pairs = [_pair(s, loss_change + penalty * s, dot) for s, loss_change in self.steps]
+        self.history.move_to(l2)
         dtype: type[np.floating[Any]] = np.float32
         f, g, kappa = self._evaluate(self.w, penalty, dtype)
         for iteration in range(max_iter + 1):
-            descend = self._descent(pairs, kappa, penalty)
+            descend = self._descent(kappa, penalty)
             direction = descend(g)
             slope, arrived = dot(g, direction)[:groups], False
             if (-0.5 * slope <= max(tol, 0.0 if rough else NEAR) * f).all():
@@ -100,9 +99,7 @@ class Path:
             step, f, g_new, kappa = self._search(direction, slope, g, penalty, dtype)
             if not step.any():
                 break  # rounding: nothing descends any further
-            pairs.append(_pair(step, g_new - g, dot))
-            self.steps.append((step, g_new - g - penalty * step))
-            del pairs[: -self.history], self.steps[: -self.history]
+            self.history.add(step, g_new - g)
             self.w, g = self.w + step, g_new
         return float(self._evaluate(self.w, penalty, np.float64)[0].sum()), iteration, False
 
@@ -136,49 +133,47 @@ class Path:
     def _evaluate(self, w: Floats, penalty: Floats, dtype: type[np.floating[Any]]) -> tuple[Floats, Floats, Floats]:
         """Objective (groups,), gradient (d + 1, columns) and mean curvature (columns,) at w, in one pass."""
         self.passes += 1
-        loss, logits = self.loss, logits_of(w, dtype, self.threads)
-        value, curvature = np.zeros(loss.groups), np.zeros(loss.columns)
-        gradient = np.zeros_like(w)
-        for rows, x in self.rows.blocks(dtype):
-            z = logits(x)
-            some, residual, curved = loss.first(rows, z)
+        loss, logits = self.loss, logits_of(w, dtype)
+
+        def part(block: Block) -> tuple[Floats, Floats, Gradient]:
+            rows, x = block[0], block[1]()
+            value, residual, curvature = loss.first(rows, logits(x))
+            return value, curvature, gradient_of(x, residual)
+
+        value, curvature, gradient = np.zeros(loss.groups), np.zeros(loss.columns), Sum(w.shape)
+        for some, curved, g in self.crew.each(part, self.rows.blocks(dtype)):
             value += some
             curvature += curved
-            add_gradient(gradient, x, residual, self.threads)
-        gradient /= loss.images
+            gradient.add(g)
         value /= loss.images[: loss.groups]
         f = value + (0.5 * self._dot(w, penalty * w))[: loss.groups]
-        return f, gradient + penalty * w, curvature / loss.images
+        return f, gradient.total() / loss.images + penalty * w, curvature / loss.images
 
-    def _weights(self, w: Floats) -> Callable[[], Iterator[tuple[slice, Array, Array]]]:
-        """A pass over (rows, block, the loss's weights of its logits at w), which are kept up to KEEP_BYTES."""
-        kept: list[Array] = []
-        logits = logits_of(w, np.float32, self.threads)
-        keeps = 4 * self.rows.shape[0] * self.loss.columns <= KEEP_BYTES
+    def _hessian(self, w: Floats, penalty: Floats) -> Callable[[Floats], Floats]:
+        """The function that multiplies a direction by the Hessian at w, in one pass."""
+        loss, logits_at_w = self.loss, logits_of(w, np.float32)
+        keeps = 4 * self.rows.shape[0] * loss.columns <= KEEP_BYTES
+        kept: dict[int, Array] = {}  # the loss's weights of a block, by its first row
 
-        def blocks() -> Iterator[tuple[slice, Array, Array]]:
-            for i, (rows, x) in enumerate(self.rows.blocks(np.float32)):
-                if i < len(kept):
-                    yield rows, x, kept[i]
-                    continue
-                weights = self.loss.weights(rows, logits(x))
-                if keeps:
-                    kept.append(weights)
-                yield rows, x, weights
+        def times(direction: Floats) -> Floats:
+            self.passes += 1
+            logits = logits_of(direction, np.float32)
 
-        return blocks
+            def part(block: Block) -> Gradient:
+                rows, x = block[0], block[1]()
+                weights = kept.get(rows.start)
+                if weights is None:
+                    weights = loss.weights(rows, logits_at_w(x))
+                    if keeps:
+                        kept[rows.start] = weights
+                return gradient_of(x, loss.second(rows, weights, logits(x)))
 
-    def _curved(
-        self, weighted: Callable[[], Iterator[tuple[slice, Array, Array]]], direction: Floats, penalty: Floats
-    ) -> Floats:
-        """The Hessian, where those weights are from, times a direction, in one pass."""
-        self.passes += 1
-        logits = logits_of(direction, np.float32, self.threads)
-        product = np.zeros_like(direction)
-        for rows, x, weights in weighted():
-            add_gradient(product, x, self.loss.second(rows, weights, logits(x)), self.threads)
-        product /= self.loss.images
-        return np.asarray(product + penalty * direction)
+            product = Sum(direction.shape)
+            for some in self.crew.each(part, self.rows.blocks(np.float32)):
+                product.add(some)
+            return np.asarray(product.total() / loss.images + penalty * direction)
+
+        return times
 
     def _find_axes(self) -> None:
         """The axes of the covariance in which images weigh as much as their losses curve at w: the Hessian's, nearly.
@@ -191,13 +186,17 @@ class Path:
             return
         self.passes += 1
         self.passes_at_axes = self.passes
-        logits, weights = logits_of(self.w, np.float32, self.threads), np.empty(m)
-        for rows, x in self.rows.blocks(np.float32):
-            weights[rows] = self.loss.curvature(rows, logits(x))
+        loss, logits, weights = self.loss, logits_of(self.w, np.float32), np.empty(m)
+
+        def part(block: Block) -> None:
+            weights[block[0]] = loss.curvature(block[0], logits(block[1]()))
+
+        for _ in self.crew.each(part, self.rows.blocks(np.float32)):
+            pass
         if weights.max() <= 0:
             return
         weights /= weights.max()
-        spread, self.axes = principal_axes(self.rows.covariance(self.sample, weights))
+        spread, self.axes = principal_axes(self.rows.covariance(self.sample, self.crew, weights))
         self.spread = np.append(spread, 1.0)[:, None]
 
     def _newton(
@@ -210,7 +209,7 @@ class Path:
         tolerance `tol` of the objective f.
         """
         dot = self._dot
-        weighted = self._weights(self.w)
+        hessian = self._hessian(self.w, penalty)
         x, residual = np.zeros_like(g), -g
         direction = y = descend(g)
         square = first = dot(residual, y)
@@ -218,7 +217,7 @@ class Path:
         for _ in range(MAX_CG):
             scale = np.abs(direction).max(axis=0 if self.loss.groups > 1 else None)
             scale = np.where(scale > 0, scale, 1.0)
-            product = self._curved(weighted, direction / scale, penalty) * scale
+            product = hessian(direction / scale) * scale
             length = dot(direction, product)
             alpha = np.divide(square, length, out=np.zeros_like(square), where=(square > 0) & (length > 0))
             x, residual = x + alpha * direction, residual - alpha * product
@@ -245,9 +244,9 @@ class Path:
         if self.axes is None:
             return np.asarray(scale * v)
         size = np.abs(v).max() or 1.0
-        turned = self.axes.T @ (v[:-1] / size).astype(np.float32)
+        turned = self.crew.product(self.axes.T, (v[:-1] / size).astype(np.float32))
         turned *= scale[:-1].astype(np.float32)
-        return np.vstack([(self.axes @ turned).astype(np.float64) * size, scale[-1] * v[-1]])
+        return np.vstack([self.crew.product(self.axes, turned).astype(np.float64) * size, scale[-1] * v[-1]])
 
     def _extrapolate(self, l2: float) -> None:
         """Go on along the line of the last two solutions in log l2."""
@@ -263,35 +262,18 @@ class Path:
             return np.asarray(np.einsum("ij,ij->j", a, b))
         return np.array([np.vdot(a, b)])
 
-    def _descent(self, pairs: list[_Pair], kappa: Floats, penalty: Floats) -> Callable[[Floats], Floats]:
-        """The function that takes g to L-BFGS's direction −H g (Nocedal 1980), starting from `_inverse`."""
-        dot, size = self._dot, np.ones(self.loss.groups)
-        if pairs:
-            _, change, rho = pairs[-1]
-            square = rho * dot(change, self._inverse(change, kappa, penalty))
-            size = np.divide(1.0, square, out=np.ones_like(square), where=square > 0)
-
-        def descend(g: Floats) -> Floats:
-            q, alphas = -g, []
-            for step, change, rho in reversed(pairs):
-                alpha = rho * dot(step, q)
-                q = q - alpha * change
-                alphas.append(alpha)
-            q = self._inverse(q, kappa, penalty) * size
-            for (step, change, rho), alpha in zip(pairs, reversed(alphas), strict=True):
-                q = q + (alpha - rho * dot(change, q)) * step
-            return q
-
-        return descend
+    def _descent(self, kappa: Floats, penalty: Floats) -> Callable[[Floats], Floats]:
+        """The function that takes g to L-BFGS's direction, starting from `_inverse`, scaled by the newest pair."""
+        size = np.ones(self.loss.groups)
+        if self.history:
+            change = self.history.last_change()
+            square = self._dot(change, self._inverse(change, kappa, penalty))
+            size = np.divide(self.history.last_product(), square, out=size, where=square > 0)
+            size[size <= 0] = 1.0
+        return self.history.descent(lambda v: self._inverse(v, kappa, penalty) * size)
 
 
 def principal_axes(covariance: NDArray[np.float32]) -> tuple[Floats, Array]:
     """Variances (d,) and axes (d, d), a column each, of a covariance whose upper triangle is given, and overwritten."""
     square, axes = scipy.linalg.eigh(covariance, lower=False, driver="evd", overwrite_a=True, check_finite=False)
     return np.maximum(square, LEAST_SPREAD * square[-1]).astype(np.float64), axes
-
-
-def _pair(step: Floats, change: Floats, dot: Any) -> _Pair:
-    product = dot(step, change)
-    # A group that has arrived no longer moves; its zeros must not disturb the others.
-    return step, change, np.divide(1.0, product, out=np.zeros_like(product), where=product > 0)

@@ -92,7 +92,10 @@ class EmbeddingStore:
                 )
             if mode == "r":
                 raise DataError(f"no store at '{path}': `fastxfer embed --ckpt … --target … --store {path}` makes one")
-            zarr.create_group(backing, attributes={"fastxfer_format": FORMAT}, zarr_format=3)
+            try:
+                zarr.create_group(backing, attributes={"fastxfer_format": FORMAT}, zarr_format=3)
+            except zarr.errors.ContainsGroupError:  # another process was faster
+                return cls.open(path, mode)
             return cls(path, backing, read_only=False)
         version = check_format(path, content["attributes"])
         if mode == "a" and version < FORMAT:
