@@ -259,7 +259,7 @@ class Trainer:
         # Known entries of the whole batch, so that each micro-batch weighs what it should.
         counts = [(~torch.isnan(y)).sum().clamp_(min=1) if y.ndim == 2 else len(y) for _, y in parts]
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("lr_scale", 1.0)  # timm's layer-wise decay
         self.optimizer.zero_grad(set_to_none=True)
         total = 0.0
         for first in range(0, len(images), self.micro_batch):
