@@ -37,7 +37,8 @@ COMMANDS = {
 }
 
 
-DEBUG = "fastxfer.debug"
+# What the words of the command line are kept under in click's context.
+DEBUG, WORDS = "fastxfer.debug", "fastxfer.words"
 
 
 class _Commands(click.Group):
@@ -63,7 +64,8 @@ class _Commands(click.Group):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         # --debug is understood anywhere on the line, since one remembers it only after the failure.
         ctx.meta[DEBUG] = "--debug" in args
-        return super().parse_args(ctx, [a for a in args if a != "--debug"])
+        ctx.meta[WORDS] = [a for a in args if a != "--debug"]
+        return super().parse_args(ctx, list(ctx.meta[WORDS]))
 
     def invoke(self, ctx: click.Context) -> Any:
         try:

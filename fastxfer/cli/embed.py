@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from fastxfer.cli.cluster import slurm_options
 from fastxfer.cli.common import F, ManyValues, data_root_option, emit_json, json_option, print_table, store_option
 from fastxfer.errors import UsageError
 from fastxfer.progress import say
@@ -187,6 +188,7 @@ def _one_each(option: str, given: tuple[str, ...], ckpts: tuple[str, ...]) -> tu
 )
 @click.option("--plan", "as_plan", is_flag=True, help="Only foretell time, memory and bytes; nothing is written.")
 @click.option("--skip-bad", is_flag=True, help="Leave out images that cannot be decoded, instead of stopping.")
+@slurm_options()
 @store_option
 @data_root_option
 @json_option

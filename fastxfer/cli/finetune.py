@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from fastxfer.cli.cluster import slurm_options
 from fastxfer.cli.common import (
     Leaks,
     ManyValues,
@@ -110,6 +111,7 @@ if TYPE_CHECKING:
 @click.option("--curves", type=click.Path(path_type=Path, file_okay=False), help="Folder for a table of every step.")
 @click.option("--workers", type=click.IntRange(min=0), default=0, show_default=True, help="Loader processes.")
 @click.option("--device", default="auto", show_default=True, help="auto = cuda if there is one, else cpu.")
+@slurm_options()
 @store_option
 @results_option
 @drop_leaks_option

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from fastxfer.cli.cluster import slurm_options
 from fastxfer.cli.common import ManyValues, data_root_option, emit_json, json_option, print_table
 from fastxfer.cli.embed import parse_arch_args
 from fastxfer.errors import UsageError
@@ -47,6 +48,7 @@ def _recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--workers", type=click.IntRange(min=0), help="Loader processes; none if all images fit in memory.")
 @click.option("--device", default="auto", show_default=True, help="auto = cuda if there is one, else cpu.")
 @click.option("--checkpoint-every", type=click.IntRange(min=0), default=0, help="Also every so many steps.")
+@slurm_options("--resume")
 @data_root_option
 @json_option
 def pretrain(

@@ -5,8 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -113,9 +112,10 @@ class Run:
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """Where a run is now; rows: of the finished one, or None."""
+    """Where a run is now; images: trained on in this call; rows: of the finished run, or None."""
 
     state: State
+    images: int
     rows: pd.DataFrame | None
 
     def score(self, metric: str, at: int | None = None) -> float:
@@ -218,10 +218,18 @@ class _Training:
             f"{'going on with' if state.step else 'fine-tuning'} {self.run.title}: {self.run.params}, seed {task.seed}, "
             f"on {self.device}" + (f", from step {state.step:,}" if state.step else "")
         )
-        paused = False
+        paused, before = False, state.cost.images
         if state.step < last:
-            with stop_signals() as stopped, self._saving_on(stopped):
+            with stop_signals() as stopped:
                 paused = self._steps(last, stop, stopped)
+                if stopped():
+                    self._save()
+                    kept = "its checkpoint is kept: the same command goes on from there"
+                    say(
+                        f"stopped {self.run.title} at step {state.step:,} of {settings.schedule.steps:,}"
+                        + (f"; {kept}" if self.checkpoint else "")
+                    )
+                    raise KeyboardInterrupt
         finished = not paused and state.step == settings.schedule.steps
         rows = None
         if finished:
@@ -232,19 +240,7 @@ class _Training:
             self._save()
         if curve is not None:
             self._write_curve(curve)
-        return Outcome(state, rows)
-
-    @contextmanager
-    def _saving_on(self, stopped: Callable[[], bool]) -> Iterator[None]:
-        """After the block: on a signal, the checkpoint is written and the run left."""
-        yield
-        if stopped():
-            self._save()
-            kept = (
-                "its checkpoint is kept: the same command goes on from there" if self.checkpoint else "nothing is kept"
-            )
-            say(f"stopped {self.run.title} at step {self.state.step:,} of {self.settings.schedule.steps:,}; {kept}")
-            raise KeyboardInterrupt
+        return Outcome(state, state.cost.images - before, rows)
 
     def _steps(self, last: int, stop: Callable[[int], bool], stopped: Callable[[], bool]) -> bool:
         """Train up to step `last`; True if it was asked to stop before."""

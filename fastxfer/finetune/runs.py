@@ -273,7 +273,7 @@ class _Conductor:
             if budget is None:
                 return False
             now = time.monotonic()
-            if self.ledger.path is not None and now - asked < LEDGER_SECONDS and images:
+            if self.ledger.path is not None and now - asked < LEDGER_SECONDS:
                 return False
             asked = now
             spent = {"images": float(images), "device-seconds": now - begun}
@@ -366,6 +366,7 @@ class _Conductor:
         checkpoint, is_spent = self._checkpoint(run), self._account()
         curve = self.curves / f"{run.file_name}.csv" if self.curves else None
         got = train(run, self.machine, checkpoint=checkpoint, curve=curve, until=until, stop=is_spent)
+        is_spent(got.images)  # books the rest
         steps = run.settings.schedule.steps
         if got.rows is not None:
             self.results.append(got.rows)
