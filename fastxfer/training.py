@@ -372,7 +372,7 @@ class Trainer:
         entries = [(~torch.isnan(y)).sum() if y.ndim == 2 else torch.tensor(len(y), device=y.device) for _, y in parts]
         counts = self.group.total(torch.stack(entries)).clamp_(min=1)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("lr_scale", 1.0)  # timm's layer-wise decay
         self.optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=images.device)
         chunks = self._chunks(len(images), whole or len(images) * self.group.count)

@@ -44,7 +44,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         if not _is_whole(file):
             raise DataError(
-                f"checkpoint '{path}' cannot be read: it does not end with the digest of its bytes: "
+                f"checkpoint '{path}' cannot be read (it does not end with the digest of its bytes): "
                 "is it truncated or damaged, or none of a pre-training run?"
             )
     try:

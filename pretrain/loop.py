@@ -71,7 +71,7 @@ def pretrain(
     resume:           go on from the newest good checkpoint; begin where there is none (so that a job that is requeued has
                       one command line)
     untrained:        write the randomly initialised network that the same seed starts from, train nothing
-    workers:          loader processes; None = none where all images are in memory, else the cores less one
+    workers:          loader processes; None = the cores less one, eight at most where all images are in memory
     checkpoint_every: also write a checkpoint every so many steps, not only after an epoch; 0 = epochs only
     keep:             how many of the last checkpoints stay, see `Shelf`; the best by validation always does
     on_step:          called with the number of finished steps, after each
@@ -241,8 +241,10 @@ class _Run:
             Images(part.paths, cache_bytes=cache_bytes, pixels=part.pixels) for part in (source.train, source.val)
         )
         in_memory = images.load("decode train", first) and val.load("decode val", first)
-        if workers is None:
-            workers = 0 if in_memory else max(cores_here() - 1, 1)
+        if workers is None:  # augmentation costs a tenth of a small network's step: it is done beside it
+            workers = max(cores_here() - 1, 1)
+            workers = min(workers, 8) if in_memory else workers
+        self.val_workers = 0 if in_memory else workers
         interpolation, crop_pct = self.preprocessing["interpolation"], self.preprocessing["crop_pct"]
         transform = train_transform(recipe, self.size, interpolation)
         batches = Batches(images, transform, self.batch_size, recipe.seed, group=group)
@@ -353,7 +355,7 @@ class _Run:
         each = -(-len(val) // self.group.count)
         rows = [min(i, len(val) - 1) for i in range(self.group.rank * each, (self.group.rank + 1) * each)]
         size = min(256, self.batch_size)
-        logits = predict(self.state.result, val, transform, self.normalise, size, rows=rows)
+        logits = predict(self.state.result, val, transform, self.normalise, size, self.val_workers, rows)
         logits = np.concatenate(gathered(self.group, logits))[: len(val)]
         total, count = loss_sum(torch.from_numpy(logits), torch.from_numpy(labels))
         scores = {"val_loss": float(total / count.clamp(min=1))}

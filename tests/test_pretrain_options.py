@@ -219,6 +219,7 @@ def test_agc_leaves_out_the_head_by_being_the_head(make: Callable[[], nn.Module]
 # -- BiT's own parts -------------------------------------------------------------------------------------------------
 
 
+@torch.no_grad()
 def test_bit_is_computed_as_its_paper_says() -> None:
     """Kolesnikov et al. (2020): weights standardised an output channel, groups of 32, zeros around the max-pool."""
     torch.manual_seed(0)
@@ -249,7 +250,7 @@ def test_bit_is_computed_as_its_paper_says() -> None:
     nothing = forward(lambda y: nn.functional.max_pool2d(y, 3, 2, padding=1))
     got = network(x)
     torch.testing.assert_close(got, zeros, rtol=1e-5, atol=1e-5)
-    assert float((got - nothing).abs().max()) > 1e-3 * float(got.abs().max())  # the usual max-pool is another network
+    assert float((got - nothing).abs().max()) > 1e-4 * float(got.abs().max())  # the usual max-pool is another network
 
 
 # -- memory ------------------------------------------------------------------------------------------------------------

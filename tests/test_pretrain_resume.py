@@ -129,7 +129,7 @@ def test_resume_from_the_one_before_a_damaged_checkpoint(
     out.write_bytes(content[: {"flipped": None, "truncated": len(content) - 700, "empty": 0}[harm]])
     pretrain(RECIPE, source, out, resume=True, checkpoint_every=2)
     err = capsys.readouterr().err
-    assert f"checkpoint '{out}' cannot be read: it does not end with the digest of its bytes" in err
+    assert f"checkpoint '{out}' cannot be read (it does not end with the digest of its bytes)" in err
     assert f"going on from '{tmp_path / 'net.checkpoints/net-step-000005.pt'}', the one before" in err
     assert same(state(out), state(undisturbed))
     # The last of its kind: there is none to fall back on.

@@ -94,7 +94,7 @@ def _cost_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--resume", is_flag=True, help="Go on exactly where --out was left; begin if it isn't there.")
 @click.option("--overwrite", is_flag=True, help="Replace --out.")
 @click.option("--untrained", is_flag=True, help="Write the random initialisation of the same seed: the floor.")
-@click.option("--workers", type=click.IntRange(min=0), help="Loader processes; none if all images fit in memory.")
+@click.option("--workers", type=click.IntRange(min=0), help="Loader processes; default: the cores less one.")
 @click.option("--device", default="auto", show_default=True, help="auto = cuda if there is one, else cpu.")
 @click.option("--checkpoint-every", type=click.IntRange(min=0), default=0, help="Also every so many steps.")
 @click.option(
