@@ -79,7 +79,7 @@ def pretrain(
 
     `UsageError` where `out` exists and nobody said what to do, on `resume` with another recipe, or for more processes than
     images of a batch; `DataError` for a source without train images, or where memory runs out; `DivergedError` if the loss
-    becomes NaN. SIGTERM, SIGUSR1 and Ctrl-C write a checkpoint, then raise KeyboardInterrupt.
+    becomes NaN. SIGTERM, SIGUSR1, SIGUSR2 and Ctrl-C write a checkpoint, then see `Stop`: KeyboardInterrupt.
     """
     shelf = Shelf(out, keep)
     there = next(iter([path for path in (out,) if path.exists()] + shelf.older()), None)
@@ -88,8 +88,8 @@ def pretrain(
     source = open_source(
         target, recipe.classes, name=recipe.source_name, val_fraction=recipe.val_fraction, seed=recipe.seed
     )
-    with torch.random.fork_rng(), joined(device) as (group, on):
-        check_shares(group, recipe.batch_size)
+    with joined(device) as (group, on), torch.random.fork_rng([on] if on.type == "cuda" else []):
+        check_shares(group, recipe.batch_size, source.train.paths)
         run = _Run(recipe, source, shelf, group, on)
         if untrained:
             run.save(trained=False)
@@ -258,7 +258,7 @@ class _Run:
         stream = loader(batches, range(self.step, self.steps), workers, self.normalise.device)
         with (
             telling(logs if first else (), self.step, self.steps) as told,
-            stop_signals() as stopped,
+            stop_signals() as signals,
             progress(
                 f"pretrain {recipe.arch}",
                 self.steps * self.batch_size,
@@ -295,7 +295,7 @@ class _Run:
                     best = self._validate(val, evaluation, lr, rate)
                     for log in told:
                         log.on_validation(self.step, self.history[-1])
-                stop = group.any(stopped())
+                stop = group.any(signals.asked())
                 if epoch_over or stop or (checkpoint_every and self.step % checkpoint_every == 0):
                     self.seconds = before + time.perf_counter() - started
                     self.save(best=best)
@@ -303,10 +303,9 @@ class _Run:
                     shown = (time.perf_counter(), self.step)
                 if stop and self.step < self.steps:
                     self.say(
-                        f"stopped at step {self.step:,} of {self.steps:,}; '{self.shelf.out}' is written, "
-                        "--resume goes on from it"
+                        f"asked to stop at step {self.step:,} of {self.steps:,}: a checkpoint is written, --resume goes on"
                     )
-                    raise KeyboardInterrupt
+                    signals.answer()
 
     def _step(self, pixels: torch.Tensor, labels: torch.Tensor, lr: float) -> float:
         trainer = self.state.trainer
