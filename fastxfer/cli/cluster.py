@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -74,6 +75,8 @@ def slurm_options(*again: str) -> Callable[[F], F]:
         @click.option("--slurm-show", is_flag=True, help="Print the sbatch file of --slurm and submit nothing.")
         @functools.wraps(command)
         def or_submit(*args: Any, slurm: tuple[str, ...], slurm_show: bool, **options: Any) -> Any:
+            if options.get("dry_run"):  # costs nothing here; the shape of the job is all it wants of SLURM
+                return command(*args, **options, tasks=tasks_of(slurm))
             if slurm:
                 words = tuple(without_slurm(click.get_current_context().meta[WORDS]))
                 return submit(CommandLine(words, again), slurm, show=slurm_show, as_json=options.get("as_json", False))
@@ -115,6 +118,15 @@ def submit(command: CommandLine, given: Sequence[str], *, show: bool, as_json: b
         emit_json({"job_id": job.job_id, "tasks": job.num_tasks, "command": line, "folder": folder, "log": log})
         return
     click.echo(f"submitted job {job.job_id}, {job.num_tasks} tasks: {line}\nits first task's words: {log}")
+
+
+def tasks_of(given: Sequence[str]) -> int:
+    """How many tasks a job of these `--slurm` words would have; 0 = there are no words."""
+    parameters = _parse(given)
+    counts = [parameters.get(key, 1) for key in ("nodes", "tasks_per_node")]
+    if not all(isinstance(count, int) and count > 0 for count in counts):
+        raise UsageError(f"--slurm {' '.join(given)}: nodes and tasks_per_node must be whole numbers above 0")
+    return math.prod(counts) if given else 0
 
 
 def _parse(given: Sequence[str]) -> dict[str, Any]:

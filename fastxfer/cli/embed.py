@@ -15,13 +15,13 @@ from fastxfer.errors import UsageError
 from fastxfer.progress import say
 
 
-def parse_arch_args(words: tuple[str, ...]) -> dict[str, Any]:
+def parse_arch_args(words: tuple[str, ...], option: str = "--arch-arg") -> dict[str, Any]:
     """``("pad_type=same", "depth=3")`` -> ``{"pad_type": "same", "depth": 3}``; what is no Python literal is a word."""
     found = {}
     for word in words:
         key, sign, value = word.partition("=")
         if not sign or not key.isidentifier():
-            raise UsageError(f"--arch-arg {word}: expected name=value, such as pad_type=same")
+            raise UsageError(f"{option} {word}: expected name=value, such as pad_type=same")
         try:
             found[key] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
