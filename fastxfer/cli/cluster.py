@@ -18,6 +18,12 @@ from fastxfer.errors import UsageError, nearest
 
 # What `--slurm` understands besides the parameters of submitit's executor.
 OURS = {"cluster": "slurm", "folder": "fastxfer-jobs"}
+# Which values are numbers; all others are words, an account "0012" too.
+NUMBERS: dict[str, Callable[[str], Any]] = {
+    **dict.fromkeys(("nodes", "tasks_per_node", "ntasks_per_node", "gpus_per_node", "gpus_per_task"), int),
+    **dict.fromkeys(("cpus_per_task", "cpus_per_gpu", "time", "timeout_min", "signal_delay_s"), int),
+    "mem_gb": float,
+}
 # submitit's own default are five minutes.
 MINUTES = 24 * 60
 # How often a job is put back into the queue at its time limit; pre-emption does not count.
@@ -130,8 +136,10 @@ def _parse(given: Sequence[str]) -> dict[str, Any]:
         key, sign, value = word.partition("=")
         if not sign or not key.isidentifier() or not value:
             raise UsageError(f"--slurm {word}: expected key=value, such as nodes=4")
-        number = value.removeprefix("-").replace(".", "", 1).isdecimal()
-        parameters[key] = (float(value) if "." in value else int(value)) if number else value
+        try:
+            parameters[key] = NUMBERS[key](value) if key in NUMBERS else value
+        except ValueError:
+            raise UsageError(f"--slurm {word}: expected a number, such as {key}=4") from None
     return parameters
 
 
