@@ -460,7 +460,7 @@ def test_two_who_make_a_store_at_once_both_have_it(tmp_path: Path, monkeypatch: 
     """The second looks before the first has made it, and makes it after."""
     create, begun = zarr.create_group, []
 
-    def late(backing: Any, **options: Any) -> Any:
+    def late(backing, **options):
         if not begun:
             begun.append(True)
             EmbeddingStore.open(tmp_path / "s", mode="a").add_target(make_target())

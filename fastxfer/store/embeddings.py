@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -16,11 +16,11 @@ from zarr.abc.store import Store
 from fastxfer.errors import DataError, UsageError, nearest
 from fastxfer.store import files, locks
 from fastxfer.store.arrays import StoredArray, open_array
+from fastxfer.store.claims import claim
 from fastxfer.store.layout import (
     FORMAT,
     NAME,
     array_path,
-    as_words,
     bad_rows,
     block_rows_for,
     check_backbone,
@@ -31,7 +31,7 @@ from fastxfer.store.layout import (
 )
 from fastxfer.store.locks import Team
 from fastxfer.store.rows import StoredRows
-from fastxfer.store.tables import read_column, read_table, write_table
+from fastxfer.store.tables import read_table, read_words, write_table
 from fastxfer.store.writing import Writer, create
 from fastxfer.targets.table import Target
 
@@ -157,9 +157,9 @@ class EmbeddingStore:
         absent = self._absent(name)
         if keep_bad or not len(absent):
             return whole
+        kept = whole.take(np.delete(np.arange(whole.n_images), absent))
         gone = len(absent) - len(bad_rows(attrs))
-        dropped = f"{self._left_out[name][1]}:{gone}" if gone else ""
-        return replace(whole.take(np.delete(np.arange(whole.n_images), absent)), dropped=dropped)
+        return replace(kept, dropped=f"{self._left_out[name][1]}:{gone}") if gone else kept
 
     def fingerprint(self, target: str) -> str:
         """That of the target's full table, as `add_target` was given it."""
@@ -191,7 +191,7 @@ class EmbeddingStore:
         bad = bad_rows(self.target_attributes(name))
         if name not in self._left_out:
             return bad
-        ids = as_words(read_column(self.path, self.backing, f"targets/{name}/image_id"))
+        ids = read_words(self.path, self.backing, f"targets/{name}/image_id").array
         return np.union1d(bad, np.flatnonzero(np.isin(ids, sorted(self._left_out[name][0]))))
 
     def embeddings(self, backbone: str, target: str) -> NDArray[Any]:
@@ -352,11 +352,17 @@ class EmbeddingStore:
 
     @contextmanager
     def locked(self, name: str, what: str, wait: float = 0.0, team: Team | None = None) -> Iterator[Path | None]:
-        """Hold a lock of the store; `what` is said to whoever comes second. DataError if it is held."""
+        """Hold a lock of the store; `what` is said to whoever comes second. DataError if it is held.
+
+        An object store has locks for short work only, which is worth waiting for: blocks are written whole and are the
+        same whoever writes them.
+        """
         self.check_writable()
         root = files.local_root(self.backing)
-        if root is None:  # no locks on object stores: blocks are written whole and are the same whoever writes them
-            yield None
+        if root is None:
+            short = wait > 0 and getattr(self.backing, "has_claims", False)
+            with claim(self.backing, f".locks/{name}", f"store {self.path}: {what}", wait) if short else nullcontext():
+                yield None
             return
         with locks.hold(root / ".locks" / name, f"store {self.path}: {what}", wait=wait, team=team) as lock:
             yield lock
