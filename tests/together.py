@@ -110,6 +110,7 @@ def work(words: dict[str, str], recipe: Recipe, target: Target, out: Path, optio
     """What each process does; the error's message goes to a file."""
     os.environ.update(words)
     torch.set_num_threads(1)
+    options = {"workers": 0} | options  # loader processes would outlive one that is killed, by seconds
     rank = words.get("RANK") or words.get("SLURM_PROCID", "0")
     victim, *how = options.pop("dies", (-1, "", 0))
     if victim == int(rank):
