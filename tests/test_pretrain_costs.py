@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import resource
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from click.testing import CliRunner
 from fastxfer.cli import main
 from fastxfer.errors import UsageError
 from fastxfer.targets import Target
-from pretrain.catalogue import read_recipe
+from pretrain.catalogue import paper, read_recipe
 from pretrain.checkpoint import read_checkpoint
 from pretrain.dryrun import MEMORY_FACTOR, Machine, dry_run
 from pretrain.logs import CsvLog, TensorBoardLog, WandbLog, open_logs
@@ -70,6 +71,13 @@ def test_dry_run_of_the_papers_largest_takes_no_memory() -> None:
     assert cost["steps"] == -(-90 * 1_281_167 // 1024)
     assert cost["gpu_hours"] == pytest.approx(cost["images_seen"] / 100 / 3600)
     assert cost["hours"] == pytest.approx(cost["gpu_hours"] / 64)
+    # And the table of docs/pretrain.md, at half of an A100's peak.
+    docs = (Path(__file__).parents[1] / "docs" / "pretrain.md").read_text(encoding="utf-8").replace(",", "")
+    found = re.finditer(r"^\| (\w+) \| \d+ \| [\d.]+ \| (\d+) \|$", docs, re.MULTILINE)
+    hours = {row[1]: float(row[2]) for row in found}
+    images = {model.source or model.recipe: model.read().images for model in paper() if not model.variant}
+    an_image = 90 * cost["flops_step"] / (0.5 * 312e12) / 3600
+    assert hours == {name: pytest.approx(n * an_image, abs=0.51, rel=2e-3) for name, n in images.items()}
 
 
 def test_dry_run_of_a_tiny_network_by_hand() -> None:
@@ -153,7 +161,7 @@ def test_dry_run_command(tmp_path: Path) -> None:
     for wrong, message in (
         (["xray", "--source", "no-such", *tiny], "unknown target 'no-such'"),
         (["--images", "5", *tiny], "how many classes"),
-        (["imagenet1k", *tiny, "--slurm", "nodes=x"], "nodes and tasks_per_node must be whole numbers"),
+        (["imagenet1k", *tiny, "--slurm", "nodes=x"], "expected a number, such as nodes=4"),
     ):
         done = run(*wrong)
         assert done.exit_code == 2

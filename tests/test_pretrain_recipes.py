@@ -216,7 +216,7 @@ def test_layers_of_a_file(tmp_path: Path) -> None:
         ("images = 'many'", {}, r"images = 'many' should be a whole number"),
         ("[variants.optimized]", {"variants": ["optimised"]}, r"no variant 'optimised'\. Did you mean: optimized\?"),
         ("lr = 1.0", {"variants": ["x"]}, r"no variant 'x'\. It has: none"),
-        ("[sizes.R50x1]", {"size": "R50x2"}, r"--size 'R50x2' is neither .* Did you mean: R50x3, R50x1\?"),
+        ("[sizes.R50x1]", {"size": "R50x2"}, r"--size 'R50x2' is neither .* Did you mean: .*R50x1"),
         ("", {"size": "resnet5"}, r"--size 'resnet5' is neither .* Did you mean: resnet"),
         ("randaugment = 'rand-m9-n2'\naugment = 'xray'", {}, "randaugment goes with augment = 'crop'"),
         ("milestones = [60, 30]", {}, "milestones must ascend, not 60, 30"),

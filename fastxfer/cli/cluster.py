@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -123,10 +122,7 @@ def submit(command: CommandLine, given: Sequence[str], *, show: bool, as_json: b
 def tasks_of(given: Sequence[str]) -> int:
     """How many tasks a job of these `--slurm` words would have; 0 = there are no words."""
     parameters = _parse(given)
-    counts = [parameters.get(key, 1) for key in ("nodes", "tasks_per_node")]
-    if not all(isinstance(count, int) and count > 0 for count in counts):
-        raise UsageError(f"--slurm {' '.join(given)}: nodes and tasks_per_node must be whole numbers above 0")
-    return math.prod(counts) if given else 0
+    return int(parameters.get("nodes", 1) * parameters.get("tasks_per_node", 1)) if given else 0
 
 
 def _parse(given: Sequence[str]) -> dict[str, Any]:
