@@ -176,12 +176,15 @@ def pretrain(
     if Path(recipe.source).exists():
         recipe = replace(recipe, source=_register(Path(recipe.source), data_root))
 
+    from fastxfer.embed import team_of_environment
     from fastxfer.progress import say
     from fastxfer.targets import load_target
     from pretrain.logs import open_logs
     from pretrain.loop import pretrain as run
 
-    if written.note:
+    team = team_of_environment()
+    first = team is None or team.rank == 0
+    if written.note and first:
         say(written.note)
     summary = run(
         recipe,
@@ -196,6 +199,8 @@ def pretrain(
         keep=keep,
         logs=open_logs(out, recipe, logs),
     )
+    if not first:
+        return
     if as_json:
         emit_json(summary)
         return
@@ -292,7 +297,9 @@ def _tell_cost(written: Written, images: int | None, machine: Any, data_root: Pa
         emit_json({**cost, "source": recipe.source, "images_are": told, "note": written.note})
         return
     billions = 1e9
-    memory = ", ".join(f"{part} {size_words(size)}" for part, size in cost["memory"].items() if part != "total")
+    memory = ", ".join(
+        f"{part} {size_words(size)}" for part, size in cost["memory"].items() if part != "total" and size
+    )
     assumed = (
         f"{machine.peak_share:.0%} of an {machine.gpu}'s peak, assumed" if machine.rate is None else "measured, as told"
     )
@@ -312,7 +319,10 @@ def _tell_cost(written: Written, images: int | None, machine: Any, data_root: Pa
         ("images", f"{images:,} ({told}) x {recipe.epochs:g} epochs = {cost['images_seen']:,}"),
         ("steps", f"{cost['steps']:,} of {cost['batch_size']:,} images"),
         ("images a second", f"{cost['images_per_second']:,.0f} a GPU ({assumed})"),
-        ("GPU-hours", f"{cost['gpu_hours']:,.1f}: {cost['hours']:,.1f} hours on {machine.gpus:,} GPUs"),
+        (
+            "GPU-hours",
+            f"{cost['gpu_hours']:,.1f}: {cost['hours']:,.1f} hours on {machine.gpus:,} GPU{'s' * (machine.gpus > 1)}",
+        ),
     ]
     print_table(("what", "value"), lines + ([("note", written.note)] if written.note else []))
 
