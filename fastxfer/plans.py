@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 from fastxfer.errors import DataError, nearest
 
 PLAN_VERSION = 1
+# The metric that decides, by preference: the first that a target's validation rows have.
+CRITERIA = ("balanced_accuracy", "auc", "accuracy")
 _PLAN_KEYS = ("version", "store", "created", "policy", "budget", "metric", "entries", "rejected")
 
 
@@ -74,8 +77,8 @@ def _entry(raw: Any, number: int, path: Path) -> PlanEntry:
     for name, value in raw.items():
         if not isinstance(value, kinds[name]):
             raise DataError(f"{where}: {name} = {value!r} should be {'a table' if kinds[name] is dict else 'a text'}")
-    if raw.get("shots", "full") != "full":
-        raise DataError(f"{where}: shots = {raw['shots']!r}, but only 'full' can be fine-tuned")
+    if not re.fullmatch("full|[1-9][0-9]*", raw.get("shots", "full")):
+        raise DataError(f"{where}: shots = {raw['shots']!r} should be 'full' or a number of images a class")
     return PlanEntry(**raw, number=number)
 
 

@@ -108,6 +108,10 @@ class ResultStore:
             done = max(done, last + 1)
         return done
 
+    def holds(self, cell: Cell, episode: int) -> bool:
+        """Whether the row of this episode (NO_EPISODE: the only row) of a cell is there."""
+        return any(first <= episode <= last for first, last, _ in self._cells.get(cell, []))
+
     def __contains__(self, cell: Cell) -> bool:
         return cell in self._cells
 

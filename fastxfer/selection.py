@@ -14,11 +14,8 @@ import pandas as pd
 
 from fastxfer.errors import DataError, UsageError
 from fastxfer.files import write_whole
-from fastxfer.plans import PLAN_VERSION, PlanEntry
+from fastxfer.plans import CRITERIA, PLAN_VERSION, PlanEntry
 from fastxfer.results import NO_EPISODE
-
-# The metric that decides, by preference: the first that a target's validation rows have.
-CRITERIA = ("balanced_accuracy", "auc", "accuracy")
 
 
 @dataclass(frozen=True)

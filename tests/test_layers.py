@@ -11,8 +11,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 FLOORS = [
-    {"errors", "files", "progress", "images", "backend", "crew"},
-    {"metrics", "targets", "store", "episodes", "results", "reference", "plans", "transforms", "projection"},
+    {"errors", "files", "progress", "images", "backend", "crew", "stopping"},
+    {"metrics", "targets", "store", "episodes", "results", "reference", "plans", "transforms", "projection", "budgets"},
     {"ops", "ops_full", "backbones", "protocol", "statistics", "hyperrule", "choosing"},
     {"training", "probes", "estimators", "embed", "registered"},
     {"evaluation", "full_splits", "finetune", "presets"},

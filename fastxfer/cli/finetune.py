@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from fastxfer.cli.cluster import slurm_options
 from fastxfer.cli.common import (
     Leaks,
     ManyValues,
+    NumberOrAll,
     command_line,
     drop_leaks_option,
     emit_json,
+    episode_options,
     json_option,
     open_store,
     print_flagged,
@@ -23,6 +26,11 @@ from fastxfer.cli.common import (
     versions,
 )
 from fastxfer.errors import UsageError
+from fastxfer.hyperrule import AUGMENTATIONS, HEADS
+
+if TYPE_CHECKING:
+    from fastxfer.results import ResultStore
+    from fastxfer.targets import Target
 
 
 @click.command(cls=ManyValues)
@@ -34,11 +42,25 @@ from fastxfer.errors import UsageError
 @click.option("--name", help="What the results call the backbone of --ckpt.")
 @click.option("--source", help="What --ckpt was trained on, where it doesn't say.")
 @click.option("--target", "targets", multiple=True, help="Target(s) for --ckpt.")
-@click.option("--preset", default="bit", show_default=True, help="bit (BiT-HyperRule) or paper (Cherti & Jitsev 2021).")
+@click.option(
+    "--preset",
+    default="bit",
+    show_default=True,
+    help="bit (BiT-HyperRule), paper (Cherti & Jitsev 2021) or own (timm's conventions).",
+)
+@click.option(
+    "--shots", type=click.IntRange(min=1), multiple=True, metavar="K…",
+    help="Few-shot, on the very episodes of `fewshot`: support images a class [default: the whole train split].",
+)  # fmt: skip
+@click.option("--ways", type=NumberOrAll(), help="Classes an episode, as for `fewshot` [default: all].")
+@click.option("--queries", type=NumberOrAll(), help="Query images a class, as for `fewshot`.")
+@click.option("--episodes", type=click.IntRange(min=1), help="Episodes a number of shots [default: 5].")
+@episode_options
+@click.option("--drop-scarce", is_flag=True, help="Leave out classes with too few images for --shots.")
 @click.option("--steps", type=click.IntRange(min=1), help="Steps; the schedule is scaled to them.")
-@click.option("--batch-size", type=click.IntRange(min=1), help="Images a step [bit: 512, paper: 128].")
+@click.option("--batch-size", type=click.IntRange(min=1), help="Images a step [bit: 512, paper and own: 128].")
 @click.option("--image-size", type=click.IntRange(min=8), help="Pixels a side [small images: 128, others: 480].")
-@click.option("--base-lr", type=float, help="Learning rate after the warm-up [bit: 0.003, paper: 0.001].")
+@click.option("--base-lr", type=float, help="Learning rate after the warm-up [bit: 0.003, paper: 0.001, own: 0.0005].")
 @click.option(
     "--hflip",
     type=click.FloatRange(0, 1),
@@ -46,11 +68,50 @@ from fastxfer.errors import UsageError
     show_default=True,
     help="Probability of a mirror image.",
 )
-@click.option("--oversample", is_flag=True, help="Draw every class equally often.")
+@click.option(
+    "--augment",
+    type=click.Choice(AUGMENTATIONS),
+    help="crop; xray, the paper's for PadChest; or timm, RandAugment [default: the preset's].",
+)
+@click.option(
+    "--oversample/--no-oversample",
+    default=None,
+    help="Draw every class equally often [default: no; paper: for COVIDx and Flowers, full shot].",
+)
+@click.option(
+    "--head",
+    type=click.Choice(HEADS),
+    help="How the head starts: zero, random, or probe, the linear probe's solution [default: the preset's].",
+)
+@click.option(
+    "--head-l2", type=float, help="Penalty of --head probe [default: what the full probe chose; few-shot 1/m]."
+)
+@click.option(
+    "--eval-every",
+    type=click.IntRange(min=0),
+    metavar="STEPS",
+    help="Score validation (paper: test) on the way, 0 = never [full shot: five times; paper: every 100 steps].",
+)
+@click.option(
+    "--budget",
+    "budget_words",
+    metavar="AMOUNT",
+    help='Stop when it is spent: "2 gpu-hours", "30 minutes", "3 runs", "1e6 images".',
+)
+@click.option(
+    "--halving", is_flag=True, help="Of the runs on a target, stop the worse half by validation, again and again."
+)
 @click.option("--micro-batch", type=click.IntRange(min=1), help="Images a forward pass; the result stays the same.")
-@click.option("--curves", type=click.Path(path_type=Path, file_okay=False), help="Folder for the loss of every step.")
+@click.option(
+    "--checkpoint-every",
+    type=click.IntRange(min=1),
+    metavar="STEPS",
+    help="How often the running one is kept, to go on from [default: every five minutes].",
+)
+@click.option("--curves", type=click.Path(path_type=Path, file_okay=False), help="Folder for a table of every step.")
 @click.option("--workers", type=click.IntRange(min=0), default=0, show_default=True, help="Loader processes.")
 @click.option("--device", default="auto", show_default=True, help="auto = cuda if there is one, else cpu.")
+@slurm_options()
 @store_option
 @results_option
 @drop_leaks_option
@@ -58,43 +119,26 @@ from fastxfer.errors import UsageError
 @json_option
 @click.pass_context
 def finetune(
-    ctx: click.Context,
-    plan_file: Path | None,
-    only: tuple[int, ...],
-    ckpt: str | None,
-    arch: str | None,
-    arch_arg: tuple[str, ...],
-    name: str | None,
-    source: str | None,
-    targets: tuple[str, ...],
-    preset: str,
-    steps: int | None,
-    batch_size: int | None,
-    image_size: int | None,
-    base_lr: float | None,
-    hflip: float,
-    oversample: bool,
-    micro_batch: int | None,
-    curves: Path | None,
-    workers: int,
-    device: str,
-    store_path: str,
-    results: str | None,
-    drop_leaks: str | None,
-    data_root: Path,
-    seed: int,
-    as_json: bool,
-) -> None:
+    ctx: click.Context, plan_file: Path | None, only: tuple[int, ...], ckpt: str | None, arch: str | None,
+    arch_arg: tuple[str, ...], name: str | None, source: str | None, targets: tuple[str, ...], preset: str,
+    shots: tuple[int, ...], ways: int | Literal["all"] | None, queries: int | Literal["all"] | None, episodes: int | None,
+    labels: str, query_prior: str, imbalance: float | None, fewer_queries: bool, drop_scarce: bool, steps: int | None,
+    batch_size: int | None, image_size: int | None, base_lr: float | None, hflip: float, augment: str | None,
+    oversample: bool | None, head: str | None, head_l2: float | None, eval_every: int | None, budget_words: str | None,
+    halving: bool, micro_batch: int | None, checkpoint_every: int | None, curves: Path | None, workers: int, device: str,
+    store_path: str, results: str | None, drop_leaks: str | None, data_root: Path, seed: int, as_json: bool,
+) -> None:  # fmt: skip
     """Fine-tune what a plan selected, or one checkpoint on the targets named.
 
-    Rows go to the results, each run's as it ends; what is there already is not done again. The learning rate, number of
-    steps, mixup and resolution follow the target's size; --steps, --batch-size and --image-size make small machines do.
+    Rows go to the results, each run's as it ends; what is there already is not done again, and what was interrupted goes
+    on where it was. The learning rate, number of steps, mixup and resolution follow the target's size; --steps,
+    --batch-size and --image-size make small machines do. Several processes (torchrun, SLURM) share the runs out.
 
     \b
     Example:
-      fastxfer finetune --plan plan.json
+      fastxfer finetune --plan plan.json --budget "2 gpu-hours" --halving
       fastxfer finetune --plan plan.json --only 1 --steps 100 --batch-size 32 --image-size 32
-      fastxfer finetune --ckpt bit.pt --target digits --preset paper
+      fastxfer finetune --ckpt bit.pt --target digits --preset paper --shots 1 5 --episodes 5
     """
     if (plan_file is None) == (ckpt is None):
         raise UsageError("give either --plan plan.json, or --ckpt with --target")
@@ -104,8 +148,31 @@ def finetune(
     if ckpt is not None and (only or not targets):
         raise UsageError("--only goes with --plan" if only else "--ckpt needs --target")
 
+    given = [p.opts[0] for p in ctx.command.params if p.name in _FEW_SHOT and _is_given(ctx, p.name or "")]
+    few_shot = [option for option in given if option != "--labels"]
+    if few_shot and not shots:
+        raise UsageError(f"{few_shot[0]} is about episodes: it goes with --shots")
+
+    from fastxfer.budgets import parse_budget
     from fastxfer.results import ResultStore, results_path
 
+    budget = parse_budget(budget_words) if budget_words is not None else None
+    protocol = None
+    if shots:
+        from fastxfer.protocol import Protocol
+
+        protocol = Protocol(
+            ways="all" if ways is None and labels == "exactly-one" else ways,
+            shots=tuple(dict.fromkeys(shots)),
+            queries=queries,
+            episodes=episodes or 5,
+            seed=seed,
+            drop_scarce=drop_scarce,
+            labels=labels,
+            query_prior=query_prior,
+            imbalance=imbalance,
+            fewer_queries=fewer_queries,
+        )
     overrides: dict[str, Any] = {
         "preset": preset,
         "steps": steps,
@@ -114,46 +181,50 @@ def finetune(
         "base_lr": base_lr,
         "hflip": hflip,
         "oversample": oversample,
+        "head": head,
+        "head_l2": head_l2,
+        "augment": augment,
+        "eval_every": eval_every,
     }
     if plan_file is not None:
         from fastxfer.plans import read_plan
 
-        chosen_store = ctx.get_parameter_source("store_path") != click.core.ParameterSource.DEFAULT
-        store_path, entries = read_plan(plan_file, store_path if chosen_store else None)
+        store_path, entries = read_plan(plan_file, store_path if _is_given(ctx, "store_path") else None)
         if only and max(only) > len(entries):
             raise UsageError(f"--only {max(only)}: the plan has {len(entries)} entries")
         entries = [entry for entry in entries if not only or entry.number in only]
+    kept = ResultStore.open(results or results_path(store_path))
 
-        from fastxfer.finetune import prepare
+    from fastxfer.finetune import Machine, Study, prepare, prepare_checkpoint, run_all
 
+    study = Study(
+        seed=seed,
+        protocol=protocol,
+        labels=labels if _is_given(ctx, "labels") else None,
+        overrides=overrides,
+        l2=_chosen_l2(kept) if head == "probe" and head_l2 is None else {},
+    )
+    if plan_file is not None:
         store, leaks = open_store(store_path, drop_leaks, data_root, [entry.target for entry in entries])
-        runs = prepare(entries, store, data_root, **overrides)
+        runs = prepare(entries, store, data_root, study)
     else:
         assert ckpt is not None
         from fastxfer.cli.embed import parse_arch_args
-        from fastxfer.finetune import prepare_checkpoint
         from fastxfer.targets import load_target
         from fastxfer.targets.findings import without_leaks
 
         whole = {name: load_target(name, data_root) for name in targets}
+        if shots:  # the probes' episodes are those of the images that could be embedded
+            whole = {name: _as_in_store(target, store_path) for name, target in whole.items()}
         tested = [without_leaks(t, data_root, drop_leaks) if drop_leaks else t for t in whole.values()]
         dropped = {target.name: target.dropped for target in tested}
         leaks = Leaks(dropped, data_root, drop_leaks, lambda name: whole[name].fingerprint)
-        runs = prepare_checkpoint(
-            ckpt,
-            tested,
-            arch=arch,
-            arch_args=parse_arch_args(arch_arg),
-            name=name,
-            source=source,
-            **overrides,
-        )
+        arch_args = parse_arch_args(arch_arg)
+        runs = prepare_checkpoint(ckpt, tested, study, arch=arch, arch_args=arch_args, name=name, source=source)
 
-    from fastxfer.finetune import run_all
-
-    kept = ResultStore.open(results or results_path(store_path))
+    machine = Machine(micro_batch=micro_batch, workers=workers, device=device, save_steps=checkpoint_every or 0)
     started = time.perf_counter()
-    outcomes = run_all(runs, kept, seed=seed, curves=curves, micro_batch=micro_batch, workers=workers, device=device)
+    outcomes = run_all(runs, kept, machine=machine, curves=curves, budget=budget, halving=halving)
     for outcome in outcomes:
         outcome["flags"] = leaks.flags(outcome["target"], outcome["source"], "test")
     kept.log_run(
@@ -170,12 +241,14 @@ def finetune(
         return
     shown = {"accuracy": "accuracy", "balanced_accuracy": "balanced", "auc": "AUC", "average_precision": "AP"}
     measured = [m for m in shown if any(m in o for o in outcomes)]
+    episodic = ("ways", "shots", "episode") if any(o["shots"] != "full" for o in outcomes) else ()
     print_flagged(
-        ("backbone", "target", *(shown[m] for m in measured), "seconds", "state"),
+        ("backbone", "target", *episodic, *(shown[m] for m in measured), "seconds", "state"),
         [
             (
                 o["backbone"],
                 o["target"],
+                *(str(o[word]) for word in episodic),
                 *(f"{o[m]:.3f}" if m in o else "" for m in measured),
                 f"{o['seconds']:.1f}" if "seconds" in o else "",
                 o["state"],
@@ -184,3 +257,33 @@ def finetune(
         ],
         [o["flags"] for o in outcomes],
     )
+
+
+_FEW_SHOT = (
+    "ways", "queries", "episodes", "labels", "query_prior", "imbalance", "fewer_queries", "drop_scarce"
+)  # fmt: skip
+
+
+def _is_given(ctx: click.Context, name: str) -> bool:
+    return ctx.get_parameter_source(name) != click.core.ParameterSource.DEFAULT
+
+
+def _as_in_store(target: Target, store_path: str) -> Target:
+    """The target with the images that the store has of it, if it has the target at all."""
+    from fastxfer.errors import DataError
+    from fastxfer.finetune.runs import as_embedded
+    from fastxfer.store import EmbeddingStore
+
+    try:
+        store = EmbeddingStore.open(store_path)
+    except DataError:  # no store there
+        return target
+    return as_embedded(store.target(target.name), target, store) if target.name in store.targets() else target
+
+
+def _chosen_l2(results: ResultStore) -> dict[tuple[str, str], float]:
+    """(backbone, target) -> the penalty of the full logistic probe, the plain one."""
+    rows = results.read(["backbone", "target", "probe", "shots", "params", "split", "l2"])
+    rows = rows[(rows["probe"] == "logistic") & (rows["shots"] == "full") & (rows["split"] == "test")]
+    plain = rows[~rows["params"].astype(str).str.contains("transform=|class_weight=|preset=|dropped=")]
+    return {(str(r.backbone), str(r.target)): float(r.l2) for r in plain.itertuples()}

@@ -1,0 +1,427 @@
+"""One fine-tuning: train to its end, or to where it is told to stop; score; rows."""
+
+from __future__ import annotations
+
+import csv
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from timm.optim import create_optimizer_v2
+from torch import nn
+
+from fastxfer.backbones import Backbone, load_backbone, load_network
+from fastxfer.embed.forward import device_of
+from fastxfer.errors import DataError, UsageError
+from fastxfer.finetune import state as states
+from fastxfer.finetune.cost import Meter, forward_flops
+from fastxfer.finetune.head import start_at_probe, start_head
+from fastxfer.finetune.images import pipeline
+from fastxfer.finetune.state import State
+from fastxfer.finetune.task import Part, Task
+from fastxfer.hyperrule import PRESETS, Settings
+from fastxfer.metrics import measure, softmax
+from fastxfer.plans import PlanEntry
+from fastxfer.progress import progress, say
+from fastxfer.results import CELL, Cell, ResultStore, complete
+from fastxfer.statistics import measure_split
+from fastxfer.stopping import stop_signals
+from fastxfer.training import Batches, Images, Normaliser, Trainer, loader, predict
+
+# Pixels a forward pass: 64 images at 128 or 4 at 480, the paper's own micro-batches.
+MICRO_BATCH_PIXELS = 1 << 20
+
+
+@dataclass(frozen=True)
+class Machine:
+    """How a run is done here; none of it is to change what comes out.
+
+    micro_batch:      images a forward pass (None: about a million pixels)
+    cache_bytes:      decoded images that are held in memory
+    save_seconds:     how often the checkpoint of the running one is written; save_steps: or every so many steps
+    """
+
+    micro_batch: int | None = None
+    workers: int = 0
+    device: str = "auto"
+    cache_bytes: int = 1 << 30
+    save_seconds: float = 300.0
+    save_steps: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One fine-tuning to be done: of which checkpoint, under which names, on what, how."""
+
+    entry: PlanEntry
+    task: Task
+    settings: Settings
+
+    @property
+    def params(self) -> str:
+        return self.settings.params + self.task.extra
+
+    @property
+    def title(self) -> str:
+        return f"{self.entry.backbone} on {self.task.name}"
+
+    @property
+    def file_name(self) -> str:
+        """Of its curve and its checkpoint: tells it from others of a study."""
+        task = self.task
+        few = "" if task.shots == "full" else f"-{task.ways}way-{task.shots}shot-episode{task.episode}"
+        return f"{self.entry.backbone}-{task.target.name}{few}-seed{task.seed}"
+
+    def key(self) -> dict[str, Any]:
+        """What all its rows have in common."""
+        return {
+            "source": self.entry.source,
+            "backbone": self.entry.backbone,
+            "target": self.task.target.name,
+            "ways": self.task.ways,
+            "shots": self.task.shots,
+            "seed": self.task.seed,
+            "episode": self.task.episode,
+            "probe": "finetune",
+            "params": self.params,
+            "episodes_hash": self.task.episodes_hash,
+        }
+
+    def cells(self, params: str | None = None) -> list[Cell]:
+        """The cells (keys without episode) of its scores, or of its cost alone where it was stopped under `params`."""
+        key = self.key() | {"params": params or self.params}
+        parts = [(part.split, metric) for part in self.task.scored for metric in self.task.metrics]
+        if params:
+            parts = [("train", "seconds")]
+        return [tuple((key | {"split": split, "metric": metric})[name] for name in CELL) for split, metric in parts]
+
+    def is_done(self, results: ResultStore, params: str | None = None) -> bool:
+        """Whether the results have its rows; `DataError` if they are of other episodes under the same key."""
+        found = []
+        for cell in self.cells(params):
+            results.episodes_done(cell, self.task.episodes_hash)
+            found.append(results.holds(cell, self.task.episode))
+        return all(found)
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """Where a run is now; images: trained on in this call; rows: of the finished run, or None."""
+
+    state: State
+    images: int
+    rows: pd.DataFrame | None
+
+    def score(self, metric: str, at: int | None = None) -> float:
+        """A metric on val as it was at a step, else as it was measured last; NaN if it never was."""
+        values = {s["step"]: s[metric] for s in self.state.scores if s["split"] == "val"}
+        return float(values.get(at, values[max(values)]) if values else "nan")
+
+
+def train(
+    run: Run,
+    machine: Machine,
+    *,
+    checkpoint: Path | None = None,
+    curve: Path | None = None,
+    until: int | None = None,
+    stop: Callable[[int], bool] = lambda images: False,
+) -> Outcome:
+    """Do a run, or go on with it from `checkpoint`; with `until`, up to that step, where it is scored on val.
+
+    checkpoint: file for the run's state, written now and then, at a pause and on a signal; removed at the end
+    curve:      CSV to write: step, lr, loss, and what was measured on the way
+    stop:       asked after each step with the number of images that this call has trained on; True = pause here
+
+    SIGTERM, SIGUSR1 and Ctrl-C finish the step, write the checkpoint and raise KeyboardInterrupt.
+    """
+    device = device_of(machine.device)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(run.task.stream)
+        return _Training(run, machine, device, checkpoint).go(curve, until, stop)
+
+
+class _Training:
+    """A run with its network in memory."""
+
+    def __init__(self, run: Run, machine: Machine, device: torch.device, checkpoint: Path | None) -> None:
+        entry, task, settings = run.entry, run.task, run.settings
+        rule = PRESETS[settings.preset]
+        backbone = load_backbone(entry.checkpoint, arch=entry.architecture or None, arch_args=entry.arch_args or None)
+        if settings.crop == 0:
+            settings = replace(settings, resize=0, crop=backbone.preprocessing.input_size[1])
+        self.run, self.task, self.settings, self.machine, self.device = run, task, settings, machine, device
+        self.checkpoint = checkpoint
+        self.network = _network(entry, task.n_classes, rule.drop_path)
+        self.input_size = (backbone.preprocessing.input_size[0], settings.crop, settings.crop)
+        half = (0.5,) * self.input_size[0]
+        wanted = backbone.preprocessing
+        statistics = (wanted.mean, wanted.std) if settings.normalise == "source" else (half, half)
+        self.normalise = Normaliser(*statistics, device=device)
+        self.pipeline = pipeline(settings, wanted)
+        self.micro = machine.micro_batch or max(1, MICRO_BATCH_PIXELS // settings.crop**2)
+        self.images: dict[str, Images] = {}
+        start_head(self.network, "random" if settings.head == "random" else "zero")
+        self.network.to(device)
+        self._check_forward(backbone)
+        self.optimizer = _optimizer(self.network, settings)
+        self.identity = self._identity(backbone)
+        content = states.load(checkpoint, self.identity) if checkpoint else None
+        if content:
+            self.state = states.restore(content, self.network, self.optimizer, device)
+        else:
+            self.state = State()
+            if settings.head == "probe":
+                l2 = settings.head_l2 or 1 / _images_a_problem(task)
+                start_at_probe(self.network, task, self.pipeline, self.normalise, l2, self.micro)
+                self.state.cost.images_scored += len(task.train.rows)
+        self.meter = Meter(self.state.cost, device)
+
+    def _check_forward(self, backbone: Backbone) -> None:
+        """Before any image is decoded: whether the network takes images of this size at all."""
+        training = self.network.training
+        try:
+            with torch.no_grad():
+                self.network.eval()(torch.zeros(1, *self.input_size, device=self.device))
+        except (RuntimeError, AssertionError, ValueError) as error:
+            own = backbone.preprocessing.input_size[1]
+            raise UsageError(
+                f"{self.run.entry.backbone} does not take images of {self.settings.crop} pixels "
+                f"({str(error).splitlines()[0]}): give --image-size {own}, its own, or another that it takes"
+            ) from None
+        finally:
+            self.network.train(training)
+
+    def _identity(self, backbone: Backbone) -> str:
+        task = self.task
+        train = task.train
+        return states.digest(
+            backbone.weights_sha256,
+            self.run.params,
+            task.stream,
+            *task.target.image_id[train.rows],
+            train.labels.tobytes(),
+        )
+
+    # -- training ---------------------------------------------------------------------------------------------------
+
+    def go(self, curve: Path | None, until: int | None, stop: Callable[[int], bool]) -> Outcome:
+        state, settings, task = self.state, self.settings, self.task
+        last = min(until or settings.schedule.steps, settings.schedule.steps)
+        say(
+            f"{'going on with' if state.step else 'fine-tuning'} {self.run.title}: {self.run.params}, seed {task.seed}, "
+            f"on {self.device}" + (f", from step {state.step:,}" if state.step else "")
+        )
+        paused, before = False, state.cost.images
+        if state.step < last:
+            with stop_signals() as stopped:
+                paused = self._steps(last, stop, stopped)
+                if stopped():
+                    self._save()
+                    kept = "its checkpoint is kept: the same command goes on from there"
+                    say(
+                        f"stopped {self.run.title} at step {state.step:,} of {settings.schedule.steps:,}"
+                        + (f"; {kept}" if self.checkpoint else "")
+                    )
+                    raise KeyboardInterrupt
+        finished = not paused and state.step == settings.schedule.steps
+        rows = None
+        if finished:
+            rows = self._rows()
+        elif not paused and task.val is not None:
+            self._watch(task.val)
+        if not finished:
+            self._save()
+        if curve is not None:
+            self._write_curve(curve)
+        return Outcome(state, state.cost.images - before, rows)
+
+    def _steps(self, last: int, stop: Callable[[int], bool], stopped: Callable[[], bool]) -> bool:
+        """Train up to step `last`; True if it was asked to stop before."""
+        run, task, settings, state, machine = self.run, self.task, self.settings, self.state, self.machine
+        rule, schedule = PRESETS[settings.preset], settings.schedule
+        images = self.pipeline.train_images(task.target, task.train.rows, machine.cache_bytes)
+        images.load(f"decode {task.target.name}")
+        labels = torch.from_numpy(task.train.labels)
+        trainer = Trainer(
+            self.network, self.optimizer, self.normalise, self.micro, agc=rule.agc, smoothing=rule.smoothing
+        )
+        batches = Batches(images, self.pipeline.train, settings.batch_size, task.stream, _weights(task, settings))
+        begun, saved = state.step, time.monotonic()
+        watched, every = settings.watched
+        part = task.val if watched == "val" else task.scored[-1]
+        self.network.train()
+        with progress(f"fine-tune {run.title}", (last - begun) * settings.batch_size, "images") as advance:
+            stream = iter(loader(batches, range(begun, last), machine.workers, self.device))
+            for step in range(begun, last):
+                with self.meter(seconds=True):
+                    pixels, taken = next(stream)
+                    mix = _mix(settings, task.stream, step, len(taken))
+                    loss = trainer.step(pixels, labels[taken], schedule.lr(step), mix)
+                if not math.isfinite(loss):
+                    raise DataError(
+                        f"fine-tuning {run.title}: the loss became {loss} at step {step} (lr {schedule.lr(step):g}): "
+                        f"try a smaller --base-lr (now {schedule.base_lr:g}) or --preset paper, which clips gradients"
+                    )
+                state.losses.append(loss)
+                state.step = step + 1
+                state.cost.images += len(taken)
+                advance(len(taken))
+                if every and part is not None and state.step % every == 0 and state.step < schedule.steps:
+                    self._watch(part)
+                if stopped() or (state.step < last and stop((state.step - begun) * settings.batch_size)):
+                    return True
+                late = time.monotonic() - saved > machine.save_seconds
+                if late or (machine.save_steps and state.step % machine.save_steps == 0):
+                    self._save()
+                    saved = time.monotonic()
+        return False
+
+    def _save(self) -> None:
+        if self.checkpoint is not None:
+            states.save(self.checkpoint, self.identity, self.state, self.network, self.optimizer, self.device)
+
+    # -- scoring ----------------------------------------------------------------------------------------------------
+
+    def _scores(self, part: Part) -> Any:
+        """(n_images, n_classes): probabilities, or logits of several labels, which rank as they are."""
+        if part.split not in self.images:
+            self.images[part.split] = self.pipeline.evaluation_images(
+                self.task.target, part.rows, self.machine.cache_bytes // 2
+            )
+            if self.settings.watched[0] == part.split and self.settings.watched[1]:
+                self.images[part.split].load(f"decode {self.task.target.name}, {part.split}")
+        with self.meter(seconds=False):
+            logits = predict(
+                self.network,
+                self.images[part.split],
+                self.pipeline.evaluation,
+                self.normalise,
+                self.micro,
+                self.machine.workers,
+            )
+        self.state.cost.images_scored += len(part.rows)
+        return logits if self.task.multi_label else softmax(logits)
+
+    def _watch(self, part: Part) -> None:
+        """Score a split on the way, once a step."""
+        if any(s["step"] == self.state.step and s["split"] == part.split for s in self.state.scores):
+            return
+        scores = self._scores(part)
+        values = {m: float(measure(m, scores, part.labels)[0]) for m in self.task.metrics}
+        self.state.scores.append({"step": self.state.step, "split": part.split, **values})
+        first = self.task.metrics[0]
+        say(f"{self.run.title}, step {self.state.step:,}: {part.split} {first.replace('_', ' ')} {values[first]:.4f}")
+
+    def _rows(self) -> pd.DataFrame:
+        task, cost = self.task, self.state.cost
+        rows: list[dict[str, Any]] = []
+        for part in task.scored:
+            scores = self._scores(part)
+            patient = task.target.patient
+            if task.interval:
+                groups = None if patient is None else patient[part.rows]
+                found = measure_split(task.metrics, scores, part.labels, groups=groups)
+            else:
+                found = [
+                    {"metric": m, "value": float(value), "undefined": int(undefined), "n_queries": len(part.rows)}
+                    for m in task.metrics
+                    for value, undefined in [measure(m, scores, part.labels)]
+                ]
+            rows += [{"split": part.split, **row} for row in found]
+            values = {row["metric"]: row["value"] for row in found}
+            self.state.scores.append({"step": self.state.step, "split": part.split, **values})
+        cost.flops = forward_flops(self.network, self.input_size) * (3 * cost.images + cost.images_scored)
+        rows += cost_rows(self.state)
+        return complete(pd.DataFrame([{**self.run.key(), **row} for row in rows]))
+
+    def _write_curve(self, path: Path) -> None:
+        measured = {m: [""] * self.state.step for m in ("split", *self.task.metrics)}
+        for score in self.state.scores:
+            for name in measured:
+                measured[name][score["step"] - 1] = score[name] if name == "split" else f"{score[name]:.6g}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["step", "lr", "loss", *measured])
+            for step, loss in enumerate(self.state.losses):
+                writer.writerow(
+                    [
+                        step,
+                        f"{self.settings.schedule.lr(step):.6g}",
+                        f"{loss:.6g}",
+                        *(m[step] for m in measured.values()),
+                    ]
+                )
+
+
+def stopped_rows(run: Run, outcome: Outcome) -> pd.DataFrame:
+    """What a run that will not be finished has to tell: its last scores on val, and what it cost."""
+    key = run.key() | {"params": stopped_params(run, outcome.state.step)}
+    n = 0 if run.task.val is None else len(run.task.val.rows)
+    scores = [
+        {"split": "val", "metric": m, "value": value, "n_queries": n}
+        for m in run.task.metrics
+        if math.isfinite(value := outcome.score(m))
+    ]
+    return complete(pd.DataFrame([{**key, **row} for row in [*scores, *cost_rows(outcome.state)]]))
+
+
+def stopped_params(run: Run, step: int) -> str:
+    return f"{run.params};stopped={step}"
+
+
+def cost_rows(state: State) -> list[dict[str, Any]]:
+    return [
+        {"split": "train", "metric": name, "value": value, "n_queries": 0} for name, value in state.cost.rows().items()
+    ]
+
+
+def _network(entry: PlanEntry, n_classes: int, drop_path: float) -> nn.Module:
+    """The whole network; with stochastic depth where its architecture knows it."""
+    arch = entry.architecture or None
+    if drop_path:
+        try:
+            return load_network(entry.checkpoint, arch, {**entry.arch_args, "drop_path_rate": drop_path}, n_classes)
+        except UsageError:
+            say(f"{entry.backbone}: its architecture knows no drop path, so there is none")
+    return load_network(entry.checkpoint, arch, entry.arch_args or None, n_classes)
+
+
+def _optimizer(network: nn.Module, settings: Settings) -> torch.optim.Optimizer:
+    rule, lr = PRESETS[settings.preset], settings.schedule.base_lr
+    if not rule.adamw:
+        return torch.optim.SGD(network.parameters(), lr=lr, momentum=0.9, nesterov=rule.nesterov)
+    # Layer-wise decay is for transformers; timm's CNNs are fine-tuned at one rate.
+    decay = rule.layer_decay if hasattr(network, "patch_embed") else None
+    return create_optimizer_v2(network, "adamw", lr=lr, weight_decay=rule.weight_decay, layer_decay=decay)
+
+
+def _weights(task: Task, settings: Settings) -> Any:
+    """(n,) chances of the train images, or None: each once an epoch."""
+    n, labels = len(task.train.rows), task.train.labels
+    if settings.oversample:
+        weights = 1.0 / np.bincount(labels)[labels]
+        return weights / weights.sum()
+    return np.full(n, 1.0 / n) if settings.replacement else None
+
+
+def _mix(settings: Settings, seed: int, step: int, n: int) -> tuple[float, torch.Tensor] | None:
+    if settings.mixup <= 0:
+        return None
+    rng = np.random.default_rng([seed, 2, step])
+    share = float(rng.beta(settings.mixup, settings.mixup))
+    return share, torch.from_numpy(rng.permutation(n))
+
+
+def _images_a_problem(task: Task) -> int:
+    """The m of a probe's default l2 = 1/m: train images, or those of one label."""
+    if not task.multi_label or task.interval:
+        return len(task.train.rows)
+    return int((~np.isnan(task.train.labels)).sum(axis=0).max())
