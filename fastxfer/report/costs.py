@@ -35,6 +35,7 @@ class Costs:
     every_pair: float
     every_episode: float
     amounts: dict[str, float]  # what fine-tuning took besides: images, images_scored, flops, joules, where it is known
+    per_run: float  # seconds of a fine-tuning that was finished, on average
     stopped: int  # fine-tunings that were not finished, since they could not win
 
     @property
@@ -92,6 +93,7 @@ def costs(results: pd.DataFrame, cells: pd.DataFrame, runs: Sequence[Mapping[str
         every_pair=sum(seconds.values()),
         every_episode=float(sum(n * seconds[str(b), str(t)] for (b, t), n in per_pair.items())),
         amounts=spent.groupby("metric")["value"].sum().drop(c.SECONDS, errors="ignore").to_dict(),
+        per_run=float(tuned["value"].mean()) if len(tuned) else math.nan,
         stopped=int(stopped.sum()),
     )
 
@@ -123,7 +125,7 @@ def _amounts(spent: Costs) -> str:
         return ""
     text = f" The fine-tunings took {' and '.join([', '.join(words[:-1]), words[-1]] if len(words) > 1 else words)}."
     if spent.stopped:
-        text += f" {plural(spent.stopped, 'more')} {'was' if spent.stopped == 1 else 'were'} stopped by validation on the way."
+        text += f" {plural(spent.stopped, 'run')} more {'was' if spent.stopped == 1 else 'were'} stopped by validation on the way."
     return text
 
 
@@ -158,7 +160,7 @@ def costs_section(spent: Costs, facts: Facts, name: Name, labels: dict[str, str]
             ["Instead: fine-tune every episode", plural(spent.episodes, "run"), f"≈ {duration(spent.every_episode)}"],
         ]
         note = (
-            f"Both estimates rest on the {duration(spent.finetuning / spent.finetunings)} that a fine-tuning took on "
+            f"Both estimates rest on the {duration(spent.per_run)} that a fine-tuning took on "
             "average; a target or backbone with fine-tunings of its own takes theirs. Larger backbones cost more."
             + _amounts(spent)
         )
