@@ -85,11 +85,15 @@ class _NoteColumn(ProgressColumn):
 
 
 @contextmanager
-def progress(description: str, total: int, unit: str) -> Iterator[Advance]:
+def progress(description: str, total: int, unit: str, *, before: int = 0, shown: bool = True) -> Iterator[Advance]:
     """Yield ``advance(n, note)``; shows done/total, rate in `unit` a second, time left and the note while the block runs.
 
     Not on a terminal: a line every ten seconds, and a last one if it took longer than two.
+    before: what an earlier run has done, which counts as done but not for the rate. shown: False = say nothing
     """
+    if not shown:
+        yield lambda n, note="": None
+        return
     target = console()
     if target.is_terminal:
         roomy = target.width >= _ROOMY
@@ -104,7 +108,7 @@ def progress(description: str, total: int, unit: str) -> Iterator[Advance]:
             _NoteColumn(whole=roomy),
         )
         with Progress(*columns, console=target) as bars:
-            task = bars.add_task(title.plain, total=total, note="")
+            task = bars.add_task(title.plain, total=total, completed=before, note="")
 
             def advance_bar(n: int, note: str = "") -> None:
                 fields: dict[str, Any] = {"note": note} if note else {}
@@ -114,11 +118,11 @@ def progress(description: str, total: int, unit: str) -> Iterator[Advance]:
         return
 
     started = last = time.monotonic()
-    done, said = 0, ""
+    done, said = before, ""
 
     def line(now: float) -> None:
         seconds = now - started
-        rate = done / max(seconds, 1e-9)
+        rate = (done - before) / max(seconds, 1e-9)
         left = "time left unknown" if rate == 0 else f"{_clock((total - done) / rate)} left"
         words = [
             f"{done:,}/{total:,} {unit}",

@@ -1,7 +1,8 @@
 """What pre-training and fine-tuning share: images in memory, batches, losses, one optimiser step, prediction.
 
 A batch depends on (seed, step) alone: its rows by one permutation an epoch, the augmentation of each image by its
-position in the stream. So a run that was stopped goes on exactly, whatever the number of loader processes was.
+position in the stream. So a run that was stopped goes on exactly, whatever the number of loader processes was, and the
+processes of a `Group` make one batch together, each its share of the rows, whatever their number.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ import random
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from timm.utils.agc import adaptive_clip_grad
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset
 
 from fastxfer.errors import UsageError
@@ -31,6 +36,33 @@ from fastxfer.progress import progress
 
 Transform = Callable[[Image.Image], Tensor]
 AGC_EPS = 1e-3  # Brock et al. (2021): a parameter at zero may still move
+
+
+@dataclass(frozen=True)
+class Group:
+    """The processes that train one network together, this one's number among them; torch.distributed where several."""
+
+    rank: int = 0
+    count: int = 1
+
+    def total(self, values: Tensor) -> Tensor:
+        """`values`, summed over the processes in place."""
+        if self.count > 1:
+            torch.distributed.all_reduce(values)
+        return values
+
+    def any(self, here: bool) -> bool:
+        """Whether it is so in one of the processes."""
+        if self.count == 1:
+            return here
+        return bool(self.total(torch.tensor(int(here))) > 0)
+
+    def share(self, n: int) -> slice:
+        """This process's part of n things in a row; shares differ by one at most."""
+        return slice(self.rank * n // self.count, (self.rank + 1) * n // self.count)
+
+
+ALONE = Group()
 
 
 class Images:
@@ -59,7 +91,7 @@ class Images:
         image = load_image(self.paths[i], pixels=self.meaning)
         return image if self.prepare is None else self.prepare(image)
 
-    def load(self, description: str) -> bool:
+    def load(self, description: str, shown: bool = True) -> bool:
         """Decode into memory until all is there or the memory is spent; True if all is there.
 
         `DataError` names the first file that is no image.
@@ -67,7 +99,7 @@ class Images:
         used = 0
         chunk = 64
         with (
-            progress(description, len(self), "images") as advance,
+            progress(description, len(self), "images", shown=shown) as advance,
             ThreadPoolExecutor(os.cpu_count()) as pool,
         ):
             for first in range(0, len(self), chunk):
@@ -113,15 +145,19 @@ def _borrowed_randomness() -> Iterator[None]:
         torch.set_rng_state(states[2])
 
 
-def _seed_everything(seed: int, position: int) -> None:
-    key = int.from_bytes(blake2b(f"{seed}:{position}".encode(), digest_size=8).digest(), "little")
+def key_of(*words: int | str) -> int:
+    """A seed of 64 bits that these words give, and no others."""
+    return int.from_bytes(blake2b(":".join(map(str, words)).encode(), digest_size=8).digest(), "little")
+
+
+def _seed_everything(key: int) -> None:
     random.seed(key)
     np.random.seed(key & 0xFFFFFFFF)
     torch.default_generator.manual_seed(key)
 
 
 class Batches(Dataset[tuple[Tensor, Tensor]]):
-    """Item `step` = (pixels (batch_size, 3, h, w) uint8, rows (batch_size,) int64) of the training stream."""
+    """Item `step` = (pixels (b, 3, h, w) uint8, rows (b,) int64) of the training stream: the group's share of the batch."""
 
     def __init__(
         self,
@@ -130,32 +166,36 @@ class Batches(Dataset[tuple[Tensor, Tensor]]):
         batch_size: int,
         seed: int,
         weights: NDArray[np.float64] | None = None,
+        group: Group = ALONE,
     ) -> None:
         self.images, self.transform = images, transform
-        self.batch_size, self.seed, self.weights = batch_size, seed, weights
+        self.batch_size, self.seed, self.weights, self.group = batch_size, seed, weights, group
 
     def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
-        rows = rows_of_step(len(self.images), self.batch_size, self.seed, step, self.weights)
+        share = self.group.share(self.batch_size)
+        rows = rows_of_step(len(self.images), self.batch_size, self.seed, step, self.weights)[share]
         pixels = []
         with _borrowed_randomness():
-            for i, row in enumerate(rows):
-                _seed_everything(self.seed, step * self.batch_size + i)
+            for i, row in enumerate(rows, start=share.start):
+                _seed_everything(key_of(self.seed, step * self.batch_size + i))
                 pixels.append(self.transform(self.images[int(row)]))
         return torch.stack(pixels), torch.from_numpy(rows)
 
 
 class InOrder(Dataset[Tensor]):
-    """Item k = pixels (≤ batch_size, 3, h, w) uint8 of the k-th block of images."""
+    """Item k = pixels (≤ batch_size, 3, h, w) uint8 of the k-th block of these rows of the images (None: of all)."""
 
-    def __init__(self, images: Images, transform: Transform, batch_size: int) -> None:
+    def __init__(
+        self, images: Images, transform: Transform, batch_size: int, rows: Sequence[int] | None = None
+    ) -> None:
         self.images, self.transform, self.batch_size = images, transform, batch_size
+        self.rows = range(len(images)) if rows is None else rows
 
     def __len__(self) -> int:
-        return -(-len(self.images) // self.batch_size)
+        return -(-len(self.rows) // self.batch_size)
 
     def __getitem__(self, block: int) -> Tensor:
-        first = block * self.batch_size
-        rows = range(first, min(first + self.batch_size, len(self.images)))
+        rows = self.rows[block * self.batch_size : (block + 1) * self.batch_size]
         return torch.stack([self.transform(self.images[row]) for row in rows])
 
 
@@ -194,11 +234,19 @@ class Normaliser:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     device: torch.device
+    memory_format: torch.memory_format = torch.contiguous_format
+
+    @cached_property
+    def _of_bytes(self) -> tuple[Tensor, Tensor]:
+        """Mean and deviation on the scale of the pixels, (1, channels, 1, 1) each."""
+        statistics = 255 * torch.tensor([self.mean, self.std], dtype=torch.float64)
+        mean, std = statistics.float().to(self.device).view(2, 1, -1, 1, 1)
+        return mean, std
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        mean = torch.tensor(self.mean, device=self.device).view(1, -1, 1, 1)
-        std = torch.tensor(self.std, device=self.device).view(1, -1, 1, 1)
-        return pixels.to(self.device, non_blocking=True).float().div_(255).sub_(mean).div_(std)
+        mean, std = self._of_bytes
+        there = pixels.to(self.device, non_blocking=True)
+        return there.to(torch.float32, memory_format=self.memory_format).sub_(mean).div_(std)
 
 
 def loss_sum(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
@@ -224,12 +272,45 @@ def head_of(network: nn.Module) -> nn.Module:
     return head
 
 
+def clip_adaptively(parameters: Sequence[nn.Parameter], factor: float) -> None:
+    """timm's adaptive gradient clipping; also of weights that lie in shares, whose rows are whole and whose vectors are not."""
+    vectors = [p for p in parameters if isinstance(p, DTensor) and p.ndim <= 1]
+    apart = {id(p) for p in vectors}
+    adaptive_clip_grad([_local(p) for p in parameters if id(p) not in apart], clip_factor=factor, eps=AGC_EPS)
+    if vectors:  # each one unit: its norm over all shares, of all vectors at once
+        here = [_local(p) for p in vectors]
+        gradients = [p.grad for p in here if p.grad is not None]
+        squares = torch.stack([v.square().sum() for v in (*here, *gradients)]).detach()
+        torch.distributed.all_reduce(squares)
+        of_weights, of_gradients = squares.sqrt().view(2, -1)
+        scales = of_weights.clamp(min=AGC_EPS) * factor / of_gradients.clamp(min=1e-6)
+        for gradient, scale in zip(gradients, scales.clamp(max=1.0), strict=True):
+            gradient.mul_(scale)
+
+
+def _local(p: nn.Parameter) -> nn.Parameter:
+    """A parameter whose data and gradient are this process's share of p's, the same memory."""
+    if not isinstance(p, DTensor):
+        return p
+    local = nn.Parameter(p.to_local().detach())
+    local.grad = p.grad.to_local() if isinstance(p.grad, DTensor) else None
+    return local
+
+
+def bare(network: nn.Module) -> nn.Module:
+    """The network itself, where it is wrapped for several processes."""
+    return network.module if isinstance(network, DistributedDataParallel) else network
+
+
 @dataclass
 class Trainer:
-    """One optimiser step on one batch: micro-batches, mixup, adaptive gradient clipping.
+    """One optimiser step on one batch: micro-batches, mixup, mixed precision, adaptive gradient clipping.
 
-    micro_batch: images a forward pass; the gradient is that of the whole batch whatever it is (batch norm apart)
+    network:     as it is, or wrapped in DistributedDataParallel, or sharded by `fully_shard`
+    micro_batch: images a forward pass and process; the gradient is that of the whole batch whatever it is (batch norm apart)
     agc:         clipping factor of Brock et al. (2021), 0 = off; the head is left out by being the head
+    autocast:    bfloat16 or float16 (with a gradient scaler) for what torch.autocast takes for safe, None = off
+    group:       the processes whose shares make the batch
     """
 
     network: nn.Module
@@ -238,15 +319,28 @@ class Trainer:
     micro_batch: int
     agc: float = 0.0
     smoothing: float = 0.0
+    autocast: torch.dtype | None = None
+    group: Group = ALONE
 
     def __post_init__(self) -> None:
-        head = {id(p) for p in head_of(self.network).parameters()}
+        head = {id(p) for p in head_of(bare(self.network)).parameters()}
         self._clipped = [p for p in self.network.parameters() if id(p) not in head]
+        self._device = self.normalise.device.type
+        self.scaler = torch.amp.GradScaler(self._device, enabled=self.autocast is torch.float16)
 
-    def step(self, pixels: Tensor, labels: Tensor, lr: float, mix: tuple[float, Tensor] | None = None) -> float:
-        """Update the weights; return the batch's mean loss before the update.
+    def step(
+        self,
+        pixels: Tensor,
+        labels: Tensor,
+        lr: float,
+        mix: tuple[float, Tensor] | None = None,
+        whole: int | None = None,
+    ) -> float:
+        """Update the weights; return the mean loss of the group's whole batch before the update.
 
-        mix: (λ, partner rows (b,)): images become λ·x + (1−λ)·x[partner], losses likewise
+        pixels, labels: this process's share of the batch
+        mix:   (λ, partner rows (b,)): images become λ·x + (1−λ)·x[partner], losses likewise
+        whole: images of the whole batch; None = as many in each process
         """
         images = self.normalise(pixels)
         labels = labels.to(images.device)
@@ -256,27 +350,75 @@ class Trainer:
             partner = partner.to(images.device)
             images = share * images + (1 - share) * images[partner]
             parts = [(share, labels), (1 - share, labels[partner])]
-        # Known entries of the whole batch, so that each micro-batch weighs what it should.
-        counts = [(~torch.isnan(y)).sum().clamp_(min=1) if y.ndim == 2 else len(y) for _, y in parts]
+        # Known entries of the whole batch, so that each micro-batch of each process weighs what it should.
+        entries = [(~torch.isnan(y)).sum() if y.ndim == 2 else torch.tensor(len(y), device=y.device) for _, y in parts]
+        counts = self.group.total(torch.stack(entries)).clamp_(min=1)
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)  # timm's layer-wise decay
         self.optimizer.zero_grad(set_to_none=True)
-        total = 0.0
-        for first in range(0, len(images), self.micro_batch):
-            chunk = slice(first, first + self.micro_batch)
-            logits = self.network(images[chunk])
-            loss = torch.zeros((), device=images.device)
-            for (share, y), count in zip(parts, counts, strict=True):
-                loss = loss + share * loss_sum(logits, y[chunk], self.smoothing)[0] / count
-            loss.backward()
-            total += float(loss.detach())
+        total = torch.zeros((), device=images.device)
+        chunks = self._chunks(len(images), whole or len(images) * self.group.count)
+        for chunk in chunks:
+            with self._reducing(chunk is chunks[-1]):
+                with self._precision():
+                    logits = self.network(images[chunk])
+                loss = torch.zeros((), device=images.device)
+                for (share, y), count in zip(parts, counts, strict=True):
+                    loss = loss + share * loss_sum(logits.float(), y[chunk], self.smoothing)[0] / count
+                # Both wrappers take the mean of the processes' gradients; the loss is divided by the whole batch's count.
+                self.scaler.scale(loss * self.group.count).backward()
+            total += loss.detach()
         if self.agc > 0:
-            adaptive_clip_grad(self._clipped, clip_factor=self.agc, eps=AGC_EPS)
-        self.optimizer.step()
-        return total
+            self.scaler.unscale_(self.optimizer)
+            clip_adaptively(self._clipped, self.agc)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return float(self.group.total(total))
+
+    def fits(self, pixels: Tensor, labels: Tensor) -> bool:
+        """Whether the memory holds a forward and a backward pass of these images at once; changes no weight."""
+        try:
+            with self._precision():
+                logits = bare(self.network)(self.normalise(pixels))
+            loss_sum(logits.float(), labels.to(logits.device))[0].backward()
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            return False
+        finally:
+            self.optimizer.zero_grad(set_to_none=True)
+            if self._device == "cuda":
+                torch.cuda.empty_cache()
+        return True
+
+    def _precision(self) -> torch.autocast:
+        return torch.autocast(self._device, self.autocast, enabled=self.autocast is not None)
+
+    def _chunks(self, n: int, whole: int) -> list[slice]:
+        """Micro-batches of n images, as even as can be.
+
+        Sharded weights are gathered for each, by all processes together: so their number is one where shares differ by one.
+        """
+        smallest, largest = whole // self.group.count, -(-whole // self.group.count)
+        count = min(-(-largest // self.micro_batch), smallest)
+        return [slice(k * n // count, (k + 1) * n // count) for k in range(count)]
+
+    @contextmanager
+    def _reducing(self, last: bool) -> Iterator[None]:
+        """Gradients add up in each process, and between processes with the last micro-batch only."""
+        if isinstance(self.network, FSDPModule):
+            self.network.set_requires_gradient_sync(last)
+        sums_only = isinstance(self.network, DistributedDataParallel) and not last
+        with self.network.no_sync() if sums_only else nullcontext():  # type: ignore[operator]
+            yield
 
 
-@torch.inference_mode()
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether the device's memory, or the machine's, did not suffice."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+@torch.no_grad()  # not inference_mode: sharded weights that are gathered in it could not be trained on
 def predict(
     network: nn.Module,
     images: Images,
@@ -284,11 +426,12 @@ def predict(
     normalise: Normaliser,
     batch_size: int,
     workers: int = 0,
+    rows: Sequence[int] | None = None,
 ) -> NDArray[np.float32]:
-    """(n_images, n_classes) logits, evaluation mode; the network's mode is put back."""
+    """(n_rows, n_classes) logits of these rows of the images (None: of all), evaluation mode; the mode is put back."""
     training = network.training
     network.eval()
-    blocks = InOrder(images, transform, batch_size)
+    blocks = InOrder(images, transform, batch_size, rows)
     batches = loader(blocks, range(len(blocks)), workers, normalise.device)
     logits = [network(normalise(pixels)).float().cpu().numpy() for pixels in batches]
     network.train(training)

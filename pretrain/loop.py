@@ -3,30 +3,42 @@
 from __future__ import annotations
 
 import math
-import os
-import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import timm
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch.distributed.checkpoint import CheckpointException
 
 from fastxfer import __version__, metrics
-from fastxfer.errors import DataError, UsageError, nearest
+from fastxfer.embed.ranks import cores_here
+from fastxfer.errors import DataError, UsageError
 from fastxfer.progress import progress, say
 from fastxfer.targets.table import Target
-from fastxfer.training import Batches, Images, Normaliser, Trainer, choose_device, loader, loss_sum, predict
+from fastxfer.training import (
+    Batches,
+    Group,
+    Images,
+    Normaliser,
+    Transform,
+    is_out_of_memory,
+    key_of,
+    loader,
+    loss_sum,
+    predict,
+)
 from pretrain.augment import eval_transform, train_transform
-from pretrain.checkpoint import read_checkpoint, write_checkpoint
+from pretrain.checkpoint import REST, Shelf, read_checkpoint
+from pretrain.log import Log, telling
+from pretrain.ranks import agreed, check_shares, gathered, joined
 from pretrain.recipe import ARCHITECTURES, Recipe
-from pretrain.schedule import Schedule
+from pretrain.schedule import schedule_of
 from pretrain.source import Source, open_source
+from pretrain.state import State, create_network
+from pretrain.stopping import stop_signals
 
 UNTRAINED = "untrained"
 TINY_SIZE = 32
@@ -47,46 +59,59 @@ def pretrain(
     workers: int | None = None,
     device: str = "auto",
     checkpoint_every: int = 0,
+    keep: int = 2,
     cache_bytes: int = 1 << 30,
     on_step: Callable[[int], None] | None = None,
+    logs: Sequence[Log] = (),
 ) -> dict[str, Any]:
     """Train the recipe's network on the target's train split; write the checkpoint `out`; return what came of it.
 
-    resume:           go on from `out`; without that file, begin (so that a job that is requeued has one command line)
-    untrained:        write the randomly initialised network that the same seed starts from, train nothing
-    workers:          loader processes; None = none where all images are in memory, else the cores less one
-    checkpoint_every: also write a checkpoint every so many steps, not only after an epoch; 0 = epochs only
-    on_step:          called with the number of finished steps, after each
+    Under torchrun or srun all processes call it and make each batch together; the first alone writes and tells.
 
-    `UsageError` where `out` exists and nobody said what to do, or on `resume` with another recipe; `DataError` for a
-    source without train images; `DivergedError` if the loss becomes NaN. SIGTERM and Ctrl-C write a checkpoint, then
-    raise KeyboardInterrupt.
+    resume:           go on from the newest good checkpoint; begin where there is none (so that a job that is requeued has
+                      one command line)
+    untrained:        write the randomly initialised network that the same seed starts from, train nothing
+    workers:          loader processes; None = the cores less one, eight at most where all images are in memory
+    checkpoint_every: also write a checkpoint every so many steps, not only after an epoch; 0 = epochs only
+    keep:             how many of the last checkpoints stay, see `Shelf`; the best by validation always does
+    on_step:          called with the number of finished steps, after each
+    logs:             told of every step and validation
+
+    `UsageError` where `out` exists and nobody said what to do, on `resume` with another recipe, or for more processes than
+    images of a batch; `DataError` for a source without train images, or where memory runs out; `DivergedError` if the loss
+    becomes NaN. SIGTERM, SIGUSR1 and Ctrl-C write a checkpoint, then raise KeyboardInterrupt.
     """
-    if out.exists() and not (resume or overwrite):
-        raise UsageError(f"'{out}' exists: --resume goes on from it, --overwrite replaces it")
+    shelf = Shelf(out, keep)
+    there = next(iter([path for path in (out,) if path.exists()] + shelf.older()), None)
+    if there is not None and not (resume or overwrite):
+        raise UsageError(f"'{there}' exists: --resume goes on from it, --overwrite replaces it")
     source = open_source(
         target, recipe.classes, name=recipe.source_name, val_fraction=recipe.val_fraction, seed=recipe.seed
     )
-    with torch.random.fork_rng():
-        run = _Run(recipe, source, out, choose_device(device))
+    with torch.random.fork_rng(), joined(device) as (group, on):
+        check_shares(group, recipe.batch_size)
+        run = _Run(recipe, source, shelf, group, on)
         if untrained:
             run.save(trained=False)
-            say(f"wrote '{out}': {run.name}, {run.parameters:,} weights, untrained")
+            run.say(f"wrote '{out}': {run.name}, {run.parameters:,} weights, untrained")
             return run.summary()
-        if resume and out.exists():
-            run.restore(read_checkpoint(out))
-        run.train(workers, cache_bytes, checkpoint_every, on_step)
+        found = agreed(group, run.shelf.newest) if resume else None
+        if found is not None:
+            run.restore(found)
+        elif group.rank == 0:
+            run.shelf.clear()
+        run.train(workers, cache_bytes, checkpoint_every, on_step, logs)
         return run.summary()
 
 
 class _Run:
-    def __init__(self, recipe: Recipe, source: Source, out: Path, device: torch.device) -> None:
-        self.recipe, self.source, self.out, self.device = recipe, source, out, device
+    def __init__(self, recipe: Recipe, source: Source, shelf: Shelf, group: Group, device: torch.device) -> None:
+        self.recipe, self.source, self.shelf, self.group = recipe, source, shelf, group
         self.name, self.args = recipe.architecture
         torch.manual_seed(recipe.seed)
-        self.network = _create(self.name, self.args, len(source.class_names)).to(device)
-        self.parameters = sum(p.numel() for p in self.network.parameters())
-        config: dict[str, Any] = self.network.pretrained_cfg  # type: ignore[assignment]
+        network = create_network(recipe, len(source.class_names))
+        self.parameters = sum(p.numel() for p in network.parameters())
+        config: dict[str, Any] = network.pretrained_cfg  # type: ignore[assignment]
         self.size = recipe.image_size or (TINY_SIZE if recipe.arch in ARCHITECTURES else config["input_size"][1])
         self.preprocessing = {
             "input_size": [3, self.size, self.size],
@@ -96,27 +121,35 @@ class _Run:
             # A crop of a picture this small would lose more than its border.
             "crop_pct": 1.0 if self.size <= 64 else config["crop_pct"],
         }
+        self.normalise = Normaliser(
+            tuple(self.preprocessing["mean"]),
+            tuple(self.preprocessing["std"]),
+            device,
+            torch.channels_last if recipe.channels_last else torch.contiguous_format,
+        )
+        self.state = State(network, recipe, group, self.normalise)
         n = len(source.train.paths)
         self.batch_size = recipe.batch_size
         self.steps = max(1, math.ceil(recipe.epochs * n / self.batch_size))
-        self.schedule = _schedule(recipe, n, self.steps)
-        self.optimizer = torch.optim.SGD(
-            self.network.parameters(),
-            lr=self.schedule.lr(0),
-            momentum=recipe.momentum,
-            nesterov=recipe.nesterov and recipe.momentum > 0,
-            weight_decay=recipe.weight_decay,
-        )
-        # Dropout and stochastic depth draw from here on; weights were drawn before.
-        torch.manual_seed(recipe.seed + 1)
+        self.schedule = schedule_of(recipe, n, self.steps)
         self.step = 0
         self.history: list[dict[str, Any]] = []
         self.seconds = 0.0
         self.window: list[float] = []  # losses since the last line of the history
 
+    @property
+    def judged(self) -> str:
+        """The number of the history by which one checkpoint is better than another."""
+        return "val_auc" if self.source.val.labels.ndim == 2 else "val_accuracy"
+
+    def say(self, message: str) -> None:
+        """The first process speaks for all."""
+        if self.group.rank == 0:
+            say(message)
+
     # -- checkpoints ------------------------------------------------------------------------------------------------
 
-    def save(self, trained: bool = True) -> None:
+    def save(self, trained: bool = True, best: bool = False) -> None:
         meta = {
             "architecture": self.name,
             "arch_args": self.args,
@@ -128,6 +161,7 @@ class _Run:
             "epoch": self.step * self.batch_size / len(self.source.train.paths),
             "step": self.step,
             "seed": self.recipe.seed,
+            "ema": self.recipe.ema,
             "fastxfer": __version__,
         }
         training = {
@@ -136,42 +170,53 @@ class _Run:
             "history": self.history,
             "window": self.window,
             "seconds": self.seconds,
-            "torch_rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+            "scaler": self.state.trainer.scaler.state_dict(),
         }
-        content = {
-            "model": self.network.state_dict(),
-            "meta": meta,
-            "optimizer": self.optimizer.state_dict(),
-            "training": training,
-        }
-        write_checkpoint(self.out, content)
+        if self.recipe.sharded_checkpoints and self.step < self.steps and trained:
+            self.shelf.put_shares(
+                self.state.shares(), {"meta": meta, "training": training}, self.step, self.group, best
+            )
+            return
+        state = self.state.whole()
+        if self.group.rank == 0:
+            self.shelf.put({**state, "meta": meta, "training": training}, self.step, best)
 
-    def restore(self, content: dict[str, Any]) -> None:
+    def restore(self, path: Path) -> None:
+        content = read_checkpoint(path / REST if path.is_dir() else path)
         training, meta = content["training"], content["meta"]
-        old, new = training["recipe"], self.recipe.plain()
-        changed = [f"{k} ({old.get(k)!r} → {v!r})" for k, v in new.items() if old.get(k) != v]
+        changed = self.recipe.changed(training["recipe"])
         if changed:
             raise UsageError(
-                f"--resume: '{self.out}' was begun with another recipe: {', '.join(changed)}. "
+                f"--resume: '{path}' was begun with another recipe: {', '.join(changed)}. "
                 "Give the same options, or another --out"
             )
         if meta["source"] == UNTRAINED:
-            raise UsageError(f"--resume: '{self.out}' is an untrained network's checkpoint: give another --out")
+            raise UsageError(f"--resume: '{path}' is an untrained network's checkpoint: give another --out")
         if training["images"] != len(self.source.train.paths) or meta["class_names"] != list(self.source.class_names):
             raise DataError(
-                f"--resume: '{self.out}' was begun on {training['images']} images of the source, "
+                f"--resume: '{path}' was begun on {training['images']} images of the source, "
                 f"which now has {len(self.source.train.paths)}, or on other classes"
             )
-        self.network.load_state_dict(content["model"])
-        self.optimizer.load_state_dict(content["optimizer"])
+        try:
+            if path.is_dir():
+                self.state.load_shares(path)
+            else:
+                self.state.load(content)
+        except (DataError, CheckpointException) as error:
+            raise DataError(
+                f"--resume: the weights of '{path}' do not fit {self.name} as this timm makes it "
+                f"({error}): give the timm that began the run, or another --out"
+            ) from error
+        self.state.trainer.scaler.load_state_dict(training["scaler"])
         self.step = meta["step"]
+        self.shelf.step = self.step if path == self.shelf.out else None
         self.history, self.window = training["history"], training["window"]
         self.seconds = training["seconds"]
-        torch.set_rng_state(training["torch_rng"])
-        if training["cuda_rng"] is not None and self.device.type == "cuda":
-            torch.cuda.set_rng_state(training["cuda_rng"], self.device)
-        say(f"going on from step {self.step:,} of {self.steps:,}" if self.step < self.steps else "already finished")
+        if self.recipe.sharded_checkpoints and self.history:
+            self.shelf.best_step = max(self.history, key=lambda line: float(line[self.judged]))["step"]
+        self.say(
+            f"going on from step {self.step:,} of {self.steps:,}" if self.step < self.steps else "already finished"
+        )
 
     # -- training ---------------------------------------------------------------------------------------------------
 
@@ -181,79 +226,120 @@ class _Run:
         cache_bytes: int,
         checkpoint_every: int,
         on_step: Callable[[int], None] | None,
+        logs: Sequence[Log],
     ) -> None:
         if self.step >= self.steps:
             return
-        source, recipe = self.source, self.recipe
+        source, recipe, group, first = self.source, self.recipe, self.group, self.group.rank == 0
         n = len(source.train.paths)
-        say(
+        self.say(
             f"pre-training {recipe.arch} ({self.parameters:,} weights) on {source.name}: {n:,} images, "
-            f"{len(source.class_names)} classes, {self.size} pixels, "
-            f"{self.steps:,} steps of {self.batch_size} on {self.device}"
+            f"{len(source.class_names)} classes, {self.size} pixels, {self.steps:,} steps of {self.batch_size} "
+            f"on {self.normalise.device}{f' and {group.count - 1} more ({recipe.parallel})' if group.count > 1 else ''}"
         )
         if source.held_out:
-            say(f"no val split: {len(source.val.paths):,} train images held out for validation (seed {recipe.seed})")
+            self.say(
+                f"no val split: {len(source.val.paths):,} train images held out for validation (seed {recipe.seed})"
+            )
         images, val = (
-            Images(source.train.paths, cache_bytes=cache_bytes, pixels=source.train.pixels),
-            Images(source.val.paths, cache_bytes=cache_bytes, pixels=source.val.pixels),
+            Images(part.paths, cache_bytes=cache_bytes, pixels=part.pixels) for part in (source.train, source.val)
         )
-        in_memory = images.load("decode train") and val.load("decode val")
-        if workers is None:
-            workers = 0 if in_memory else max((os.cpu_count() or 1) - 1, 1)
-        normalise = Normaliser(tuple(self.preprocessing["mean"]), tuple(self.preprocessing["std"]), self.device)
+        in_memory = images.load("decode train", first) and val.load("decode val", first)
+        if workers is None:  # augmentation costs a tenth of a small network's step: it is done beside it
+            workers = max(cores_here() - 1, 1)
+            workers = min(workers, 8) if in_memory else workers
+        self.val_workers = 0 if in_memory else workers
         interpolation, crop_pct = self.preprocessing["interpolation"], self.preprocessing["crop_pct"]
-        batches = Batches(images, train_transform(recipe, self.size, interpolation), self.batch_size, recipe.seed)
+        transform = train_transform(recipe, self.size, interpolation)
+        batches = Batches(images, transform, self.batch_size, recipe.seed, group=group)
         evaluation = eval_transform(self.size, interpolation, crop_pct)
         labels = torch.from_numpy(source.train.labels)
-        trainer = Trainer(
-            self.network,
-            self.optimizer,
-            normalise,
-            recipe.micro_batch or self.batch_size,
-            agc=recipe.agc,
-            smoothing=recipe.label_smoothing,
-        )
-        # Clock of this process; what ran before is added.
-        before, started = self.seconds, time.perf_counter()
-        shown = (started, self.step)
-        self.network.train()
-        stream = loader(batches, range(self.step, self.steps), workers, self.device)
+        self.state.network.train()
+        stream = loader(batches, range(self.step, self.steps), workers, self.normalise.device)
         with (
+            telling(logs if first else (), self.step, self.steps) as told,
             stop_signals() as stopped,
-            progress(f"pretrain {recipe.arch}", self.steps * self.batch_size, "images") as advance,
+            progress(
+                f"pretrain {recipe.arch}",
+                self.steps * self.batch_size,
+                "images",
+                before=self.step * self.batch_size,
+                shown=first,
+            ) as advance,
         ):
-            advance(self.step * self.batch_size)
+            # Clock of this process; what ran before is added.
+            before, started = self.seconds, time.perf_counter()
+            shown, last = (started, self.step), started
             for pixels, rows in stream:
                 lr = self.schedule.lr(self.step)
-                loss = trainer.step(pixels, labels[rows], lr)
+                # What the network itself draws (dropout, stochastic depth) depends on seed, step and process alone.
+                torch.manual_seed(key_of("step", recipe.seed, self.step, group.rank))
+                loss = self._step(pixels, labels[rows], lr)
                 if not math.isfinite(loss):
                     raise DivergedError(self._divergence(loss, lr, rows.numpy()))
                 self.window.append(loss)
                 self.step += 1
-                advance(self.batch_size)
+                self.state.average(self.step)
+                advance(self.batch_size, f"loss {loss:.4g}")
+                now = time.perf_counter()
+                for log in told:
+                    log.on_step(self.step, loss, lr, self.batch_size / max(now - last, 1e-9))
+                last = now
                 if on_step is not None:
                     on_step(self.step)
                 done = self.step * self.batch_size
                 epoch_over = done // n > (done - self.batch_size) // n or self.step == self.steps
-                self.seconds = before + time.perf_counter() - started
+                best = False
                 if epoch_over:
-                    now = time.perf_counter()
-                    rate = (self.step - shown[1]) * self.batch_size / max(now - shown[0], 1e-9)
-                    self._validate(val, evaluation, normalise, lr, rate)
-                    shown = (time.perf_counter(), self.step)
-                if epoch_over or stopped() or (checkpoint_every and self.step % checkpoint_every == 0):
+                    rate = (self.step - shown[1]) * self.batch_size / max(time.perf_counter() - shown[0], 1e-9)
+                    best = self._validate(val, evaluation, lr, rate)
+                    for log in told:
+                        log.on_validation(self.step, self.history[-1])
+                stop = group.any(stopped())
+                if epoch_over or stop or (checkpoint_every and self.step % checkpoint_every == 0):
                     self.seconds = before + time.perf_counter() - started
-                    self.save()
-                if stopped() and self.step < self.steps:
-                    say(
-                        f"stopped at step {self.step:,} of {self.steps:,}; '{self.out}' is written, "
+                    self.save(best=best)
+                if epoch_over:
+                    shown = (time.perf_counter(), self.step)
+                if stop and self.step < self.steps:
+                    self.say(
+                        f"stopped at step {self.step:,} of {self.steps:,}; '{self.shelf.out}' is written, "
                         "--resume goes on from it"
                     )
                     raise KeyboardInterrupt
 
-    def _validate(self, val: Images, transform: Any, normalise: Normaliser, lr: float, rate: float) -> None:
-        logits = predict(self.network, val, transform, normalise, min(256, max(self.batch_size, 1)))
+    def _step(self, pixels: torch.Tensor, labels: torch.Tensor, lr: float) -> float:
+        trainer = self.state.trainer
+        try:
+            return trainer.step(pixels, labels, lr, whole=self.batch_size)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+        tried = min(trainer.micro_batch, len(labels))
+        fitting = tried // 2
+        if self.group.count == 1 or self.recipe.parallel == "ddp":  # shares of weights are gathered by all or nobody
+            while fitting and not trainer.fits(pixels[:fitting], labels[:fitting]):
+                fitting //= 2
+        advice = (
+            f"--micro-batch {fitting} fits and leaves batch and result as they are"
+            if fitting
+            else "even one image does not fit: a smaller --image-size or --arch"
+        )
+        raise DataError(
+            f"the memory of {self.normalise.device} does not hold {tried} images of {self.size} pixels at once: {advice}. "
+            "--checkpoint-activations and --precision bf16 need less for each"
+        )
+
+    def _validate(self, val: Images, transform: Transform, lr: float, rate: float) -> bool:
+        """Add a line to the history; whether it is the best so far."""
         labels = self.source.val.labels
+        each = -(
+            -len(val) // self.group.count
+        )  # as many in every process: sharded weights are gathered by all together
+        rows = [min(i, len(val) - 1) for i in range(self.group.rank * each, (self.group.rank + 1) * each)]
+        size = min(256, self.batch_size)
+        logits = predict(self.state.result, val, transform, self.normalise, size, self.val_workers, rows)
+        logits = np.concatenate(gathered(self.group, logits))[: len(val)]
         total, count = loss_sum(torch.from_numpy(logits), torch.from_numpy(labels))
         line: dict[str, Any] = {
             "epoch": self.step * self.batch_size / len(self.source.train.paths),
@@ -266,16 +352,18 @@ class _Run:
         for metric in ("auc",) if labels.ndim == 2 else ("accuracy", "balanced_accuracy"):
             line[f"val_{metric}"] = float(metrics.METRICS[metric](logits, labels))
         self.window = []
+        judged = self.judged
+        best = line[judged] > max((earlier[judged] for earlier in self.history), default=-math.inf)
         self.history.append(line)
-        quality = next(f"{k.replace('_', ' ')} {v:.3f}" for k, v in line.items() if k in ("val_auc", "val_accuracy"))
-        say(
-            f"epoch {line['epoch']:.1f}/{self.recipe.epochs:g}: loss {line['loss']:.4f}, "
-            f"val loss {line['val_loss']:.4f}, {quality}, lr {lr:.3g}, {rate:,.0f} images/s"
+        self.say(
+            f"epoch {line['epoch']:.1f}/{self.recipe.epochs:g}: loss {line['loss']:.4f}, val loss {line['val_loss']:.4f}, "
+            f"{judged.replace('_', ' ')} {line[judged]:.3f}, lr {lr:.3g}, {rate:,.0f} images/s"
         )
+        return best
 
     def _divergence(self, loss: float, lr: float, rows: NDArray[np.int64]) -> str:
         paths = [str(self.source.train.paths[r]) for r in rows[:3]]
-        kept = f"'{self.out}' holds the last good epoch" if self.history else "no checkpoint was written yet"
+        kept = f"'{self.shelf.out}' holds the last good epoch" if self.history else "no checkpoint was written yet"
         return (
             f"the loss became {loss} at step {self.step:,} (lr {lr:.3g}; the batch begins with {', '.join(paths)}). "
             f"Try a smaller --lr (now {self.recipe.lr:g}), more --warmup-epochs, or --agc 0.01; {kept}"
@@ -285,7 +373,7 @@ class _Run:
         """What came of it, as plain values."""
         last = self.history[-1] if self.history else {}
         return {
-            "checkpoint": str(self.out),
+            "checkpoint": str(self.shelf.out),
             "source": self.source.name if self.step else UNTRAINED,
             "architecture": self.name,
             "arch_args": self.args,
@@ -300,58 +388,3 @@ class _Run:
             **{k: v for k, v in last.items() if k.startswith("val_") or k == "loss"},
             "history": self.history,
         }
-
-
-def _create(name: str, args: dict[str, Any], num_classes: int) -> nn.Module:
-    if not timm.is_model(name):
-        raise UsageError(
-            f"--arch '{name}' is neither an architecture of timm nor bit_tiny."
-            f"{nearest(name, [*timm.list_models(), *ARCHITECTURES])}"
-        )
-    try:
-        network: nn.Module = timm.create_model(name, num_classes=num_classes, **args)
-    except (TypeError, ValueError, AssertionError, KeyError) as error:
-        raise UsageError(f"--arch {name} does not take the arguments {args}: {error}") from error
-    return network
-
-
-def _schedule(recipe: Recipe, n: int, steps: int) -> Schedule:
-    per_epoch = n / recipe.batch_size
-    milestones = recipe.milestones or tuple(recipe.epochs * share for share in (1 / 3, 2 / 3, 8 / 9))
-    return Schedule(
-        kind=recipe.schedule,
-        peak=recipe.lr * recipe.batch_size / 256,
-        steps=steps,
-        warmup=min(round(recipe.warmup_epochs * per_epoch), steps),
-        start=recipe.warmup_start,
-        milestones=tuple(math.ceil(m * per_epoch) for m in milestones),
-        decay=recipe.decay,
-        min_lr=recipe.min_lr,
-    )
-
-
-@contextmanager
-def stop_signals() -> Iterator[Callable[[], bool]]:
-    """Yield ``stopped()``: whether SIGTERM or Ctrl-C has come. A second one is not held back any more.
-
-    Only the main thread may handle signals; elsewhere nothing is caught.
-    """
-    import threading
-
-    came: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    previous = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)}
-
-    def note(number: int, _frame: Any) -> None:
-        came.append(number)
-        signal.signal(number, previous[signal.Signals(number)])
-
-    for s in previous:
-        signal.signal(s, note)
-    try:
-        yield lambda: bool(came)
-    finally:
-        for s, handler in previous.items():
-            signal.signal(s, handler)

@@ -19,6 +19,10 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 SCHEDULES = ("cosine", "step", "constant")
 AUGMENTATIONS = ("crop", "xray", "none")
+PRECISIONS = ("float32", "bf16", "fp16")
+PARALLEL = ("ddp", "fsdp")
+# How the machine does it, not what comes of it: may change when a run goes on.
+MEANS = ("micro_batch", "channels_last", "checkpoint_activations", "compile", "parallel", "sharded_checkpoints")
 
 
 def _field(default: Any, help_text: str) -> Any:
@@ -60,10 +64,19 @@ class Recipe:
     randaugment: str = _field("", "timm's words, such as rand-m9-n2; empty = off.")
     val_fraction: float = _field(0.1, "Share of train held out where the source has no val split.")
     seed: int = _field(0, "Random seed of weights, order and augmentation.")
+    ema: float = _field(0.0, "Decay of a moving average of the weights, which is what is validated and kept; 0 = off.")
+    precision: str = _field("float32", "float32, or mixed with bf16 or fp16 (with a gradient scaler).")
+    channels_last: bool = _field(False, "Channels last in memory: faster on GPUs with tensor cores.")
+    checkpoint_activations: bool = _field(False, "Compute activations again in the backward pass: less memory, slower.")
+    compile: bool = _field(False, "Let torch.compile make one program of the network.")
+    parallel: str = _field("ddp", "Many processes: ddp = a copy of the network in each; fsdp = a share (FSDP2).")
+    sharded_checkpoints: bool = _field(False, "With fsdp: each process writes its share; one file at the end.")
 
     def __post_init__(self) -> None:
         _choice("schedule", self.schedule, SCHEDULES)
         _choice("augment", self.augment, AUGMENTATIONS)
+        _choice("precision", self.precision, PRECISIONS)
+        _choice("parallel", self.parallel, PARALLEL)
         positive = {"epochs": self.epochs, "batch_size": self.batch_size, "lr": self.lr}
         for name, value in positive.items():
             if not (value > 0 and math.isfinite(value)):
@@ -73,6 +86,10 @@ class Recipe:
                 raise UsageError(f"{name} needs three values, one a channel, not {length}")
         if not 0 < self.val_fraction < 1:
             raise UsageError(f"val_fraction must lie between 0 and 1, not {self.val_fraction}")
+        if not 0 <= self.ema < 1:
+            raise UsageError(f"ema must lie in [0, 1), not {self.ema}")
+        if self.sharded_checkpoints and self.parallel != "fsdp":
+            raise UsageError("sharded_checkpoints needs parallel = 'fsdp': with ddp each process has the whole network")
         if not 0 < self.crop_scale <= 1:
             raise UsageError(f"crop_scale must lie in (0, 1], not {self.crop_scale}")
 
@@ -81,6 +98,11 @@ class Recipe:
         """timm's name and the keyword arguments of its `create_model`."""
         name, args = ARCHITECTURES.get(self.arch, (self.arch, {}))
         return name, {**args, **self.arch_args}
+
+    def changed(self, since: dict[str, Any]) -> list[str]:
+        """ "key (old → new)" of what would make other weights than the plain recipe `since`."""
+        old, new = {**Recipe().plain(), **since}, self.plain()
+        return [f"{k} ({old[k]!r} → {v!r})" for k, v in new.items() if old[k] != v and k not in MEANS]
 
     def plain(self) -> dict[str, Any]:
         """Plain values only, for a checkpoint."""

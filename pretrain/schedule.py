@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from pretrain.recipe import Recipe
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -33,3 +35,19 @@ class Schedule:
         if self.kind == "step":
             return self.peak * self.decay ** sum(step >= m for m in self.milestones)
         return self.peak
+
+
+def schedule_of(recipe: Recipe, n: int, steps: int) -> Schedule:
+    """The recipe's schedule for a source of n images, in so many steps."""
+    per_epoch = n / recipe.batch_size
+    milestones = recipe.milestones or tuple(recipe.epochs * share for share in (1 / 3, 2 / 3, 8 / 9))
+    return Schedule(
+        kind=recipe.schedule,
+        peak=recipe.lr * recipe.batch_size / 256,
+        steps=steps,
+        warmup=min(round(recipe.warmup_epochs * per_epoch), steps),
+        start=recipe.warmup_start,
+        milestones=tuple(math.ceil(m * per_epoch) for m in milestones),
+        decay=recipe.decay,
+        min_lr=recipe.min_lr,
+    )

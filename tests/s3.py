@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 BUCKET = "tests"
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "a-secret", "AWS_REGION": "us-east-1"}
-Fault = Literal["500", "503", "cut", "cut body", "late cut"]
+Fault = Literal["409", "429", "500", "503", "cut", "cut body", "late cut"]
 
 
 def weed() -> str | None:
@@ -83,7 +83,8 @@ def _wait(url: str, server: subprocess.Popen[bytes]) -> None:
 class Proxy:
     """Before an S3 server: counts the requests by method, and lets the n-th fail if `fault` says so.
 
-    fault: number of the request -> what happens to it. "500", "503": that answer, and the server sees nothing. "cut": the
+    fault: number of the request -> what happens to it. "409" (if the request is conditional), "429", "500", "503": that answer, and
+    the server sees nothing. "cut": the
     connection ends without an answer. "late cut": the same, but the server has done what it was asked. "cut body": the
     connection ends in the middle of the answer, if that is not an error's (obstore takes those few words as they come).
     """
@@ -92,6 +93,7 @@ class Proxy:
         self.fault = fault
         self.methods: Counter[str] = Counter()
         self.faults: Counter[str] = Counter()
+        self.conflicts = 0  # answers 409
         self._lock = threading.Lock()
         proxy, (_, _, address) = self, server.partition("://")
 
@@ -114,8 +116,13 @@ class Proxy:
                 self.close_connection = self.close_connection or fault is not None
                 if fault == "cut":
                     return
-                if fault in ("500", "503"):
+                if fault in ("429", "500", "503"):
                     self.answer(int(fault), {}, b"")
+                    return
+                if fault == "409" and "If-Match" in self.headers:
+                    proxy.conflicts += 1
+                    body = b"<Error><Code>ConditionalRequestConflict</Code><Message>at the same time</Message></Error>"
+                    self.answer(409, {"Content-Length": str(len(body))}, body)
                     return
                 upstream = http.client.HTTPConnection(address, timeout=60)
                 upstream.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)

@@ -202,3 +202,14 @@ def test_compile_is_benchmarked_on_request_only(capsys, monkeypatch):
     assert entry["ratio"] == pytest.approx(entry["peer_ms"] / entry["ours_ms"])
     assert entry["compile_s"] > 0
     assert "compile" in ON_REQUEST
+
+
+def test_pretrain_entries(capsys):
+    assert main(["pretrain", "--tiny", "--json"]) == 0
+    entries = json.loads(capsys.readouterr().out)
+    assert [e["name"] for e in entries] == ["bit_tiny/none", "bit_tiny/crop"]
+    for e in entries:
+        assert set(FIELDS) - {"ways", "shots", "dim", "pool", "episodes"} <= set(e)
+        assert e["checked"]
+        assert e["ratio"] == pytest.approx(e["ours"] / e["peer"])
+        assert e["ratio_per_core"] == pytest.approx(e["peer_core_ms"] / e["ours_core_ms"])

@@ -48,6 +48,35 @@ def test_a_log_gets_a_line_every_ten_seconds_and_one_at_the_end(
     assert "\r" not in out.err
 
 
+def test_what_an_earlier_run_did_is_done_and_is_no_part_of_the_rate(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with progress("pretrain", 1000, "images", before=800) as advance:
+        clock.now += 20
+        advance(50, "loss 0.3")
+        clock.now += 60
+        advance(150)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "pretrain: 850/1,000 images, 2.5 images/s, 0:01:00 left; loss 0.3"
+    assert lines[1] == "pretrain: 1,000/1,000 images, 2.5 images/s, took 0:01:20; loss 0.3"
+
+
+def test_what_an_earlier_run_did_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    out = io.StringIO()
+    screen = Console(file=out, force_terminal=True, width=150)
+    monkeypatch.setattr(module, "console", lambda: screen)
+    with progress("pretrain", 1000, "images", before=800) as advance:
+        advance(50)
+    assert "850/1000" in out.getvalue()
+
+
+def test_who_is_not_shown_says_nothing(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    with progress("pretrain", 1000, "images", shown=False) as advance:
+        clock.now += 60
+        advance(1000, "loss 0.3")
+    assert capsys.readouterr().err == ""
+
+
 def test_a_log_says_nothing_of_what_took_no_time(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     with progress("quick", 3, "probes") as advance:
         advance(3)

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,15 +31,17 @@ server.set_forkserver_preload(["tests.test_embed"])
 PAUSE = 0.03  # seconds a forward pass: long enough to come in between
 
 
-def run(root: Path, folder: str, team: Team | None = None) -> Embedded:
-    """Embed the 50 images that the store `alone` was made of, by the same network."""
+def run(root: Path, place: str, team: Team | None = None, environment: dict[str, str] | None = None) -> Embedded:
+    """Embed the 50 images that the store `alone` was made of, by the same network, into a folder of `root` or a bucket."""
+    os.environ.update(environment or {})  # the server of children has that of its own beginning
     target = replace(open_store(root / "alone").target("photos"), root=root / "images")
     backbone = load_backbone(root / "net.pt", arch=f"{root / 'net.py'}:build")
-    return embed(backbone, [target], open_store(root / folder), team=team, **OPTIONS)[0]
+    store = EmbeddingStore.open(place, mode="a") if "://" in place else open_store(root / place)
+    return embed(backbone, [target], store, team=team, **OPTIONS)[0]
 
 
-def start(root: Path, folder: str, count: int) -> list[Any]:
-    team = [server.Process(target=run, args=(root, folder, Team("job", r, count))) for r in range(count)]
+def start(root: Path, place: str, count: int, environment: dict[str, str] | None = None) -> list[Any]:
+    team = [server.Process(target=run, args=(root, place, Team("job", r, count), environment)) for r in range(count)]
     for process in team:
         process.start()
     return team
@@ -90,6 +93,28 @@ def test_a_dead_members_rows_are_done_by_a_rerun(tmp_path: Path, alone: Embeddin
     done = run(tmp_path, "together").embedded
     assert done == 50 - entry.n_present
     assert store.digest() == alone.digest()
+
+
+@pytest.mark.s3
+def test_a_dead_members_rows_are_done_by_a_rerun_in_a_bucket(
+    tmp_path: Path, alone: EmbeddingStore, bucket: str
+) -> None:
+    environment = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+    team = start(tmp_path, bucket, 2, environment)
+    deadline, there = time.monotonic() + 60, 0
+    while not there:  # rows of the second one
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+        with suppress(DataError, UsageError):
+            missing = EmbeddingStore.open(bucket).stored("net", "photos").missing()
+            there = len(range(4, 8)) - sum(row in block for block in missing for row in range(4, 8))
+    os.kill(team[1].pid, signal.SIGKILL)
+    assert join(team) == [0, -signal.SIGKILL]
+    (entry,) = EmbeddingStore.open(bucket).entries()
+    assert not entry.complete
+    assert not verify(bucket).problems
+    assert run(tmp_path, bucket).embedded == 50 - entry.n_present
+    assert EmbeddingStore.open(bucket).digest() == alone.digest()
 
 
 def test_neither_a_single_process_nor_another_team_comes_in_between(tmp_path: Path, alone: EmbeddingStore) -> None:

@@ -454,3 +454,17 @@ def test_a_store_on_a_read_only_folder_can_be_read(tmp_path: Path) -> None:
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "s").rglob("*")} == before
     with pytest.raises(UsageError, match="opened for reading"):
         store.add_target(make_target(name="x"))
+
+
+def test_two_who_make_a_store_at_once_both_have_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second looks before the first has made it, and makes it after."""
+    create, begun = zarr.create_group, []
+
+    def late(backing, **options):
+        if not begun:
+            begun.append(True)
+            EmbeddingStore.open(tmp_path / "s", mode="a").add_target(make_target())
+        return create(backing, **options)
+
+    monkeypatch.setattr(zarr, "create_group", late)
+    assert EmbeddingStore.open(tmp_path / "s", mode="a").targets() == ["photos"]

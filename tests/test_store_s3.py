@@ -16,13 +16,13 @@ from s3 import Fault, Proxy
 from test_store import ATTRS, DIM, fill, make_store, make_target, values_for
 
 from fastxfer.errors import DataError, UsageError
-from fastxfer.store import EmbeddingStore, files, remote, verify
+from fastxfer.store import EmbeddingStore, claims, files, remote, verify
 
 obstore = pytest.importorskip("obstore")
 objects = pytest.importorskip("fastxfer.store.objects")
 pytestmark = pytest.mark.s3
 N = 40
-FAULTS: tuple[Fault, ...] = ("503", "cut", "500", "late cut", "cut body")
+FAULTS: tuple[Fault, ...] = ("503", "cut", "500", "late cut", "cut body", "429")
 
 
 def requests(proxy: Proxy) -> dict[str, int]:
@@ -46,6 +46,22 @@ def test_errors_that_pass_are_outlasted(
         )
         assert verify(bucket).problems == []
         assert set(proxy.faults) == set(FAULTS)
+
+
+def test_a_conflict_of_conditional_writes_is_tried_again(
+    bucket: str, s3_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What S3 answers to whoever comes second while another conditional write is under way."""
+    store = make_store(bucket)
+    key = "targets/photos/embeddings/tiny/zarr.json"
+    with Proxy(s3_server, lambda _: "409" if proxy.conflicts < 3 else None) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        backing: Any = EmbeddingStore.open(bucket, mode="a").backing
+        content, version = files.run(backing.get_version(key))
+        assert files.run(backing.swap(key, content + b" ", version))
+        assert proxy.conflicts == 3
+        assert not files.run(backing.swap(key, content, version))  # that version has gone
+    assert store.targets() == ["photos"]
 
 
 def test_a_server_that_stays_down_is_told_and_what_was_written_stays(
@@ -99,7 +115,8 @@ def test_requests_are_few(bucket: str, s3_server: str, monkeypatch: pytest.Monke
             requests(proxy)
             for block in out.missing:
                 out.write(block, values_for(block))
-        assert requests(proxy)["PUT"] == N // 4 + 2  # a block each, and the array's zarr.json with its copy
+        # a block each, the array's zarr.json with its copy, and a claim while that is made
+        assert requests(proxy)["PUT"] == N // 4 + 3
         array = EmbeddingStore.open(bucket).stored("tiny", "photos")
         requests(proxy)
         array.read(range(N))
@@ -213,3 +230,56 @@ def test_a_removal_cut_short_leaves_nothing_that_is_taken_for_rows(
     fill(other, make_target(), blocks=1, identity="b" * 64)
     assert len(other.stored("tiny", "photos").missing()) == 2
     assert verify(bucket).problems == []
+
+
+def test_a_claim_is_one_processs_at_a_time_and_a_dead_ones_is_taken_over(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(claims, "BEAT_SECONDS", 0.05)
+    monkeypatch.setattr(claims, "SILENT_SECONDS", 0.5)
+    backing: Any = EmbeddingStore.open(bucket, mode="a").backing
+    inside, seen = 0, []
+
+    def work() -> None:
+        nonlocal inside
+        with claims.claim(backing, ".locks/x", "it", wait=60.0):
+            inside += 1
+            seen.append(inside)
+            time.sleep(0.1)
+            inside -= 1
+
+    threads = [threading.Thread(target=work) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert seen == [1] * 6
+    with claims.claim(backing, ".locks/x", "it", wait=1.0):
+        time.sleep(0.7)  # longer than silence lasts: the holder beats
+        with pytest.raises(DataError, match=r"^it is being written by process \d+ on"):
+            claims._take(backing, ".locks/x", {"host": "b", "claim": "b"}, "it", time.monotonic() + 0.7)
+    for holder in (b'{"host": "gone", "pid": 1}', b"{"):
+        assert files.run(backing.create(".locks/x", holder))
+        assert not files.run(backing.create(".locks/x", holder))
+        with claims.claim(backing, ".locks/x", "it", wait=60.0):
+            pass
+    assert files.read(backing, ".locks/x") is None
+
+
+def test_many_who_add_a_target_at_once_leave_one_whole_table(bucket: str) -> None:
+    errors: list[BaseException] = []
+
+    def add() -> None:
+        try:
+            store = EmbeddingStore.open(bucket, mode="a")
+            store.add_target(make_target())
+            assert store.target("photos").n_images == 10
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=add) for _ in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []

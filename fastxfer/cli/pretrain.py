@@ -13,8 +13,9 @@ from fastxfer.cli.cluster import slurm_options
 from fastxfer.cli.common import ManyValues, data_root_option, emit_json, json_option, print_table
 from fastxfer.cli.embed import parse_arch_args
 from fastxfer.errors import UsageError
-from pretrain.recipe import AUGMENTATIONS, SCHEDULES, Recipe, read_recipe
+from pretrain.recipe import AUGMENTATIONS, PARALLEL, PRECISIONS, SCHEDULES, Recipe, read_recipe
 
+_CHOICES = {"schedule": SCHEDULES, "augment": AUGMENTATIONS, "precision": PRECISIONS, "parallel": PARALLEL}
 # Fields of the recipe that are not options as they stand.
 _RENAMED = {"arch_args": "--arch-arg"}
 
@@ -31,7 +32,7 @@ def _recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
         elif isinstance(default, bool):
             command = click.option(f"{option}/--no-{option[2:]}", f.name, default=None, help=text)(command)
         else:
-            choices = {"schedule": SCHEDULES, "augment": AUGMENTATIONS}.get(f.name)
+            choices = _CHOICES.get(f.name)
             kind_of: Any = click.Choice(choices) if choices else type(default)
             shown = f"{text}  [default: {default}]" if default != "" else text
             command = click.option(option, f.name, type=kind_of, default=None, help=shown)(command)
@@ -45,9 +46,12 @@ def _recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--resume", is_flag=True, help="Go on exactly where --out was left; begin if it isn't there.")
 @click.option("--overwrite", is_flag=True, help="Replace --out.")
 @click.option("--untrained", is_flag=True, help="Write the random initialisation of the same seed: the floor.")
-@click.option("--workers", type=click.IntRange(min=0), help="Loader processes; none if all images fit in memory.")
+@click.option("--workers", type=click.IntRange(min=0), help="Loader processes; default: the cores less one.")
 @click.option("--device", default="auto", show_default=True, help="auto = cuda if there is one, else cpu.")
 @click.option("--checkpoint-every", type=click.IntRange(min=0), default=0, help="Also every so many steps.")
+@click.option(
+    "--keep", type=click.IntRange(min=1), default=2, show_default=True, help="Last checkpoints, and the best."
+)
 @slurm_options("--resume")
 @data_root_option
 @json_option
@@ -60,6 +64,7 @@ def pretrain(
     workers: int | None,
     device: str,
     checkpoint_every: int,
+    keep: int,
     data_root: Path,
     as_json: bool,
     **values: Any,
@@ -99,6 +104,7 @@ def pretrain(
         workers=workers,
         device=device,
         checkpoint_every=checkpoint_every,
+        keep=keep,
     )
     if as_json:
         emit_json(summary)

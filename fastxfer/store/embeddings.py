@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +16,7 @@ from zarr.abc.store import Store
 from fastxfer.errors import DataError, UsageError, nearest
 from fastxfer.store import files, locks
 from fastxfer.store.arrays import StoredArray, open_array
+from fastxfer.store.claims import claim
 from fastxfer.store.layout import (
     FORMAT,
     NAME,
@@ -92,7 +93,10 @@ class EmbeddingStore:
                 )
             if mode == "r":
                 raise DataError(f"no store at '{path}': `fastxfer embed --ckpt … --target … --store {path}` makes one")
-            zarr.create_group(backing, attributes={"fastxfer_format": FORMAT}, zarr_format=3)
+            try:
+                zarr.create_group(backing, attributes={"fastxfer_format": FORMAT}, zarr_format=3)
+            except zarr.errors.ContainsGroupError:  # another process was faster
+                return cls.open(path, mode)
             return cls(path, backing, read_only=False)
         version = check_format(path, content["attributes"])
         if mode == "a" and version < FORMAT:
@@ -349,11 +353,17 @@ class EmbeddingStore:
 
     @contextmanager
     def locked(self, name: str, what: str, wait: float = 0.0, team: Team | None = None) -> Iterator[Path | None]:
-        """Hold a lock of the store; `what` is said to whoever comes second. DataError if it is held."""
+        """Hold a lock of the store; `what` is said to whoever comes second. DataError if it is held.
+
+        An object store has locks for short work only, which is worth waiting for: blocks are written whole and are the
+        same whoever writes them.
+        """
         self.check_writable()
         root = files.local_root(self.backing)
-        if root is None:  # no locks on object stores: blocks are written whole and are the same whoever writes them
-            yield None
+        if root is None:
+            short = wait > 0 and getattr(self.backing, "has_claims", False)
+            with claim(self.backing, f".locks/{name}", f"store {self.path}: {what}", wait) if short else nullcontext():
+                yield None
             return
         with locks.hold(root / ".locks" / name, f"store {self.path}: {what}", wait=wait, team=team) as lock:
             yield lock

@@ -17,7 +17,13 @@ from urllib.parse import urlsplit
 
 import obstore
 import zarr.storage
-from obstore.exceptions import BaseError, PermissionDeniedError, PreconditionError, UnauthenticatedError
+from obstore.exceptions import (
+    AlreadyExistsError,
+    BaseError,
+    PermissionDeniedError,
+    PreconditionError,
+    UnauthenticatedError,
+)
 from obstore.store import S3Store
 from zarr.core.buffer import Buffer
 
@@ -36,6 +42,8 @@ T = TypeVar("T")
 
 class BucketStore(Sealing, zarr.storage.ObjectStore[Any]):
     """A Zarr store below a prefix of an S3 bucket. What the bucket's server refuses or fails to do is an OSError."""
+
+    has_claims = True
 
     async def get(self, *args: Any, **options: Any) -> Buffer | None:
         return await _ask(lambda: zarr.storage.ObjectStore.get(self, *args, **options))
@@ -56,6 +64,15 @@ class BucketStore(Sealing, zarr.storage.ObjectStore[Any]):
             return await _ask(get)
         except FileNotFoundError:
             return None, None
+
+    async def create(self, key: str, content: bytes) -> bool:
+        """Write an object if there is none; whether there was none."""
+        self._check_writable()
+        try:
+            await _ask(lambda: obstore.put_async(self.store, key, content, mode="create", use_multipart=False))
+        except (AlreadyExistsError, PreconditionError):
+            return False
+        return True
 
     async def swap(self, key: str, content: bytes, version: Any) -> bool:
         self._check_writable()
@@ -104,7 +121,7 @@ async def _ask(request: Callable[[], Awaitable[T]]) -> T:
     for tries_left in range(_BROKEN, -1, -1):
         try:
             return await request()
-        except (FileNotFoundError, PreconditionError):  # answers
+        except (FileNotFoundError, AlreadyExistsError, PreconditionError):  # answers
             raise
         except BaseError as error:
             if "response body" in str(error) and tries_left:

@@ -1,0 +1,95 @@
+"""Claims: short locks in an object store, by writes that succeed only if nobody was faster.
+
+A claim is an object that its holder writes anew every few seconds; whoever waits takes it over when it has stopped
+changing. Nothing depends on clocks that agree.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+from fastxfer.errors import DataError
+from fastxfer.store import files
+
+BEAT_SECONDS, SILENT_SECONDS, PAUSE_SECONDS = 2.0, 12.0, 0.05
+
+
+@contextmanager
+def claim(backing: Any, key: str, what: str, wait: float) -> Iterator[None]:
+    """Hold the object `key` while the block runs; DataError naming the holder if it isn't free within `wait` seconds."""
+    mine = {
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "since": datetime.now(UTC).isoformat(timespec="seconds"),
+        "claim": uuid.uuid4().hex,
+        "beat": 0,
+    }
+    _take(backing, key, mine, what, time.monotonic() + wait)
+    done = threading.Event()
+    beating = threading.Thread(target=_beat, args=(backing, key, mine, done), daemon=True)
+    beating.start()
+    try:
+        yield
+    finally:
+        done.set()
+        beating.join()
+        if _holder(backing, key)[0].get("claim") == mine["claim"]:
+            files.run(backing.delete(key))
+
+
+def _take(backing: Any, key: str, mine: dict[str, Any], what: str, deadline: float) -> None:
+    seen, since = "", time.monotonic()
+    while not files.run(backing.create(key, json.dumps(mine).encode())):
+        holder, version = _holder(backing, key)
+        if version is None:
+            continue  # it has just been let go
+        now = time.monotonic()
+        if (state := json.dumps(holder)) != seen:
+            seen, since = state, now
+        gone = holder.get("host") == mine["host"] and not _lives(holder.get("pid"))
+        if (gone or now - since > SILENT_SECONDS) and files.run(backing.swap(key, json.dumps(mine).encode(), version)):
+            return
+        if now >= deadline:
+            raise DataError(
+                f"{what} is being written by process {holder.get('pid', '?')} on {holder.get('host', '?')} since "
+                f"{holder.get('since', '?')}; wait for it, or stop it"
+            )
+        time.sleep(PAUSE_SECONDS)
+
+
+def _beat(backing: Any, key: str, mine: dict[str, Any], done: threading.Event) -> None:
+    while not done.wait(BEAT_SECONDS):
+        holder, version = _holder(backing, key)
+        if holder.get("claim") != mine["claim"]:
+            return  # it was taken over: this process was silent for too long
+        mine["beat"] += 1
+        files.run(backing.swap(key, json.dumps(mine).encode(), version))
+
+
+def _holder(backing: Any, key: str) -> tuple[dict[str, Any], Any]:
+    """What the holder wrote, {} if that is unreadable; and the version, None if nobody holds it."""
+    content, version = files.run(backing.get_version(key))
+    try:
+        holder = json.loads(content or b"{}")
+    except ValueError:
+        holder = {}
+    return holder if isinstance(holder, dict) else {}, version
+
+
+def _lives(pid: Any) -> bool:
+    try:
+        os.kill(int(pid), 0)
+    except (ProcessLookupError, ValueError, TypeError):
+        return False
+    except PermissionError:
+        return True
+    return True
