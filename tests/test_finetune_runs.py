@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
-import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,11 +16,12 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from tuning import QUICK, embed_world, entry, few_shot, full_run, make_world, one_thread
+from tuning_child import share, wait_in_step_two
 
 from fastxfer.budgets import Budget, Ledger, Rates, parse_budget
 from fastxfer.cli import main
 from fastxfer.episodes import sample_episodes
-from fastxfer.errors import UsageError
+from fastxfer.errors import DataError, UsageError
 from fastxfer.evaluation import run_protocol
 from fastxfer.finetune import Machine, Run, finetune, full_task, run_all, train
 from fastxfer.finetune import run as run_module
@@ -34,6 +33,10 @@ from fastxfer.protocol import Protocol
 from fastxfer.results import ResultStore
 from fastxfer.store import EmbeddingStore
 from fastxfer.targets import Target
+
+# Children come from a server that has imported everything and computed nothing: a fork of busy threads would hang.
+server = multiprocessing.get_context("forkserver")
+server.set_forkserver_preload(["fastxfer.finetune", "pretrain.loop"])
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -122,30 +125,26 @@ def test_resume_begins_again_where_the_checkpoint_is_damaged_or_anothers(
     assert "is of another checkpoint, other images or other settings" in capsys.readouterr().err
 
 
-def test_resume_by_the_same_command_after_sigterm(
-    root: Path, digits: Target, store: EmbeddingStore, tmp_path: Path
-) -> None:
-    """A real process gets SIGTERM in a step; the same command goes on, and nothing is left of the checkpoint."""
-    words = [sys.executable, "-c", "import sys, tuning_child; tuning_child.main(sys.argv[1:])"]
-    words += [str(root), str(tmp_path / "results")]
-    paths = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])
-    environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
-    child = subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert child.stdout is not None
-    assert child.stdout.readline() == "step 2\n"
-    child.send_signal(signal.SIGTERM)
-    _, said = child.communicate(timeout=60)
-    assert child.returncode == -signal.SIGINT, said
-    assert "its checkpoint is kept: the same command goes on from there" in said
-    results = ResultStore.open(tmp_path / "results")
+def test_resume_by_the_same_command_after_sigterm(root: Path, digits: Target, results: ResultStore) -> None:
+    """A real process gets SIGTERM in a step; the same runs go on, and nothing is left of the checkpoint."""
+    here, there = server.Pipe()
+    child = server.Process(target=wait_in_step_two, args=(root, results.path, there))
+    child.start()
+    assert here.poll(60)
+    assert here.recv() == 2
+    child.terminate()
+    assert here.poll(60)
+    assert here.recv() == "interrupted"
+    child.join()
     assert len(results.read()) == 0
-    assert len(list((tmp_path / "results/running").glob("*.pt"))) == 1
+    assert len(list((results.path / "running").glob("*.pt"))) == 1
     run = full_run(root, digits)
     (outcome,) = run_all([run], results)
     assert outcome["state"] == "done"
     assert outcome["images"] == 48
-    pd.testing.assert_frame_equal(scores(results.read().astype(str)), scores(train(run, Machine()).rows.astype(str)))
-    assert not list((tmp_path / "results/running").glob("*.pt"))
+    undisturbed = train(run, Machine()).rows
+    pd.testing.assert_frame_equal(scores(results.read().astype(str)), scores(undisturbed.astype(str)))
+    assert not list((results.path / "running").glob("*.pt"))
 
 
 # -- few-shot --------------------------------------------------------------------------------------------------------
@@ -610,27 +609,30 @@ def test_a_run_that_another_process_does_is_left_to_it(
     assert [o["state"] for o in ours] == ["done", "already there"]
 
 
-def test_budget_of_two_ranks(root: Path, digits: Target, tmp_path: Path) -> None:
+def test_budget_of_two_ranks(root: Path, digits: Target, results: ResultStore) -> None:
     """Two processes of one job share three runs of four, and each is done once."""
-    words = [sys.executable, "-c", "import sys, tuning_child; tuning_child.share(*sys.argv[1:])"]
-    words += [str(root), str(tmp_path / "results"), "3 runs"]
-    paths = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])
-    common = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2", "MASTER_PORT": "1"}
-    team = [
-        subprocess.Popen(
-            words, env=common | {"RANK": str(rank)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        for rank in (0, 1)
-    ]
-    told = []
+    here, there = server.Pipe()
+    team = [server.Process(target=share, args=(root, results.path, "3 runs", rank, there)) for rank in (0, 1)]
     for member in team:
-        out, err = member.communicate(timeout=120)
-        assert member.returncode == 0, err
-        told.append(json.loads(out))
+        member.start()
+    for member in team:
+        member.join(120)
+    assert [member.exitcode for member in team] == [0, 0]
+    told = [here.recv() for _ in team]
     done = [backbone for states in told for backbone, state in states.items() if state == "done"]
     assert len(done) == len(set(done)) == 3
-    rows = ResultStore.open(tmp_path / "results").read()
-    assert spent(rows, "images") == 3 * 48
+    assert spent(results.read(), "images") == 3 * 48
+
+
+def test_too_little_memory_says_what_would_fit(root: Path, digits: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Any, *batch: Any) -> float:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(run_module.Trainer, "step", full)
+    with pytest.raises(
+        DataError, match=r"bit on digits: .* of 8 images is more than the memory holds: give --micro-batch 4"
+    ):
+        train(full_run(root, digits), Machine(micro_batch=8))
 
 
 def test_rates_estimate_what_a_run_will_take(root: Path, digits: Target, results: ResultStore) -> None:

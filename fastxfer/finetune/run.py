@@ -32,7 +32,7 @@ from fastxfer.progress import progress, say
 from fastxfer.results import CELL, Cell, ResultStore, complete
 from fastxfer.statistics import measure_split
 from fastxfer.stopping import stop_signals
-from fastxfer.training import Batches, Images, Normaliser, Trainer, loader, predict
+from fastxfer.training import Batches, Images, Normaliser, Trainer, is_out_of_memory, loader, predict
 
 # Pixels a forward pass: 64 images at 128 or 4 at 480, the paper's own micro-batches.
 MICRO_BATCH_PIXELS = 1 << 20
@@ -257,13 +257,14 @@ class _Training:
         watched, every = settings.watched
         part = task.val if watched == "val" else task.scored[-1]
         self.network.train()
-        with progress(f"fine-tune {run.title}", (last - begun) * settings.batch_size, "images") as advance:
+        done, total = begun * settings.batch_size, last * settings.batch_size
+        with progress(f"fine-tune {run.title}", total, "images", before=done) as advance:
             stream = iter(loader(batches, range(begun, last), machine.workers, self.device))
             for step in range(begun, last):
                 with self.meter(seconds=True):
                     pixels, taken = next(stream)
                     mix = _mix(settings, task.stream, step, len(taken))
-                    loss = trainer.step(pixels, labels[taken], schedule.lr(step), mix)
+                    loss = self._step(trainer, pixels, labels[taken], schedule.lr(step), mix)
                 if not math.isfinite(loss):
                     raise DataError(
                         f"fine-tuning {run.title}: the loss became {loss} at step {step} (lr {schedule.lr(step):g}): "
@@ -282,6 +283,17 @@ class _Training:
                     self._save()
                     saved = time.monotonic()
         return False
+
+    def _step(self, trainer: Trainer, *batch: Any) -> float:
+        try:
+            return trainer.step(*batch)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            raise DataError(
+                f"fine-tuning {self.run.title}: a forward and backward pass of {self.micro} images is more than the memory "
+                f"holds: give --micro-batch {max(1, self.micro // 2)} (the result stays the same), or a smaller --image-size"
+            ) from None
 
     def _save(self) -> None:
         if self.checkpoint is not None:
