@@ -195,6 +195,7 @@ def finetune(
         entries = [entry for entry in entries if not only or entry.number in only]
     kept = ResultStore.open(results or results_path(store_path))
 
+    from fastxfer.embed import team_of_environment
     from fastxfer.finetune import Machine, Study, prepare, prepare_checkpoint, run_all
 
     study = Study(
@@ -236,6 +237,9 @@ def finetune(
             "versions": versions(),
         }
     )
+    team = team_of_environment()
+    if team is not None and team.rank > 0:
+        return  # one table, one document; of what others have done the results tell
     if as_json:
         emit_json({"results": str(kept.path), "leaks": leaks.said, "runs": outcomes})
         return

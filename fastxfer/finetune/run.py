@@ -10,16 +10,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
-from timm.optim import create_optimizer_v2
-from torch import nn
 
-from fastxfer.backbones import Backbone, load_backbone, load_network
+from fastxfer.backbones import Backbone, load_backbone
 from fastxfer.embed.forward import device_of
 from fastxfer.errors import DataError, UsageError
 from fastxfer.finetune import state as states
+from fastxfer.finetune.build import chances, images_a_problem, make_network, make_optimizer, mixing
 from fastxfer.finetune.cost import Meter, forward_flops
 from fastxfer.finetune.head import start_at_probe, start_head
 from fastxfer.finetune.images import pipeline
@@ -158,7 +156,7 @@ class _Training:
             settings = replace(settings, resize=0, crop=backbone.preprocessing.input_size[1])
         self.run, self.task, self.settings, self.machine, self.device = run, task, settings, machine, device
         self.checkpoint = checkpoint
-        self.network = _network(entry, task.n_classes, rule.drop_path)
+        self.network = make_network(entry, task.n_classes, rule.drop_path)
         self.input_size = (backbone.preprocessing.input_size[0], settings.crop, settings.crop)
         half = (0.5,) * self.input_size[0]
         wanted = backbone.preprocessing
@@ -170,7 +168,7 @@ class _Training:
         start_head(self.network, "random" if settings.head == "random" else "zero")
         self.network.to(device)
         self._check_forward(backbone)
-        self.optimizer = _optimizer(self.network, settings)
+        self.optimizer = make_optimizer(self.network, settings)
         self.identity = self._identity(backbone)
         content = states.load(checkpoint, self.identity) if checkpoint else None
         if content:
@@ -178,7 +176,7 @@ class _Training:
         else:
             self.state = State()
             if settings.head == "probe":
-                l2 = settings.head_l2 or 1 / _images_a_problem(task)
+                l2 = settings.head_l2 or 1 / images_a_problem(task)
                 start_at_probe(self.network, task, self.pipeline, self.normalise, l2, self.micro)
                 self.state.cost.images_scored += len(task.train.rows)
         self.meter = Meter(self.state.cost, device)
@@ -252,7 +250,7 @@ class _Training:
         trainer = Trainer(
             self.network, self.optimizer, self.normalise, self.micro, agc=rule.agc, smoothing=rule.smoothing
         )
-        batches = Batches(images, self.pipeline.train, settings.batch_size, task.stream, _weights(task, settings))
+        batches = Batches(images, self.pipeline.train, settings.batch_size, task.stream, chances(task, settings))
         begun, saved = state.step, time.monotonic()
         watched, every = settings.watched
         part = task.val if watched == "val" else task.scored[-1]
@@ -263,7 +261,7 @@ class _Training:
             for step in range(begun, last):
                 with self.meter(seconds=True):
                     pixels, taken = next(stream)
-                    mix = _mix(settings, task.stream, step, len(taken))
+                    mix = mixing(settings, task.stream, step, len(taken))
                     loss = self._step(trainer, pixels, labels[taken], schedule.lr(step), mix)
                 if not math.isfinite(loss):
                     raise DataError(
@@ -393,47 +391,3 @@ def cost_rows(state: State) -> list[dict[str, Any]]:
     return [
         {"split": "train", "metric": name, "value": value, "n_queries": 0} for name, value in state.cost.rows().items()
     ]
-
-
-def _network(entry: PlanEntry, n_classes: int, drop_path: float) -> nn.Module:
-    """The whole network; with stochastic depth where its architecture knows it."""
-    arch = entry.architecture or None
-    if drop_path:
-        try:
-            return load_network(entry.checkpoint, arch, {**entry.arch_args, "drop_path_rate": drop_path}, n_classes)
-        except UsageError:
-            say(f"{entry.backbone}: its architecture knows no drop path, so there is none")
-    return load_network(entry.checkpoint, arch, entry.arch_args or None, n_classes)
-
-
-def _optimizer(network: nn.Module, settings: Settings) -> torch.optim.Optimizer:
-    rule, lr = PRESETS[settings.preset], settings.schedule.base_lr
-    if not rule.adamw:
-        return torch.optim.SGD(network.parameters(), lr=lr, momentum=0.9, nesterov=rule.nesterov)
-    # Layer-wise decay is for transformers; timm's CNNs are fine-tuned at one rate.
-    decay = rule.layer_decay if hasattr(network, "patch_embed") else None
-    return create_optimizer_v2(network, "adamw", lr=lr, weight_decay=rule.weight_decay, layer_decay=decay)
-
-
-def _weights(task: Task, settings: Settings) -> Any:
-    """(n,) chances of the train images, or None: each once an epoch."""
-    n, labels = len(task.train.rows), task.train.labels
-    if settings.oversample:
-        weights = 1.0 / np.bincount(labels)[labels]
-        return weights / weights.sum()
-    return np.full(n, 1.0 / n) if settings.replacement else None
-
-
-def _mix(settings: Settings, seed: int, step: int, n: int) -> tuple[float, torch.Tensor] | None:
-    if settings.mixup <= 0:
-        return None
-    rng = np.random.default_rng([seed, 2, step])
-    share = float(rng.beta(settings.mixup, settings.mixup))
-    return share, torch.from_numpy(rng.permutation(n))
-
-
-def _images_a_problem(task: Task) -> int:
-    """The m of a probe's default l2 = 1/m: train images, or those of one label."""
-    if not task.multi_label or task.interval:
-        return len(task.train.rows)
-    return int((~np.isnan(task.train.labels)).sum(axis=0).max())
