@@ -96,6 +96,18 @@ def load_named(ckpt: str, data_root: Path, **options: Any) -> list[Backbone]:
     return loaded
 
 
+def files_of(name: str, data_root: Path, arch: str | None = None) -> tuple[str, str | None]:
+    """Checkpoint and architecture that a registered name stands for; any other name is the checkpoint itself.
+
+    DataError if the code of the architecture has changed since it was added.
+    """
+    entry = find_registered(name, data_root)
+    if entry is None:
+        return name, arch
+    options = entry.options({"arch": arch})
+    return entry.ckpt, options["arch"]
+
+
 def add_backbone(
     ckpt: str,
     name: str | None,

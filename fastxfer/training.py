@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -78,7 +78,7 @@ class Images:
         cache_bytes: int = 1 << 30,
         pixels: Pixels = DEFAULT,
     ) -> None:
-        self.paths = list(paths)
+        self.paths = paths
         self.prepare = prepare
         self.cache_bytes = cache_bytes
         self.meaning = pixels
@@ -127,17 +127,29 @@ def rows_of_step(
     first = step * batch_size
     rows = []
     for epoch in range(first // n, (first + batch_size - 1) // n + 1):
-        rng = np.random.default_rng([seed, 0, epoch])
-        order = rng.permutation(n) if weights is None else rng.choice(n, n, p=weights)
+        if weights is None:
+            order = _order(n, seed, epoch)
+        else:
+            order = np.random.default_rng([seed, 0, epoch]).choice(n, n, p=weights)
         rows.append(order[max(first - epoch * n, 0) : first + batch_size - epoch * n])
     return np.concatenate(rows).astype(np.int64)
 
 
+@lru_cache(maxsize=2)  # a batch reaches from one epoch into the next; of 14 million rows, drawing it takes 0.6 s
+def _order(n: int, seed: int, epoch: int) -> NDArray[Any]:
+    order = np.random.default_rng([seed, 0, epoch]).permutation(n)
+    order = order.astype(np.min_scalar_type(-n))  # each loader process holds it
+    order.flags.writeable = False
+    return order
+
+
 @contextmanager
-def _borrowed_randomness() -> Iterator[None]:
-    """Let transforms use the global generators, which they are written for, and leave those as they were."""
+def borrowed_randomness(key: int | None = None) -> Iterator[None]:
+    """Let transforms use the global generators, which they are written for, seeded by `key`; and leave those as they were."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
+        if key is not None:
+            _seed_everything(key)
         yield
     finally:
         random.setstate(states[0])
@@ -175,7 +187,7 @@ class Batches(Dataset[tuple[Tensor, Tensor]]):
         share = self.group.share(self.batch_size)
         rows = rows_of_step(len(self.images), self.batch_size, self.seed, step, self.weights)[share]
         pixels = []
-        with _borrowed_randomness():
+        with borrowed_randomness():
             for i, row in enumerate(rows, start=share.start):
                 _seed_everything(key_of(self.seed, step * self.batch_size + i))
                 pixels.append(self.transform(self.images[int(row)]))
@@ -334,12 +346,15 @@ class Trainer:
         labels: Tensor,
         lr: float,
         mix: tuple[float, Tensor] | None = None,
+        box: tuple[slice, slice] | None = None,
         whole: int | None = None,
     ) -> float:
         """Update the weights; return the mean loss of the group's whole batch before the update.
 
         pixels, labels: this process's share of the batch
         mix:   (λ, partner rows (b,)): images become λ·x + (1−λ)·x[partner], losses likewise
+               Of entries whose label is unknown only the images count.
+        box:   (rows, columns) of the images that come from the partner whole, where they are not blended (CutMix)
         whole: images of the whole batch; None = as many in each process
         """
         images = self.normalise(pixels)
@@ -348,7 +363,10 @@ class Trainer:
         if mix is not None:
             share, partner = mix
             partner = partner.to(images.device)
-            images = share * images + (1 - share) * images[partner]
+            if box is None:
+                images = share * images + (1 - share) * images[partner]
+            else:
+                images[..., *box] = images[partner][..., *box]
             parts = [(share, labels), (1 - share, labels[partner])]
         # Known entries of the whole batch, so that each micro-batch of each process weighs what it should.
         entries = [(~torch.isnan(y)).sum() if y.ndim == 2 else torch.tensor(len(y), device=y.device) for _, y in parts]

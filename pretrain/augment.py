@@ -5,24 +5,41 @@ The transforms draw from the global generators; `fastxfer.training.Batches` seed
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import torch
 from timm.data import create_transform
 from torchvision import transforms as tv
 
 from fastxfer.training import Transform
-from pretrain.recipe import Recipe
+from pretrain.recipe import ARCHITECTURES, Recipe
 
 
 def _to_uint8(image: object) -> torch.Tensor:
     return torch.from_numpy(np.array(image, dtype=np.uint8)).permute(2, 0, 1)
 
 
+def preprocessing(recipe: Recipe, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Size, mean, std, interpolation and crop of validation: the recipe's, or else those of timm's `config`."""
+    known = ARCHITECTURES.get(recipe.arch)
+    size = recipe.image_size or (known and known.image_size) or config["input_size"][1]
+    return {
+        "input_size": [3, size, size],
+        "mean": list(recipe.mean or config["mean"]),
+        "std": list(recipe.std or config["std"]),
+        "interpolation": recipe.interpolation or config["interpolation"],
+        # A crop of a picture this small would lose more than its border.
+        "crop_pct": recipe.crop_pct or (1.0 if size <= 64 else config["crop_pct"]),
+    }
+
+
 def train_transform(recipe: Recipe, size: int, interpolation: str) -> Transform:
     """The recipe's augmentation.
 
-    crop: random resized crop, flip, RandAugment (timm). xray: centre square, shift ≤ 0.25, rotation ≤ 45°, scale
-    0.9…1.1, flip, as Cherti & Jitsev (2021). none: as in validation.
+    crop: random resized crop, flip, RandAugment (timm). xray: the square in the middle; shift, rotation and scale, drawn
+    evenly up to the recipe's limits, flip. none: as in validation.
     """
     if recipe.augment == "none":
         return eval_transform(size, interpolation, 1.0)
@@ -41,8 +58,13 @@ def train_transform(recipe: Recipe, size: int, interpolation: str) -> Transform:
     return tv.Compose(
         [
             tv.Lambda(lambda image: tv.functional.center_crop(image, min(image.size))),
-            tv.Resize((size, size), tv.InterpolationMode.BICUBIC),
-            tv.RandomAffine(45, translate=(0.25, 0.25), scale=(0.9, 1.1), interpolation=tv.InterpolationMode.BILINEAR),
+            tv.Resize((size, size), tv.InterpolationMode(interpolation)),
+            tv.RandomAffine(
+                recipe.rotate,
+                translate=(recipe.shift, recipe.shift),
+                scale=(1 - recipe.scale, 1 + recipe.scale),
+                interpolation=tv.InterpolationMode.BILINEAR,
+            ),
             tv.RandomHorizontalFlip(recipe.hflip),
             tv.Lambda(_to_uint8),
         ]

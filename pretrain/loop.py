@@ -31,17 +31,17 @@ from fastxfer.training import (
     loss_sum,
     predict,
 )
-from pretrain.augment import eval_transform, train_transform
+from pretrain.augment import eval_transform, preprocessing, train_transform
 from pretrain.checkpoint import REST, Shelf, read_checkpoint
 from pretrain.log import Log, telling
+from pretrain.mixing import check_pairs, draw_mix
 from pretrain.ranks import agreed, check_shares, gathered, joined
-from pretrain.recipe import ARCHITECTURES, Recipe
+from pretrain.recipe import Recipe
 from pretrain.schedule import schedule_of
-from pretrain.source import Source, open_source
+from pretrain.source import Source, head_size, open_source, read_archives
 from pretrain.state import State, create_network
 
 UNTRAINED = "untrained"
-TINY_SIZE = 32
 
 
 class DivergedError(DataError):
@@ -79,7 +79,7 @@ def pretrain(
 
     `UsageError` where `out` exists and nobody said what to do, on `resume` with another recipe, or for more processes than
     images of a batch; `DataError` for a source without train images, or where memory runs out; `DivergedError` if the loss
-    becomes NaN. SIGTERM, SIGUSR1 and Ctrl-C write a checkpoint, then raise KeyboardInterrupt.
+    becomes NaN. SIGTERM, SIGUSR1, SIGUSR2 and Ctrl-C write a checkpoint, then see `Stop`: KeyboardInterrupt.
     """
     shelf = Shelf(out, keep)
     there = next(iter([path for path in (out,) if path.exists()] + shelf.older()), None)
@@ -88,8 +88,9 @@ def pretrain(
     source = open_source(
         target, recipe.classes, name=recipe.source_name, val_fraction=recipe.val_fraction, seed=recipe.seed
     )
-    with torch.random.fork_rng(), joined(device) as (group, on):
-        check_shares(group, recipe.batch_size)
+    with joined(device) as (group, on), torch.random.fork_rng([on] if on.type == "cuda" else []):
+        check_shares(group, recipe.batch_size, source.train.paths)
+        check_pairs(recipe, group)
         run = _Run(recipe, source, shelf, group, on)
         if untrained:
             run.save(trained=False)
@@ -109,18 +110,12 @@ class _Run:
         self.recipe, self.source, self.shelf, self.group = recipe, source, shelf, group
         self.name, self.args = recipe.architecture
         torch.manual_seed(recipe.seed)
-        network = create_network(recipe, len(source.class_names))
+        self.num_classes = head_size(recipe, source)
+        network = create_network(recipe, self.num_classes)
         self.parameters = sum(p.numel() for p in network.parameters())
         config: dict[str, Any] = network.pretrained_cfg  # type: ignore[assignment]
-        self.size = recipe.image_size or (TINY_SIZE if recipe.arch in ARCHITECTURES else config["input_size"][1])
-        self.preprocessing = {
-            "input_size": [3, self.size, self.size],
-            "mean": list(recipe.mean or config["mean"]),
-            "std": list(recipe.std or config["std"]),
-            "interpolation": config["interpolation"],
-            # A crop of a picture this small would lose more than its border.
-            "crop_pct": 1.0 if self.size <= 64 else config["crop_pct"],
-        }
+        self.preprocessing = preprocessing(recipe, config)
+        self.size = self.preprocessing["input_size"][1]
         self.normalise = Normaliser(
             tuple(self.preprocessing["mean"]),
             tuple(self.preprocessing["std"]),
@@ -128,7 +123,7 @@ class _Run:
             torch.channels_last if recipe.channels_last else torch.contiguous_format,
         )
         self.state = State(network, recipe, group, self.normalise)
-        n = len(source.train.paths)
+        n = len(source.train)
         self.batch_size = recipe.batch_size
         self.steps = max(1, math.ceil(recipe.epochs * n / self.batch_size))
         self.schedule = schedule_of(recipe, n, self.steps)
@@ -155,10 +150,10 @@ class _Run:
             "arch_args": self.args,
             "source": self.source.name if trained else UNTRAINED,
             **self.preprocessing,
-            "num_classes": len(self.source.class_names),
+            "num_classes": self.num_classes,
             "class_names": list(self.source.class_names),
             "multi_label": self.source.train.labels.ndim == 2,
-            "epoch": self.step * self.batch_size / len(self.source.train.paths),
+            "epoch": self.step * self.batch_size / len(self.source.train),
             "step": self.step,
             "seed": self.recipe.seed,
             "ema": self.recipe.ema,
@@ -166,7 +161,7 @@ class _Run:
         }
         training = {
             "recipe": self.recipe.plain(),
-            "images": len(self.source.train.paths),
+            "images": len(self.source.train),
             "history": self.history,
             "window": self.window,
             "seconds": self.seconds,
@@ -192,10 +187,10 @@ class _Run:
             )
         if meta["source"] == UNTRAINED:
             raise UsageError(f"--resume: '{path}' is an untrained network's checkpoint: give another --out")
-        if training["images"] != len(self.source.train.paths) or meta["class_names"] != list(self.source.class_names):
+        if training["images"] != len(self.source.train) or meta["class_names"] != list(self.source.class_names):
             raise DataError(
                 f"--resume: '{path}' was begun on {training['images']} images of the source, "
-                f"which now has {len(self.source.train.paths)}, or on other classes"
+                f"which now has {len(self.source.train)}, or on other classes"
             )
         try:
             if path.is_dir():
@@ -212,7 +207,7 @@ class _Run:
         self.shelf.step = self.step if path == self.shelf.out else None
         self.history, self.window = training["history"], training["window"]
         self.seconds = training["seconds"]
-        if self.recipe.sharded_checkpoints and self.history:
+        if self.recipe.sharded_checkpoints and len(self.source.val) and self.history:
             self.shelf.best_step = max(self.history, key=lambda line: float(line[self.judged]))["step"]
         self.say(
             f"going on from step {self.step:,} of {self.steps:,}" if self.step < self.steps else "already finished"
@@ -231,16 +226,17 @@ class _Run:
         if self.step >= self.steps:
             return
         source, recipe, group, first = self.source, self.recipe, self.group, self.group.rank == 0
-        n = len(source.train.paths)
+        n = len(source.train)
         self.say(
             f"pre-training {recipe.arch} ({self.parameters:,} weights) on {source.name}: {n:,} images, "
             f"{len(source.class_names)} classes, {self.size} pixels, {self.steps:,} steps of {self.batch_size} "
             f"on {self.normalise.device}{f' and {group.count - 1} more ({recipe.parallel})' if group.count > 1 else ''}"
         )
+        if not len(source.val):
+            self.say("no val split, and nothing held out: no validation; the last checkpoint is the result")
         if source.held_out:
-            self.say(
-                f"no val split: {len(source.val.paths):,} train images held out for validation (seed {recipe.seed})"
-            )
+            self.say(f"no val split: {len(source.val):,} train images held out for validation (seed {recipe.seed})")
+        read_archives(source)
         images, val = (
             Images(part.paths, cache_bytes=cache_bytes, pixels=part.pixels) for part in (source.train, source.val)
         )
@@ -258,7 +254,7 @@ class _Run:
         stream = loader(batches, range(self.step, self.steps), workers, self.normalise.device)
         with (
             telling(logs if first else (), self.step, self.steps) as told,
-            stop_signals() as stopped,
+            stop_signals() as signals,
             progress(
                 f"pretrain {recipe.arch}",
                 self.steps * self.batch_size,
@@ -295,7 +291,7 @@ class _Run:
                     best = self._validate(val, evaluation, lr, rate)
                     for log in told:
                         log.on_validation(self.step, self.history[-1])
-                stop = group.any(stopped())
+                stop = group.any(signals.asked())
                 if epoch_over or stop or (checkpoint_every and self.step % checkpoint_every == 0):
                     self.seconds = before + time.perf_counter() - started
                     self.save(best=best)
@@ -303,15 +299,16 @@ class _Run:
                     shown = (time.perf_counter(), self.step)
                 if stop and self.step < self.steps:
                     self.say(
-                        f"stopped at step {self.step:,} of {self.steps:,}; '{self.shelf.out}' is written, "
-                        "--resume goes on from it"
+                        f"asked to stop at step {self.step:,} of {self.steps:,}: a checkpoint is written, --resume goes on"
                     )
-                    raise KeyboardInterrupt
+                    signals.answer()
 
     def _step(self, pixels: torch.Tensor, labels: torch.Tensor, lr: float) -> float:
         trainer = self.state.trainer
+        mix = draw_mix(self.recipe, self.step, len(labels), self.size)
+        mixed = None if mix is None else (mix.share, mix.partner)
         try:
-            return trainer.step(pixels, labels, lr, whole=self.batch_size)
+            return trainer.step(pixels, labels, lr, mixed, mix.box if mix else None, self.batch_size)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -331,35 +328,39 @@ class _Run:
         )
 
     def _validate(self, val: Images, transform: Transform, lr: float, rate: float) -> bool:
-        """Add a line to the history; whether it is the best so far."""
+        """Add a line to the history; whether it is the best so far. Without images to validate on, none is."""
+        line: dict[str, Any] = {
+            "epoch": self.step * self.batch_size / len(self.source.train),
+            "step": self.step,
+            "lr": lr,
+            "loss": float(np.mean(self.window)),
+            "images_per_second": rate,
+        }
+        said = f"epoch {line['epoch']:.1f}/{self.recipe.epochs:g}: loss {line['loss']:.4f}"
+        best = False
+        if len(val):
+            line |= self._scores(val, transform)
+            judged = self.judged
+            best = line[judged] > max((earlier[judged] for earlier in self.history), default=-math.inf)
+            said += f", val loss {line['val_loss']:.4f}, {judged.replace('_', ' ')} {line[judged]:.3f}"
+        self.window = []
+        self.history.append(line)
+        self.say(f"{said}, lr {lr:.3g}, {rate:,.0f} images/s")
+        return best
+
+    def _scores(self, val: Images, transform: Transform) -> dict[str, float]:
         labels = self.source.val.labels
-        each = -(
-            -len(val) // self.group.count
-        )  # as many in every process: sharded weights are gathered by all together
+        # As many in every process: sharded weights are gathered by all together.
+        each = -(-len(val) // self.group.count)
         rows = [min(i, len(val) - 1) for i in range(self.group.rank * each, (self.group.rank + 1) * each)]
         size = min(256, self.batch_size)
         logits = predict(self.state.result, val, transform, self.normalise, size, self.val_workers, rows)
         logits = np.concatenate(gathered(self.group, logits))[: len(val)]
         total, count = loss_sum(torch.from_numpy(logits), torch.from_numpy(labels))
-        line: dict[str, Any] = {
-            "epoch": self.step * self.batch_size / len(self.source.train.paths),
-            "step": self.step,
-            "lr": lr,
-            "loss": float(np.mean(self.window)),
-            "val_loss": float(total / count.clamp(min=1)),
-            "images_per_second": rate,
-        }
+        scores = {"val_loss": float(total / count.clamp(min=1))}
         for metric in ("auc",) if labels.ndim == 2 else ("accuracy", "balanced_accuracy"):
-            line[f"val_{metric}"] = float(metrics.METRICS[metric](logits, labels))
-        self.window = []
-        judged = self.judged
-        best = line[judged] > max((earlier[judged] for earlier in self.history), default=-math.inf)
-        self.history.append(line)
-        self.say(
-            f"epoch {line['epoch']:.1f}/{self.recipe.epochs:g}: loss {line['loss']:.4f}, val loss {line['val_loss']:.4f}, "
-            f"{judged.replace('_', ' ')} {line[judged]:.3f}, lr {lr:.3g}, {rate:,.0f} images/s"
-        )
-        return best
+            scores[f"val_{metric}"] = float(metrics.METRICS[metric](logits, labels))
+        return scores
 
     def _divergence(self, loss: float, lr: float, rows: NDArray[np.int64]) -> str:
         paths = [str(self.source.train.paths[r]) for r in rows[:3]]
@@ -379,10 +380,10 @@ class _Run:
             "arch_args": self.args,
             "parameters": self.parameters,
             "classes": list(self.source.class_names),
-            "train_images": len(self.source.train.paths),
-            "val_images": len(self.source.val.paths),
+            "train_images": len(self.source.train),
+            "val_images": len(self.source.val),
             "steps": self.step,
-            "epochs": self.step * self.batch_size / len(self.source.train.paths),
+            "epochs": self.step * self.batch_size / len(self.source.train),
             "seconds": self.seconds,
             "images_per_second": self.step * self.batch_size / self.seconds if self.seconds else None,
             **{k: v for k, v in last.items() if k.startswith("val_") or k == "loss"},

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -76,17 +77,26 @@ def _master() -> dict[str, str]:
     }
 
 
-def check_shares(group: Group, batch_size: int, shards: int | None = None) -> None:
-    """`UsageError` if a process would have nothing to do. shards: tar files of the source, None = it has none."""
+def check_shares(group: Group, batch_size: int, paths: Sequence[Path] = ()) -> None:
+    """`UsageError` if a process would have no image of a batch, or no tar shard of the source to itself.
+
+    paths: of the train images
+    """
     if group.count > batch_size:
         raise UsageError(
             f"{group.count} processes for a batch of {batch_size} images: each needs one at least. "
             f"Start {batch_size} processes at most, or give a larger --batch-size"
         )
-    if shards is not None and group.count > shards:
+    shards: set[str] = set()
+    for path in paths if group.count > 1 else ():
+        shard, tar, _ = str(path).partition(".tar/")
+        shards.add(shard)
+        if not tar or len(shards) == group.count:
+            return
+    if shards:
         raise UsageError(
-            f"{group.count} processes for a source of {shards} tar shards: each reads whole shards. "
-            f"Start {shards} processes at most, or write the source as more shards"
+            f"{group.count} processes for a source of {len(shards)} tar shards: they would wait for each other's reading. "
+            f"Start {len(shards)} processes at most, or write the source as more shards"
         )
 
 

@@ -3,24 +3,46 @@
 from __future__ import annotations
 
 import math
-import tomllib
-from dataclasses import asdict, dataclass, field, fields, replace
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from typing import Any
 
 from fastxfer.errors import DataError, UsageError, nearest
 
-# Short names for networks that timm can make but has no name for.
+
+@dataclass(frozen=True)
+class Architecture:
+    """A network of timm by its name and the keyword arguments of `create_model`; pixels a side that suit it, 0 = timm's."""
+
+    name: str
+    args: dict[str, Any]
+    image_size: int = 0
+
+
+# Short names beside timm's own.
 # bit_tiny: BiT's own parts (pre-activation bottlenecks, GroupNorm(32), weight standardisation, zero-padded max-pool)
 # in two stages, 366,629 weights with 5 classes, dim 256; 32 pixels become 8x8 after the stem. timm goes through as many
-# stages as `channels` has entries.
-ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
-    "bit_tiny": ("resnetv2_50x1_bit", {"channels": [128, 256], "stem_chs": 32}),
+# stages as `channels` has entries. The others are the sizes of BiT.
+ARCHITECTURES: dict[str, Architecture] = {
+    "bit_tiny": Architecture("resnetv2_50x1_bit", {"channels": [128, 256], "stem_chs": 32}, 32),
+    **{
+        f"R{size}": Architecture(f"resnetv2_{size}_bit", {})
+        for size in ("50x1", "50x3", "101x1", "101x3", "152x2", "152x4")
+    },
 }
 SCHEDULES = ("cosine", "step", "constant")
 AUGMENTATIONS = ("crop", "xray", "none")
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "lanczos")
 PRECISIONS = ("float32", "bf16", "fp16")
 PARALLEL = ("ddp", "fsdp")
+KINDS = {
+    float: "a number",
+    int: "a whole number",
+    str: "a text",
+    bool: "true or false",
+    tuple: "a list",
+    dict: "a table",
+}
 # How the machine does it, not what comes of it: may change when a run goes on.
 MEANS = ("micro_batch", "channels_last", "checkpoint_activations", "compile", "parallel", "sharded_checkpoints")
 
@@ -35,17 +57,25 @@ class Recipe:
 
     source: str = _field("", "Target (data set) to train on, by name.")
     classes: tuple[str, ...] = _field((), "Only these classes of the source.")
+    source_args: dict[str, Any] = field(
+        default_factory=dict, metadata={"help": "Options of the source's reader: KEY=VALUE, such as views=('AP','PA')."}
+    )
     source_name: str = _field("", "What the results call the source (default: its name and classes).")
-    arch: str = _field("bit_tiny", "timm architecture, or bit_tiny.")
+    arch: str = _field("bit_tiny", "timm architecture, bit_tiny, or a size of BiT (R50x1 … R152x4).")
     arch_args: dict[str, Any] = field(
         default_factory=dict, metadata={"help": "Keyword arguments of the architecture: KEY=VALUE."}
     )
+    num_classes: int = _field(0, "Outputs of the head; 0 = as many as the source has classes.")
     image_size: int = _field(0, "Pixels a side; 0 = the architecture's own (bit_tiny: 32).")
     mean: tuple[float, ...] = _field((), "Three channel means in 0…1; empty = the architecture's own.")
     std: tuple[float, ...] = _field((), "Three channel deviations in 0…1; empty = the architecture's own.")
+    interpolation: str = _field(
+        "", "bilinear, bicubic, box (area), lanczos or nearest; empty = the architecture's own."
+    )
+    crop_pct: float = _field(0.0, "Share of the resized shorter side that validation sees; 0 = the architecture's own.")
     epochs: float = _field(30.0, "Passes over the train images.")
     batch_size: int = _field(64, "Images a step.")
-    micro_batch: int = _field(0, "Images a forward pass; 0 = the whole batch.")
+    micro_batch: int = _field(0, "Images a forward pass and process; 0 = all that a process has of the batch.")
     lr: float = _field(0.4, "Peak learning rate for 256 images a step; scaled with the batch size.")
     warmup_epochs: float = _field(2.0, "Epochs of linear warm-up.")
     warmup_start: float = _field(0.0, "Share of the peak that the warm-up starts from (the paper: 1/workers).")
@@ -58,11 +88,16 @@ class Recipe:
     weight_decay: float = _field(1e-4, "Weight decay.")
     agc: float = _field(0.0, "Adaptive gradient clipping factor, without the head; 0 = off (the paper: 0.01).")
     label_smoothing: float = _field(0.0, "Label smoothing.")
+    mixup: float = _field(0.0, "Mixup's alpha: pairs of images blended by a Beta(alpha, alpha) share; 0 = off.")
+    cutmix: float = _field(0.0, "CutMix's alpha, likewise a pasted box; with mixup, each step takes one of both.")
     augment: str = _field("crop", "crop (random resized crop), xray (shift, rotate, scale) or none.")
     crop_scale: float = _field(0.5, "Smallest share of the area in a crop (ImageNet's usual: 0.08).")
     hflip: float = _field(0.5, "Probability of a horizontal flip; 0 for digits and text.")
-    randaugment: str = _field("", "timm's words, such as rand-m9-n2; empty = off.")
-    val_fraction: float = _field(0.1, "Share of train held out where the source has no val split.")
+    shift: float = _field(0.25, "xray: largest shift, as a share of the side.")
+    rotate: float = _field(45.0, "xray: largest rotation in degrees.")
+    scale: float = _field(0.1, "xray: largest change of scale.")
+    randaugment: str = _field("", "crop: timm's words, such as rand-m9-n2; empty = off.")
+    val_fraction: float = _field(0.1, "Share of train held out where the source has no val split; 0 = none.")
     seed: int = _field(0, "Random seed of weights, order and augmentation.")
     ema: float = _field(0.0, "Decay of a moving average of the weights, which is what is validated and kept; 0 = off.")
     precision: str = _field("float32", "float32, or mixed with bf16 or fp16 (with a gradient scaler).")
@@ -77,27 +112,50 @@ class Recipe:
         _choice("augment", self.augment, AUGMENTATIONS)
         _choice("precision", self.precision, PRECISIONS)
         _choice("parallel", self.parallel, PARALLEL)
-        positive = {"epochs": self.epochs, "batch_size": self.batch_size, "lr": self.lr}
-        for name, value in positive.items():
-            if not (value > 0 and math.isfinite(value)):
-                raise UsageError(f"{name} must be above 0, not {value}")
+        for name in ("epochs", "batch_size", "lr", "decay"):
+            self._check(name, lambda v: v > 0 and math.isfinite(v), "be above 0")
+        for name in ("momentum", "val_fraction", "ema", "label_smoothing", "shift", "scale"):
+            self._check(name, lambda v: 0 <= v < 1, "lie in [0, 1)")
+        for name in ("warmup_start", "hflip", "crop_pct"):
+            self._check(name, lambda v: 0 <= v <= 1, "lie in [0, 1]")
+        for name in (
+            "micro_batch",
+            "num_classes",
+            "image_size",
+            "warmup_epochs",
+            "min_lr",
+            "weight_decay",
+            "agc",
+            "mixup",
+            "cutmix",
+            "rotate",
+            "seed",
+        ):
+            self._check(name, lambda v: v >= 0 and math.isfinite(v), "not be negative")
+        self._check("crop_scale", lambda v: 0 < v <= 1, "lie in (0, 1]")
         for name, length in (("mean", len(self.mean)), ("std", len(self.std))):
             if length not in (0, 3):
                 raise UsageError(f"{name} needs three values, one a channel, not {length}")
-        if not 0 < self.val_fraction < 1:
-            raise UsageError(f"val_fraction must lie between 0 and 1, not {self.val_fraction}")
-        if not 0 <= self.ema < 1:
-            raise UsageError(f"ema must lie in [0, 1), not {self.ema}")
+        if any(not s > 0 for s in self.std):
+            raise UsageError(f"std must be above 0, not {min(self.std)}")
+        if self.interpolation:
+            _choice("interpolation", self.interpolation, INTERPOLATIONS)
+        if list(self.milestones) != sorted(self.milestones):
+            raise UsageError(f"milestones must ascend, not {', '.join(f'{m:g}' for m in self.milestones)}")
+        if self.randaugment and self.augment != "crop":
+            raise UsageError(f"randaugment goes with augment = 'crop', not '{self.augment}'")
         if self.sharded_checkpoints and self.parallel != "fsdp":
             raise UsageError("sharded_checkpoints needs parallel = 'fsdp': with ddp each process has the whole network")
-        if not 0 < self.crop_scale <= 1:
-            raise UsageError(f"crop_scale must lie in (0, 1], not {self.crop_scale}")
+
+    def _check(self, name: str, holds: Callable[[float], bool], words: str) -> None:
+        if not holds(getattr(self, name)):
+            raise UsageError(f"{name} must {words}, not {getattr(self, name)}")
 
     @property
     def architecture(self) -> tuple[str, dict[str, Any]]:
         """timm's name and the keyword arguments of its `create_model`."""
-        name, args = ARCHITECTURES.get(self.arch, (self.arch, {}))
-        return name, {**args, **self.arch_args}
+        known = ARCHITECTURES.get(self.arch, Architecture(self.arch, {}))
+        return known.name, {**known.args, **self.arch_args}
 
     def changed(self, since: dict[str, Any]) -> list[str]:
         """ "key (old → new)" of what would make other weights than the plain recipe `since`."""
@@ -115,13 +173,16 @@ class Recipe:
 
     def override(self, values: dict[str, Any], where: str) -> Recipe:
         """The same recipe with these values instead."""
-        kinds: dict[str, Any] = {f.name: f.default if f.name != "arch_args" else {} for f in fields(self)}
-        checked = {}
-        for key, value in values.items():
-            if key not in kinds:
-                raise DataError(f"{where}: unknown key '{key}'.{nearest(key, kinds)} Known: {', '.join(kinds)}")
-            checked[key] = _as(kinds[key], key, value, where)
-        return replace(self, **checked)
+        return replace(self, **self.checked(values, where))
+
+    @classmethod
+    def checked(cls, values: dict[str, Any], where: str) -> dict[str, Any]:
+        """These values as the fields want them; `DataError` for an unknown key or a value of the wrong kind."""
+        defaults: dict[str, Any] = {f.name: {} if f.default is MISSING else f.default for f in fields(cls)}
+        for key in values:
+            if key not in defaults:
+                raise DataError(f"{where}: unknown key '{key}'.{nearest(key, defaults)} Known: {', '.join(defaults)}")
+        return {key: _as(defaults[key], key, value, where) for key, value in values.items()}
 
 
 def _choice(name: str, value: str, known: tuple[str, ...]) -> None:
@@ -141,23 +202,4 @@ def _as(default: Any, key: str, value: Any, where: str) -> Any:
             return tuple(float(v) for v in value)
     elif isinstance(value, kind) and isinstance(value, bool) == (kind is bool):
         return value
-    names = {
-        float: "a number",
-        int: "a whole number",
-        str: "a text",
-        bool: "true or false",
-        tuple: "a list",
-        dict: "a table",
-    }
-    raise DataError(f"{where}: {key} = {value!r} should be {names[kind]}")
-
-
-def read_recipe(path: Path) -> Recipe:
-    """A recipe from a TOML file; `DataError` names the file and the key or line."""
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(f"recipe '{path}' does not exist") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"recipe '{path}' is no TOML: {error}") from error
-    return Recipe.from_plain(values, f"recipe '{path}'")
+    raise DataError(f"{where}: {key} = {value!r} should be {KINDS[kind]}")

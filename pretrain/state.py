@@ -29,7 +29,7 @@ from pretrain.recipe import ARCHITECTURES, Recipe
 
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 _GIVEN_WHOLE = StateDictOptions(full_state_dict=True)
-_AUTOCAST = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+AUTOCAST = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def create_network(recipe: Recipe, num_classes: int) -> nn.Module:
@@ -81,7 +81,7 @@ class State:
             recipe.micro_batch or recipe.batch_size,
             agc=recipe.agc,
             smoothing=recipe.label_smoothing,
-            autocast=_AUTOCAST[recipe.precision],
+            autocast=AUTOCAST[recipe.precision],
             group=group,
         )
 

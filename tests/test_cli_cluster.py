@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import sys
 import time
 from pathlib import Path
 
@@ -28,11 +29,11 @@ def wait_for(job: dict[str, object], what: str = "_result.pkl") -> list[Path]:
 
 
 def test_the_sbatch_file_can_be_read_anywhere(world: Path) -> None:
-    shown = run(*EMBED, "--slurm", "nodes=16", "tasks_per_node=4", "gpus_per_node=4", "account=lab", "--slurm-show")
+    shown = run(*EMBED, "--slurm", "nodes=16", "tasks_per_node=4", "gpus_per_node=4", "account=0012", "--slurm-show")
     assert shown.exit_code == 0, shown.stderr
     lines = shown.stdout.splitlines()
     assert lines[0] == "#!/bin/bash"
-    for line in ("nodes=16", "ntasks-per-node=4", "gpus-per-node=4", "account=lab", "time=1440", "signal=USR2@90"):
+    for line in ("nodes=16", "ntasks-per-node=4", "gpus-per-node=4", "account=0012", "time=1440", "signal=USR2@90"):
         assert f"#SBATCH --{line}" in lines
     assert "wckey" not in shown.stdout
     assert any(line.startswith("srun ") and "submitit" in line for line in lines)
@@ -44,6 +45,7 @@ def test_the_sbatch_file_can_be_read_anywhere(world: Path) -> None:
     [
         (("--slurm", "nods=4"), "no such parameter. Did you mean: nodes"),
         (("--slurm", "nodes"), "expected key=value, such as nodes=4"),
+        (("--slurm", "nodes=many"), "--slurm nodes=many: expected a number"),
         (("--slurm", "cluster=locl"), "cluster=locl is not one of slurm, local. Did you mean: local"),
         (("--slurm", "cluster=local", "nodes=2"), "LocalExecutor can use only one node"),
         (("--slurm", "nodes=2"), "there is no `srun` on this machine"),
@@ -55,6 +57,13 @@ def test_wrong_words(world: Path, words: tuple[str, ...], message: str) -> None:
     result = run(*EMBED, *words)
     assert result.exit_code == 2
     assert message in result.stderr
+
+
+def test_without_submitit(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    result = run(*EMBED, "--slurm", "nodes=2")
+    assert result.exit_code == 2
+    assert "pip install 'fastxfer[cluster]'" in result.stderr
 
 
 def test_two_tasks_share_a_target_and_fill_the_store_as_one_does(world: Path) -> None:

@@ -279,13 +279,20 @@ def test_a_plan_foretells_and_writes_nothing(world: Path) -> None:
 
 
 def test_several_checkpoints_in_one_command(world: Path) -> None:
-    """One pass, one --arch and --name each; a count that doesn't fit is refused."""
+    """One pass; an --arch and --source for all or one each, a --name each; a count that doesn't fit is refused."""
     both = ("--ckpt", "net.pt", "net.pt", "--target", "big", "--mean", "0.5", "--std", "0.5")
     done = run_json(
         "embed", *both, "--arch", "net.py:build", "net.py:build", "--name", "one", "two", "--source", "made"
     )
     assert [(e["backbone"], e["embedded"]) for e in done["embedded"]] == [("one", 8), ("two", 8)]
     assert [b["source"] for b in done["backbones"]] == ["made", "made"]
-    result = run("embed", *both, "--arch", "net.py:build")
+    shared = run_json("embed", *both, "--arch", "net.py:build", "--name", "one", "two", "--source", "made")
+    assert [e["embedded"] for e in shared["embedded"]] == [0, 0]
+    result = run("embed", *both, "--arch", "net.py:build", "--name", "one")
     assert result.exit_code == 2
-    assert "--arch: 1 given for 2 --ckpt; expected none, or one a checkpoint" in result.stderr
+    assert "--name: 1 given for 2 --ckpt; expected none, or one a checkpoint" in result.stderr
+    # A registered one needs no words; the other has its own.
+    assert run("backbones", "add", *OWN[1:], "--name", "known").exit_code == 0
+    mixed = ("--ckpt", "known", "net.pt", "--target", "small", "--arch", "-", "net.py:build", "--name", "-", "three")
+    done = run_json("embed", *mixed, "--mean", "0.5", "--std", "0.5")
+    assert [(e["backbone"], e["embedded"]) for e in done["embedded"]] == [("known", 4), ("three", 4)]

@@ -78,6 +78,14 @@ def test_verify_names_array_and_rows_and_repair_computes_exactly_those(embedded:
     assert {p.name for p in after if after[p] != before[p]} == {"c.1.0", "c.3.0"}
     assert "sound: nothing to repair" in run("store", "repair").stderr
 
+    # Code that was named when the backbone was registered under this name need not be named again.
+    assert run("backbones", "add", *OWN[1:], "--name", "net").exit_code == 0
+    for words in ((), ("--ckpt", "net")):
+        flip(embedded / "c.2.0")
+        registered = run_json("store", "repair", "net", "big", "--yes", *words)
+        assert [e["embedded"] for e in registered["embedded"]] == [2]
+    assert run_json("store", "digest")["digest"] == digest
+
 
 def test_a_damaged_table_comes_back_from_the_register(embedded: Path) -> None:
     column = embedded.parents[1] / "labels/c/0"

@@ -25,9 +25,10 @@ from fastxfer.images import load_image
 from fastxfer.targets import Target, add_target
 from fastxfer.training import Batches, Images, Normaliser, Trainer, loss_sum, rows_of_step
 from pretrain.augment import train_transform
+from pretrain.catalogue import read_recipe
 from pretrain.checkpoint import read_checkpoint, write_checkpoint
 from pretrain.loop import DivergedError, pretrain
-from pretrain.recipe import Recipe, read_recipe
+from pretrain.recipe import Recipe
 from pretrain.schedule import Schedule
 from pretrain.source import open_source
 

@@ -79,6 +79,8 @@ def test_rows_are_taken_as_numpy_takes_them(tmp_path: Path) -> None:
         slice(None, None, 3),
         slice(100, 20, -1),
         [4, 4, 149],
+        np.array([149, 0, 31, 31]),
+        np.array([5, -1, -150]),
         mask,
         np.array([], int),
         slice(9, 9),
@@ -86,8 +88,9 @@ def test_rows_are_taken_as_numpy_takes_them(tmp_path: Path) -> None:
         np.testing.assert_array_equal(rows[some], x[some])
     np.testing.assert_array_equal(np.asarray(rows), x)
     assert np.asarray(rows, np.float64).dtype == np.float64
-    with pytest.raises(IndexError):
-        rows[[150]]
+    for beyond in ([150], np.array([3, 150]), np.array([-151])):
+        with pytest.raises(IndexError):
+            rows[beyond]
     with pytest.raises(ValueError, match="copy"):
         np.array(rows, copy=False)
 

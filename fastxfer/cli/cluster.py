@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +18,12 @@ from fastxfer.errors import UsageError, nearest
 
 # What `--slurm` understands besides the parameters of submitit's executor.
 OURS = {"cluster": "slurm", "folder": "fastxfer-jobs"}
+# Which values are numbers; all others are words, an account "0012" too.
+NUMBERS: dict[str, Callable[[str], Any]] = {
+    **dict.fromkeys(("nodes", "tasks_per_node", "ntasks_per_node", "gpus_per_node", "gpus_per_task"), int),
+    **dict.fromkeys(("cpus_per_task", "cpus_per_gpu", "time", "timeout_min", "signal_delay_s"), int),
+    "mem_gb": float,
+}
 # submitit's own default are five minutes.
 MINUTES = 24 * 60
 # How often a job is put back into the queue at its time limit; pre-emption does not count.
@@ -68,6 +75,8 @@ def slurm_options(*again: str) -> Callable[[F], F]:
         @click.option("--slurm-show", is_flag=True, help="Print the sbatch file of --slurm and submit nothing.")
         @functools.wraps(command)
         def or_submit(*args: Any, slurm: tuple[str, ...], slurm_show: bool, **options: Any) -> Any:
+            if options.get("dry_run"):  # costs nothing here; the shape of the job is all it wants of SLURM
+                return command(*args, **options, tasks=tasks_of(slurm))
             if slurm:
                 words = tuple(without_slurm(click.get_current_context().meta[WORDS]))
                 return submit(CommandLine(words, again), slurm, show=slurm_show, as_json=options.get("as_json", False))
@@ -111,6 +120,15 @@ def submit(command: CommandLine, given: Sequence[str], *, show: bool, as_json: b
     click.echo(f"submitted job {job.job_id}, {job.num_tasks} tasks: {line}\nits first task's words: {log}")
 
 
+def tasks_of(given: Sequence[str]) -> int:
+    """How many tasks a job of these `--slurm` words would have; 0 = there are no words."""
+    parameters = _parse(given)
+    counts = [parameters.get(key, 1) for key in ("nodes", "tasks_per_node")]
+    if not all(isinstance(count, int) and count > 0 for count in counts):
+        raise UsageError(f"--slurm {' '.join(given)}: nodes and tasks_per_node must be whole numbers above 0")
+    return math.prod(counts) if given else 0
+
+
 def _parse(given: Sequence[str]) -> dict[str, Any]:
     """``["nodes=4", "partition=gpu"]`` -> ``{"nodes": 4, "partition": "gpu"}``"""
     parameters: dict[str, Any] = {}
@@ -118,8 +136,10 @@ def _parse(given: Sequence[str]) -> dict[str, Any]:
         key, sign, value = word.partition("=")
         if not sign or not key.isidentifier() or not value:
             raise UsageError(f"--slurm {word}: expected key=value, such as nodes=4")
-        number = value.removeprefix("-").replace(".", "", 1).isdecimal()
-        parameters[key] = (float(value) if "." in value else int(value)) if number else value
+        try:
+            parameters[key] = NUMBERS[key](value) if key in NUMBERS else value
+        except ValueError:
+            raise UsageError(f"--slurm {word}: expected a number, such as {key}=4") from None
     return parameters
 
 

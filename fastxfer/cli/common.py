@@ -35,7 +35,7 @@ class ManyValues(click.Command):
         current: str | None = None
         first = False
         for word in args:
-            if word.startswith("-") and not _is_number(word):
+            if word.startswith("-") and word != "-" and not _is_number(word):
                 current, first = (word, True) if word in repeatable else (None, False)
                 spread.append(word)
             elif current is not None and not first:

@@ -15,13 +15,13 @@ from fastxfer.errors import UsageError
 from fastxfer.progress import say
 
 
-def parse_arch_args(words: tuple[str, ...]) -> dict[str, Any]:
+def parse_arch_args(words: tuple[str, ...], option: str = "--arch-arg") -> dict[str, Any]:
     """``("pad_type=same", "depth=3")`` -> ``{"pad_type": "same", "depth": 3}``; what is no Python literal is a word."""
     found = {}
     for word in words:
         key, sign, value = word.partition("=")
         if not sign or not key.isidentifier():
-            raise UsageError(f"--arch-arg {word}: expected name=value, such as pad_type=same")
+            raise UsageError(f"{option} {word}: expected name=value, such as pad_type=same")
         try:
             found[key] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
@@ -101,10 +101,17 @@ def parse_preprocessing(input_size: str | None, mean: str | None, std: str | Non
     }
 
 
-def _one_each(option: str, given: tuple[str, ...], ckpts: tuple[str, ...]) -> tuple[str | None, ...]:
+def _one_each(option: str, given: tuple[str, ...], ckpts: tuple[str, ...], shared: bool) -> tuple[str | None, ...]:
+    """What each checkpoint is given: nothing, the one that is `shared`, or its own, where ``-`` is nothing."""
+    if shared and len(given) == 1:
+        given *= len(ckpts)
     if given and len(given) != len(ckpts):
-        raise UsageError(f"{option}: {len(given)} given for {len(ckpts)} --ckpt; expected none, or one a checkpoint")
-    return given or (None,) * len(ckpts)
+        expected = "none, one for all" if shared else "none"
+        raise UsageError(
+            f"{option}: {len(given)} given for {len(ckpts)} --ckpt; expected {expected}, or one a checkpoint (- for those "
+            "that need none)"
+        )
+    return tuple(None if word == "-" else word for word in given) or (None,) * len(ckpts)
 
 
 @click.command(cls=ManyValues)
@@ -121,7 +128,7 @@ def _one_each(option: str, given: tuple[str, ...], ckpts: tuple[str, ...]) -> tu
     "archs",
     multiple=True,
     metavar="NAME…",
-    help="timm name, torchvision:NAME, xrv:NAME or FILE.py:function, one a --ckpt [default: guessed if the file tells].",
+    help="timm name, torchvision:NAME, xrv:NAME or FILE.py:function, one for all or one a --ckpt, - for those that say it themselves [default: guessed if the file tells].",
 )
 @click.option("--arch-arg", "arch_args", multiple=True, metavar="K=V…", help="Keyword arguments of the architecture.")
 @click.option(
@@ -232,9 +239,9 @@ def embed(
     """
     keywords = parse_arch_args(arch_args)
     of_each = [
-        _one_each("--arch", archs, ckpts),
-        _one_each("--name", names, ckpts),
-        _one_each("--source", sources * len(ckpts) if len(sources) == 1 else sources, ckpts),
+        _one_each("--arch", archs, ckpts, shared=True),
+        _one_each("--name", names, ckpts, shared=False),
+        _one_each("--source", sources, ckpts, shared=True),
     ]
     points = parse_points(pool, layer)
     preprocessing = parse_preprocessing(**words)

@@ -145,10 +145,14 @@ def repair(
             if no_embed:
                 raise UsageError("--no-embed")
             from fastxfer.embed import embed_again
+            from fastxfer.registered import files_of, find_registered
             from fastxfer.targets import load_target
 
             store = EmbeddingStore.open(store_path, mode="a")
-            embedded.append(embed_again(store, name, load_target(on, data_root), ckpt=ckpt, arch=arch).as_dict())
+            # A backbone that is registered under its name in the store needs no words.
+            word = ckpt or (name if find_registered(name, data_root) else None)
+            file, code = files_of(word, data_root, arch) if word else (None, arch)
+            embedded.append(embed_again(store, name, load_target(on, data_root), ckpt=file, arch=code).as_dict())
         except FastxferError as error:
             refused.append({"backbone": name, "target": on, "rows": n, "why": str(error)})
             say(f"{name} on {on}: {n:,} rows are to be computed by the same `fastxfer embed` again ({error})")

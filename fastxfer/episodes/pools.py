@@ -85,7 +85,7 @@ class Pools:
         h.update(json.dumps([GENERATOR, spec.identity(), seed], sort_keys=True).encode())
         for pool in (self.support, self.query):
             h.update(pool.start.tobytes())
-            h.update("\0".join(target.image_id[pool.rows].tolist()).encode())
+            h.update(target.text("image_id", pool.rows)[:-1])  # zero bytes between ids, none behind the last
         return h.hexdigest()[:16]
 
 
@@ -110,10 +110,10 @@ def _pool(target: Target, spec: EpisodeSpec, eligible: Flags) -> Pool:
         answers = np.stack([labels > 0.5, labels <= 0.5], axis=2).reshape(len(rows), -1)  # NaN is neither
         stream, at = np.nonzero(answers.T)
         return Pool(rows[at], _starts(np.bincount(stream, minlength=answers.shape[1])))
-    label = target.exactly_one()
     rows = np.flatnonzero(eligible)
-    rows = rows[np.argsort(label[rows], kind="stable")]
-    return Pool(rows, _starts(np.bincount(label[rows], minlength=len(target.class_names))))
+    label = target.exactly_one()[rows].astype(np.min_scalar_type(len(target.class_names)))
+    order = np.argsort(label, kind="stable")  # of small integers by counting, in a tenth of the time
+    return Pool(rows[order], _starts(np.bincount(label, minlength=len(target.class_names))))
 
 
 def _starts(counts: Ints) -> Ints:

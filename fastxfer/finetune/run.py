@@ -137,7 +137,7 @@ def train(
     curve:      CSV to write: step, lr, loss, and what was measured on the way
     stop:       asked after each step with the number of images that this call has trained on; True = pause here
 
-    SIGTERM, SIGUSR1 and Ctrl-C finish the step, write the checkpoint and raise KeyboardInterrupt.
+    A signal to stop (`fastxfer.stopping`) finishes the step, writes the checkpoint and raises KeyboardInterrupt.
     """
     device = device_of(machine.device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -217,17 +217,15 @@ class _Training:
             f"on {self.device}" + (f", from step {state.step:,}" if state.step else "")
         )
         paused, before = False, state.cost.images
-        if state.step < last:
-            with stop_signals() as stopped:
-                paused = self._steps(last, stop, stopped)
-                if stopped():
+        with stop_signals() as signals:
+            while state.step < last and not paused:
+                paused = self._steps(last, stop, signals.asked)
+                if signals.asked():
                     self._save()
-                    kept = "its checkpoint is kept: the same command goes on from there"
-                    say(
-                        f"stopped {self.run.title} at step {state.step:,} of {settings.schedule.steps:,}"
-                        + (f"; {kept}" if self.checkpoint else "")
-                    )
-                    raise KeyboardInterrupt
+                    kept = "; its checkpoint is kept: the same command goes on from there" if self.checkpoint else ""
+                    say(f"stopped {self.run.title} at step {state.step:,} of {settings.schedule.steps:,}{kept}")
+                    signals.answer()  # KeyboardInterrupt, unless somebody has handled it
+                    paused = False
         finished = not paused and state.step == settings.schedule.steps
         rows = None
         if finished:

@@ -14,7 +14,7 @@ import os
 import tarfile
 import threading
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -72,9 +72,43 @@ def read_member(file: str, address: str) -> NDArray[Any] | bytes:
     raise DataError(f"{file}: has {first:,} rows, there is no number {row:,}")
 
 
-def tar_index(file: str | os.PathLike[str]) -> dict[str, tuple[int, int]]:
-    """Files in an uncompressed archive: name -> (offset, bytes). `DataError` where it is damaged."""
-    index: dict[str, tuple[int, int]] = _kept(_index, os.fspath(file))
+class TarIndex(Mapping[str, tuple[int, int]]):
+    """Files in an uncompressed archive: name -> (offset, bytes), in arrays: a quarter of a dict's memory.
+
+    Of an archive with millions of files, or of thousands of archives, it can be kept, and shared with forked processes.
+    """
+
+    def __init__(self, names: list[str], offsets: list[int], sizes: list[int]) -> None:
+        encoded = np.array([name.encode() for name in names], np.bytes_)
+        order = np.argsort(encoded, kind="stable")
+        # A name that comes twice is its last file, as tar has it.
+        last = np.ones(len(order), np.bool_)
+        last[:-1] = encoded[order[1:]] != encoded[order[:-1]]
+        order = order[last]
+        self._names = encoded[order]
+        self._places = np.array([offsets, sizes], np.int64).reshape(2, -1)[:, order]
+
+    def __getitem__(self, name: str) -> tuple[int, int]:
+        wanted = np.bytes_(name.encode())
+        i = int(np.searchsorted(self._names, wanted))
+        if i == len(self._names) or self._names[i] != wanted:
+            raise KeyError(name)
+        return int(self._places[0, i]), int(self._places[1, i])
+
+    def __iter__(self) -> Iterator[str]:
+        return (name.decode() for name in self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    @property
+    def nbytes(self) -> int:
+        return int(self._names.nbytes + self._places.nbytes)
+
+
+def tar_index(file: str | os.PathLike[str]) -> TarIndex:
+    """Index of an archive, read once while the archive stays as it is. `DataError` where it is damaged."""
+    index: TarIndex = _kept(_index, os.fspath(file))
     return index
 
 
@@ -127,13 +161,22 @@ def _kept(read: Callable[..., Any], file: str, *which: Any) -> Any:
         raise DataError(f"{file}: cannot be read: {error.strerror or error}") from error
 
 
-@lru_cache(maxsize=64)
-def _index(file: str, _time: int, _size: int) -> dict[str, tuple[int, int]]:
+# ImageNet-21k lies in 21,841 archives, or a few thousand shards, and a random order of its images touches all of them.
+@lru_cache(maxsize=1 << 16)
+def _index(file: str, _time: int, _size: int) -> TarIndex:
     try:
         with tarfile.open(file, "r:") as archive:
-            return {entry.name: (entry.offset_data, entry.size) for entry in archive if entry.isreg()}
+            entries = [(entry.name, entry.offset_data, entry.size) for entry in _entries(archive) if entry.isreg()]
     except (tarfile.TarError, EOFError, ValueError) as error:
         raise DataError(f"{file}: not a readable, uncompressed tar archive ({error})") from error
+    return TarIndex(*map(list, zip(*entries, strict=True))) if entries else TarIndex([], [], [])
+
+
+def _entries(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """Those of an archive, of which it remembers none."""
+    while (entry := archive.next()) is not None:
+        yield entry
+        archive.members = []  # type: ignore[attr-defined]  # its own list, which nobody asks for
 
 
 def _read_at(file: str, offset: int, size: int) -> bytes:

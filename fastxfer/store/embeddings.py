@@ -21,7 +21,6 @@ from fastxfer.store.layout import (
     FORMAT,
     NAME,
     array_path,
-    as_words,
     bad_rows,
     block_rows_for,
     check_backbone,
@@ -32,7 +31,7 @@ from fastxfer.store.layout import (
 )
 from fastxfer.store.locks import Team
 from fastxfer.store.rows import StoredRows
-from fastxfer.store.tables import read_column, read_table, write_table
+from fastxfer.store.tables import read_table, read_words, write_table
 from fastxfer.store.writing import Writer, create
 from fastxfer.targets.table import Target
 
@@ -158,9 +157,9 @@ class EmbeddingStore:
         absent = self._absent(name)
         if keep_bad or not len(absent):
             return whole
+        kept = whole.take(np.delete(np.arange(whole.n_images), absent))
         gone = len(absent) - len(bad_rows(attrs))
-        dropped = f"{self._left_out[name][1]}:{gone}" if gone else ""
-        return replace(whole.take(np.delete(np.arange(whole.n_images), absent)), dropped=dropped)
+        return replace(kept, dropped=f"{self._left_out[name][1]}:{gone}") if gone else kept
 
     def fingerprint(self, target: str) -> str:
         """That of the target's full table, as `add_target` was given it."""
@@ -192,7 +191,7 @@ class EmbeddingStore:
         bad = bad_rows(self.target_attributes(name))
         if name not in self._left_out:
             return bad
-        ids = as_words(read_column(self.path, self.backing, f"targets/{name}/image_id"))
+        ids = read_words(self.path, self.backing, f"targets/{name}/image_id").array
         return np.union1d(bad, np.flatnonzero(np.isin(ids, sorted(self._left_out[name][0]))))
 
     def embeddings(self, backbone: str, target: str) -> NDArray[Any]:

@@ -108,12 +108,6 @@ def damaged(
     return DataError(f"store '{store}': {what} is damaged ({(str(why) or 'no word why').splitlines()[0]}): {remedy}")
 
 
-def as_words(column: NDArray[Any]) -> NDArray[np.str_]:
-    width = int(np.strings.str_len(column).max(initial=1))
-    words: NDArray[np.str_] = column.astype(f"U{width}")  # NumPy doesn't find the width by itself
-    return words
-
-
 def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 

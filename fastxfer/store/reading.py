@@ -120,6 +120,7 @@ class _Map:
         # A row is one item of NumPy's; items may begin at every even address, as chunks have gaps between them.
         count = (len(self.region) - layout.row_bytes) // 2 + 1
         self.rows: NDArray[Any] = np.ndarray((count,), f"V{layout.row_bytes}", buffer=self.region, strides=(2,))
+        self.first: NDArray[np.uint8] = np.ndarray((count,), np.uint8, buffer=self.region, strides=(2,))
         self.mapped = np.zeros(layout.n_blocks, bool)
         chunk = np.arange(-(-layout.n_rows // layout.chunk_rows))
         self.checked = np.zeros(len(chunk), bool)
@@ -137,6 +138,8 @@ class _Map:
             self._touch(np.unique(chunks[~self.checked[chunks]]))
         items = rows * self.step
         items += self.base[chunks]
+        # One byte of every row first: the processor waits for all rows at once, where copying would wait for each in turn.
+        self.first[items]
         return self.rows[items].view(layout.dtype).reshape(len(rows), layout.dim)
 
     def _touch(self, chunks: NDArray[np.int64]) -> None:

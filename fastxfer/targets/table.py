@@ -59,13 +59,13 @@ class Target:
     pixels: Pixels = DEFAULT
 
     def __post_init__(self) -> None:
-        n = len(self.image_id)
+        n = self.n_images
         shape = (n, len(self.class_names)) if self.labels.ndim == 2 else (n,)
-        if self.labels.shape != shape or any(len(values) != n for values in (self.split, *self._about().values())):
+        if self.labels.shape != shape or any(len(values) != n for values in self._words().values()):
             raise ValueError(f"target '{self.name}': columns of different lengths for {n} images")
-        unknown = sorted(set(np.unique(self.split)) - set(SPLITS))
-        if unknown:
-            raise DataError(f"target '{self.name}': split '{unknown[0]}' is not one of {', '.join(SPLITS)}")
+        unknown = self.split[~np.isin(self.split, SPLITS)]
+        if len(unknown):
+            raise DataError(f"target '{self.name}': split '{min(unknown.tolist())}' is not one of {', '.join(SPLITS)}")
         self._check_unique()
 
     def _check_unique(self) -> None:
@@ -75,7 +75,7 @@ class Target:
 
     @property
     def n_images(self) -> int:
-        return len(self.image_id)
+        return len(self.labels)
 
     @property
     def multi_label(self) -> bool:
@@ -86,20 +86,21 @@ class Target:
         """SHA-256 of the whole table (not of the images): the same table, the same fingerprint, wherever it lies."""
         h = hashlib.sha256()
 
-        def column(values: Sequence[str] | NDArray[np.str_]) -> None:
-            cells = values.tolist() if isinstance(values, np.ndarray) else values
-            h.update("\0".join([*cells, "\1"]).encode())
+        def column(cells: memoryview | bytes) -> None:
+            h.update(cells)
+            h.update(b"\1")
 
-        column(self.class_names)
-        column(self.image_id)
-        column(self.split)
-        column(self.patient if self.patient is not None else ())
-        for name, values in self._about().items():
-            if name != "patient":  # later columns count where they are
-                column([name])
-                column(values)
+        known = self._words()
+        column(_utf8(self.class_names))
+        column(self.text("image_id"))
+        column(self.text("split"))
+        column(self.text("patient") if "patient" in known else b"")
+        for name in ABOUT:
+            if name in known and name != "patient":  # later columns count where they are
+                column(_utf8([name]))
+                column(self.text(name))
         for choice, value in self.pixels.as_dict().items():
-            column([choice, value])
+            column(_utf8([choice, value]))
         h.update(str(self.labels.shape).encode())
         h.update(np.ascontiguousarray(self.labels).tobytes())
         return h.hexdigest()
@@ -110,18 +111,18 @@ class Target:
 
     def take(self, rows: NDArray[np.int64]) -> Target:
         """The same target with these rows only, in this order."""
-        about: dict[str, Any] = {name: values[rows] for name, values in self._about().items()}
-        return replace(
-            self,
-            image_id=self.image_id[rows],
-            labels=self.labels[rows],
-            split=self.split[rows],
-            **about,
-        )
+        words: dict[str, Any] = {name: values[rows] for name, values in self._words().items()}
+        return replace(self, labels=self.labels[rows], **words)
 
-    def _about(self) -> dict[str, NDArray[np.str_]]:
-        """The columns that say more of the images, those that are known."""
-        return {name: values for name in ABOUT if (values := getattr(self, name)) is not None}
+    def text(self, column: str, rows: NDArray[np.int64] | None = None) -> memoryview:
+        """UTF-8 of a column's cells, of all rows or of some, a zero byte behind each."""
+        cells = getattr(self, column)
+        return memoryview(_utf8((cells if rows is None else cells[rows]).tolist()))
+
+    def _words(self) -> dict[str, Any]:
+        """The columns of words that are known, as they are kept: n_images each."""
+        kept = vars(self)
+        return {name: kept[name] for name in ("image_id", "split", *ABOUT) if kept[name] is not None}
 
     def exactly_one(self) -> NDArray[np.int64]:
         """(n_images,) class index of the images with exactly one positive label, −1 for all others.
@@ -132,3 +133,8 @@ class Target:
             return self.labels.astype(np.int64)
         positive = np.asarray(self.labels > 0.5)  # NaN is not
         return np.where(positive.sum(axis=1) == 1, positive.argmax(axis=1), -1).astype(np.int64)
+
+
+def _utf8(cells: Sequence[str]) -> bytes:
+    """The cells, a zero byte behind each."""
+    return "\0".join([*cells, ""]).encode()
