@@ -351,7 +351,8 @@ class _Training:
 
     def _write_curve(self, path: Path) -> None:
         measured = {m: [""] * self.state.step for m in ("split", *self.task.metrics)}
-        for score in self.state.scores:
+        # Of several splits at one step, the end, the one that was watched.
+        for score in sorted(self.state.scores, key=lambda score: score["split"] == self.settings.watched[0]):
             for name in measured:
                 measured[name][score["step"] - 1] = score[name] if name == "split" else f"{score[name]:.6g}"
         path.parent.mkdir(parents=True, exist_ok=True)
