@@ -348,3 +348,19 @@ def test_bad_options_are_errors_before_any_work(
     assert failed.exit_code in (1, 2)
     assert message in " ".join(failed.stderr.split())
     assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_frozen_norm_keeps_the_statistics_of_pre_training(frozen: bool, root: Path, digits: Target) -> None:
+    """Also after a look at validation, which puts the network into another mode and back."""
+    import timm
+
+    network = timm.create_model("resnet10t", num_classes=0)
+    torch.save(network.state_dict(), root / "resnet10t.pt")
+    run = full_run(root, digits, "resnet10t", frozen_norm=frozen, eval_every=2, steps=4, image_size=32)
+    train(run, Machine(), checkpoint=root / "c.pt", until=3)
+    after = torch.load(root / "c.pt", weights_only=True)["network"]
+    kept = [torch.equal(after[name], value) for name, value in network.state_dict().items() if "running_mean" in name]
+    assert len(kept) > 5
+    assert all(kept) == frozen
+    assert (";norm=frozen" in run.params) == frozen

@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+from torch import nn
 
 from fastxfer.backbones import Backbone, load_backbone
 from fastxfer.embed.forward import device_of
@@ -252,7 +253,7 @@ class _Training:
         begun, saved = state.step, time.monotonic()
         watched, every = settings.watched
         part = task.val if watched == "val" else task.scored[-1]
-        self.network.train()
+        self._train_mode()
         done, total = begun * settings.batch_size, last * settings.batch_size
         with progress(f"fine-tune {run.title}", total, "images", before=done) as advance:
             stream = iter(loader(batches, range(begun, last), machine.workers, self.device))
@@ -272,6 +273,7 @@ class _Training:
                 advance(len(taken))
                 if every and part is not None and state.step % every == 0 and state.step < schedule.steps:
                     self._watch(part)
+                    self._train_mode()
                 if stopped() or (state.step < last and stop((state.step - begun) * settings.batch_size)):
                     return True
                 late = time.monotonic() - saved > machine.save_seconds
@@ -279,6 +281,12 @@ class _Training:
                     self._save()
                     saved = time.monotonic()
         return False
+
+    def _train_mode(self) -> None:
+        self.network.train()
+        for module in self.network.modules() if self.settings.frozen_norm else ():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
 
     def _step(self, trainer: Trainer, *batch: Any) -> float:
         try:
