@@ -180,7 +180,7 @@ SELECTION = (
     "expected. Lines are 95 % intervals over images."
 )
 
-LEARNING = "Each run by the name of its table in the folder of `fastxfer finetune --curves`."
+LEARNING = "Each run by the name of its table in the folder that fastxfer finetune --curves has written."
 
 
 def _section(key: str, heading: str, content: Any) -> Markup:
