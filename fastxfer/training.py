@@ -23,19 +23,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from timm.utils.agc import adaptive_clip_grad
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset
 
+from fastxfer.clipping import clip_adaptively
 from fastxfer.errors import UsageError
 from fastxfer.images import DEFAULT, Pixels, load_image
 from fastxfer.progress import progress
 
 Transform = Callable[[Image.Image], Tensor]
-AGC_EPS = 1e-3  # Brock et al. (2021): a parameter at zero may still move
 
 
 @dataclass(frozen=True)
@@ -282,31 +280,6 @@ def head_of(network: nn.Module) -> nn.Module:
     if not isinstance(head, nn.Module):
         raise UsageError(f"{type(network).__name__}: networks with several heads cannot be trained here")
     return head
-
-
-def clip_adaptively(parameters: Sequence[nn.Parameter], factor: float) -> None:
-    """timm's adaptive gradient clipping; also of weights that lie in shares, whose rows are whole and whose vectors are not."""
-    vectors = [p for p in parameters if isinstance(p, DTensor) and p.ndim <= 1]
-    apart = {id(p) for p in vectors}
-    adaptive_clip_grad([_local(p) for p in parameters if id(p) not in apart], clip_factor=factor, eps=AGC_EPS)
-    if vectors:  # each one unit: its norm over all shares, of all vectors at once
-        here = [_local(p) for p in vectors]
-        gradients = [p.grad for p in here if p.grad is not None]
-        squares = torch.stack([v.square().sum() for v in (*here, *gradients)]).detach()
-        torch.distributed.all_reduce(squares)
-        of_weights, of_gradients = squares.sqrt().view(2, -1)
-        scales = of_weights.clamp(min=AGC_EPS) * factor / of_gradients.clamp(min=1e-6)
-        for gradient, scale in zip(gradients, scales.clamp(max=1.0), strict=True):
-            gradient.mul_(scale)
-
-
-def _local(p: nn.Parameter) -> nn.Parameter:
-    """A parameter whose data and gradient are this process's share of p's, the same memory."""
-    if not isinstance(p, DTensor):
-        return p
-    local = nn.Parameter(p.to_local().detach())
-    local.grad = p.grad.to_local() if isinstance(p.grad, DTensor) else None
-    return local
 
 
 def bare(network: nn.Module) -> nn.Module:

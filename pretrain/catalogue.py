@@ -101,7 +101,7 @@ def read_recipe(name: str | Path, *, source: str = "", size: str = "", variants:
                 f"{where} has no variant '{variant}'.{nearest(variant, known)} It has: {', '.join(known) or 'none'}"
             )
     if size and size not in sizes and size not in ARCHITECTURES:
-        _check_architecture(size, [*sizes, *ARCHITECTURES], where)
+        _check_architecture(size, [*{**sizes, **ARCHITECTURES}], where)
     asked = {"sources": [source], "sizes": [size], "variants": variants}
     values = _laid_out(tables, asked)
     if size:

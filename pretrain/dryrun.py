@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import weakref
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +15,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import flop_registry
 
 from fastxfer.errors import UsageError, nearest
 from fastxfer.training import loss_sum
@@ -98,12 +97,12 @@ def dry_run(recipe: Recipe, images: int, num_classes: int, multi_label: bool, ma
 
 
 def _one_step(recipe: Recipe, num_classes: int, multi_label: bool, n: int, more: bool) -> dict[str, Any]:
-    """Two steps of n images on tensors without memory, the second counted; more: it has more than one micro-batch."""
+    """A step of n images on tensors without memory; more: of n images twice, since gradients are there by then."""
     with torch.device("meta"):
         network = create_network(recipe, num_classes).train()
     with FakeTensorMode(allow_non_fake_inputs=True):
-        alive = _Alive()
-        with alive:
+        meter = _Meter()
+        with meter:
             network.to_empty(device="cpu")  # where autocast knows what becomes 16 bits, which it doesn't on "meta"
             size = preprocessing(recipe, network.pretrained_cfg)["input_size"][1]  # type: ignore[arg-type]
             optimizer = torch.optim.SGD(
@@ -116,41 +115,47 @@ def _one_step(recipe: Recipe, num_classes: int, multi_label: bool, n: int, more:
             )
             images = torch.empty(n, 3, size, size)
             labels = torch.empty(n, num_classes) if multi_label else torch.empty(n, dtype=torch.int64)
+            if recipe.momentum:  # there from the second step on
+                for p in network.parameters():
+                    optimizer.state[p]["momentum_buffer"] = torch.empty_like(p)
             dtype = AUTOCAST[recipe.precision]
             autocast = torch.autocast("cpu", dtype, enabled=dtype is not None)
-            for measured in (False, True):
-                alive.peak = alive.now
-                optimizer.zero_grad(set_to_none=True)
-                for _ in range(1 + more):
-                    counter = FlopCounterMode(display=False)
-                    with counter if measured else nullcontext():
-                        with autocast:
-                            logits = network(images)
-                        forward = counter.get_total_flops()
-                        loss_sum(logits.float(), labels)[0].backward()
-                optimizer.step()
+            for _ in range(1 + more):
+                meter.flops = 0
+                with autocast:
+                    logits = network(images)
+                forward = meter.flops
+                loss_sum(logits.float(), labels)[0].backward()
+            optimizer.step()
     return {
         "parameters": sum(p.numel() for p in network.parameters()),
         "dim": int(network.num_features),  # type: ignore[arg-type]
         "size": size,
         "flops_forward": forward / n,
-        "flops_step": counter.get_total_flops() / n,
-        "peak": alive.peak,
+        "flops_step": meter.flops / n,
+        "peak": meter.peak,
     }
 
 
-class _Alive(TorchDispatchMode):
-    """Bytes of the tensors that were made in it and are still there."""
+class _Meter(TorchDispatchMode):
+    """Bytes of the tensors that were made in it and are still there; FLOPs of convolutions and products.
+
+    torch's own `FlopCounterMode` has hooks that keep alive what activation checkpointing would have let go.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.now = self.peak = 0
+        self.now = self.peak = self.flops = 0
         self._known: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return tree_map_only(torch.Tensor, self._count, func(*args, **(kwargs or {})))
+        result = func(*args, **(kwargs or {}))
+        count = flop_registry.get(func._overloadpacket)
+        if count is not None:
+            self.flops += count(*args, **(kwargs or {}), out_val=result)
+        return tree_map_only(torch.Tensor, self._weigh, result)
 
-    def _count(self, tensor: torch.Tensor) -> torch.Tensor:
+    def _weigh(self, tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         if storage._cdata not in self._known:
             self._known.add(storage._cdata)
