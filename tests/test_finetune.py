@@ -313,6 +313,16 @@ def test_plan_runs_once(run: Callable[..., Result], studied: Path) -> None:
     assert run("--plan", str(studied / "plan.json"), "--preset", "paper", "--only", "1").exit_code == 0
 
 
+def test_plan_within_a_budget(run: Callable[..., Result], studied: Path) -> None:
+    words = ("--plan", str(studied / "plan.json"), "--json")
+    small = run(*words, "--budget", "15 images")
+    assert small.exit_code == 2
+    assert "--budget '15 images' is too small for anything: the smallest of 2 runs takes 16 images" in small.stderr
+    states = [json.loads(run(*words, "--budget", "1 run").stdout)["runs"] for _ in range(2)]
+    assert [[r["state"] for r in runs] for runs in states] == [["done", "left"], ["already there", "done"]]
+    assert states[0][0]["images"] == 16
+
+
 def test_interrupt_keeps_what_was_finished(
     run: Callable[..., Result], studied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

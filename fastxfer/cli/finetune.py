@@ -86,6 +86,7 @@ if TYPE_CHECKING:
 @click.option(
     "--head-l2", type=float, help="Penalty of --head probe [default: what the full probe chose; few-shot 1/m]."
 )
+@click.option("--frozen-norm", is_flag=True, help="Batch norm keeps the statistics of pre-training.")
 @click.option(
     "--eval-every",
     type=click.IntRange(min=0),
@@ -124,7 +125,7 @@ def finetune(
     shots: tuple[int, ...], ways: int | Literal["all"] | None, queries: int | Literal["all"] | None, episodes: int | None,
     labels: str, query_prior: str, imbalance: float | None, fewer_queries: bool, drop_scarce: bool, steps: int | None,
     batch_size: int | None, image_size: int | None, base_lr: float | None, hflip: float, augment: str | None,
-    oversample: bool | None, head: str | None, head_l2: float | None, eval_every: int | None, budget_words: str | None,
+    oversample: bool | None, head: str | None, head_l2: float | None, eval_every: int | None, frozen_norm: bool, budget_words: str | None,
     halving: bool, micro_batch: int | None, checkpoint_every: int | None, curves: Path | None, workers: int, device: str,
     store_path: str, results: str | None, drop_leaks: str | None, data_root: Path, seed: int, as_json: bool,
 ) -> None:  # fmt: skip
@@ -185,6 +186,7 @@ def finetune(
         "head_l2": head_l2,
         "augment": augment,
         "eval_every": eval_every,
+        "frozen_norm": frozen_norm,
     }
     if plan_file is not None:
         from fastxfer.plans import read_plan
@@ -195,6 +197,7 @@ def finetune(
         entries = [entry for entry in entries if not only or entry.number in only]
     kept = ResultStore.open(results or results_path(store_path))
 
+    from fastxfer.embed import team_of_environment
     from fastxfer.finetune import Machine, Study, prepare, prepare_checkpoint, run_all
 
     study = Study(
@@ -236,6 +239,9 @@ def finetune(
             "versions": versions(),
         }
     )
+    team = team_of_environment()
+    if team is not None and team.rank > 0:
+        return  # one table, one document; of what others have done the results tell
     if as_json:
         emit_json({"results": str(kept.path), "leaks": leaks.said, "runs": outcomes})
         return
