@@ -340,13 +340,22 @@ def test_interrupt_keeps_what_was_finished(
     assert [r["state"] for r in after["runs"]] == ["already there", "done"]
 
 
-def test_checkpoint_by_name(run: Callable[..., Result], bit: str, studied: Path) -> None:
+def test_checkpoint_by_name(run: Callable[..., Result], bit: str, studied: Path, world: Path) -> None:
     done = run("--ckpt", bit, "--target", "digits")
     assert done.exit_code == 0, done.stderr
     assert "accuracy" in done.stdout
     rows = ResultStore.open(studied / "store-results").read()
     assert set(rows["backbone"]) == {"bit"}
     assert set(rows["source"]) == {"untrained"}
+    words = ["backbones", "add", bit, "--name", "known", "--source", "elsewhere", "--data-root", str(world)]
+    added = CliRunner().invoke(main, words, prog_name="fastxfer")
+    assert added.exit_code == 0, added.stderr
+    registered = run("--ckpt", "known", "--target", "digits")
+    assert registered.exit_code == 0, registered.stderr
+    rows = ResultStore.open(studied / "store-results").read()
+    both = rows[rows["metric"] == "accuracy"].set_index("backbone")
+    assert both.loc["known", "source"] == "elsewhere"
+    assert both.loc["known", "value"] == both.loc["bit", "value"]
 
 
 @pytest.fixture

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 @click.command(cls=ManyValues)
 @click.option("--plan", "plan_file", type=click.Path(path_type=Path), help="Plan that `fastxfer select` wrote.")
 @click.option("--only", type=click.IntRange(min=1), multiple=True, help="Only these entries of the plan (1, 2, …).")
-@click.option("--ckpt", help="Checkpoint or timm name, instead of a plan.")
+@click.option("--ckpt", help="Checkpoint, registered name or timm name, instead of a plan.")
 @click.option("--arch", help="timm architecture of --ckpt, where it doesn't say.")
 @click.option("--arch-arg", "arch_arg", multiple=True, help="Keyword argument of --arch: KEY=VALUE.")
 @click.option("--name", help="What the results call the backbone of --ckpt.")
@@ -213,6 +213,7 @@ def finetune(
     else:
         assert ckpt is not None
         from fastxfer.cli.embed import parse_arch_args
+        from fastxfer.registered import find_registered
         from fastxfer.targets import load_target
         from fastxfer.targets.findings import without_leaks
 
@@ -223,6 +224,11 @@ def finetune(
         dropped = {target.name: target.dropped for target in tested}
         leaks = Leaks(dropped, data_root, drop_leaks, lambda name: whole[name].fingerprint)
         arch_args = parse_arch_args(arch_arg)
+        registered = find_registered(ckpt, data_root)
+        if registered is not None:
+            known = registered.options({"arch": arch, "arch_args": arch_args, "source": source})
+            ckpt, name = registered.ckpt, name or registered.name
+            arch, arch_args, source = known["arch"], known["arch_args"], known["source"]
         runs = prepare_checkpoint(ckpt, tested, study, arch=arch, arch_args=arch_args, name=name, source=source)
 
     machine = Machine(micro_batch=micro_batch, workers=workers, device=device, save_steps=checkpoint_every or 0)
