@@ -60,11 +60,23 @@ def parse_budget(text: str) -> Budget:
 
 
 class Ledger:
-    """What the processes of a job have spent together; in a file where they are several (path), else in memory."""
+    """What the processes of a job have spent together; in a file where they are several (path), else in memory.
+
+    A job may have the name of an earlier one (torchrun's usually has): who comes while no other lives opens new books.
+    """
 
     def __init__(self, path: Path | None = None) -> None:
         self.path = path
         self._own: dict[str, float] = {}
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._alive = open(path.with_name(f"{path.name}.alive"), "a")  # noqa: SIM115  locked as long as this process lives
+            try:
+                fcntl.flock(self._alive, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.write_text("")
+            except BlockingIOError:
+                pass
+            fcntl.flock(self._alive, fcntl.LOCK_SH)
 
     def add(self, **amounts: float) -> dict[str, float]:
         """Add to each kind; return all sums. The processes do so one after another."""
@@ -72,7 +84,6 @@ class Ledger:
             for kind, amount in amounts.items():
                 self._own[kind] = self._own.get(kind, 0.0) + amount
             return dict(self._own)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         with open(self.path, "a+", encoding="utf-8") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             if amounts:

@@ -123,6 +123,7 @@ class Settings:
     augment:      "crop" (random crop, flip), "xray" (the paper's for PadChest) or "timm" (RandAugment, random resized crop)
     replacement:  train images are drawn with replacement
     watched:      the split that is scored on the way and every how many steps; 0 = never
+    frozen_norm:  batch norm keeps the statistics of pre-training
     """
 
     preset: str
@@ -139,6 +140,7 @@ class Settings:
     normalise: str = "half"
     replacement: bool = False
     watched: tuple[str, int] = ("val", 0)
+    frozen_norm: bool = False
 
     @property
     def images(self) -> int:
@@ -165,6 +167,8 @@ class Settings:
             parts["head_l2"] = f"{self.head_l2:g}"
         if self.augment != _augmentation(rule):
             parts["augment"] = self.augment
+        if self.frozen_norm:
+            parts["norm"] = "frozen"
         if self.watched[0] == "test" and self.watched[1]:
             parts["watched"] = f"test/{self.watched[1]}"
         return ";".join(f"{key}={value}" for key, value in parts.items())
@@ -185,6 +189,7 @@ def settle(
     head_l2: float | None = None,
     augment: str | None = None,
     eval_every: int | None = None,
+    frozen_norm: bool = False,
 ) -> Settings:
     """The preset's rules applied to a target; whatever is given overrides them.
 
@@ -250,6 +255,7 @@ def settle(
         "half" if xray else rule.normalise,
         replacement=parts is not None and n < batch_size // parts,
         watched=(split, usual if eval_every is None else eval_every),
+        frozen_norm=frozen_norm,
     )
 
 

@@ -11,11 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from scipy import stats
 
+from fastxfer.budgets import FINETUNE, Rates, finished
 from fastxfer.errors import DataError, UsageError
 from fastxfer.files import write_whole
 from fastxfer.plans import CRITERIA, PLAN_VERSION, PlanEntry
 from fastxfer.results import NO_EPISODE
+
+FINETUNED = "finetuned"  # in what is expected of a choice: what its fine-tuning has given
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,9 @@ def select(
     checkpoints  (backbone, target) -> attributes of its embeddings, for the plan to say what to load
 
     A rival is worth a run where its interval reaches above the chosen one's value: the probe could not tell them apart.
+
+    What earlier fine-tunings have shown is used: a choice that was fine-tuned already keeps its place, says so, and takes
+    nothing from the budget; what the others may gain over their probe, and what they will cost, is what was seen so far.
     """
     if budget < 1:
         raise UsageError(f"the budget must be at least 1 fine-tuning, got {budget}")
@@ -75,6 +82,7 @@ def select(
     if val.empty:
         raise DataError("the results hold no validation rows of full probes to choose from: run `fastxfer probe` first")
 
+    past = _Past.of(rows)
     wanted: list[tuple[int, float, PlanEntry]] = []
     rejected: list[PlanEntry] = []
     for target, group in val.groupby("target", observed=True):
@@ -98,18 +106,25 @@ def select(
                 reason = f"not told apart from the best by validation ({100 * behind:.1f} points behind, {why})"
             else:
                 reason = f"{100 * behind:.1f} points behind the best on validation, beyond its own interval"
-            choice = _choice(row, str(target), metric, reason, checkpoints or {})
+            choice = past.told(_choice(row, str(target), metric, reason, checkpoints or {}))
             if rank < top or near:
                 wanted.append((rank, behind, choice))
             else:
                 rejected.append(choice)
     wanted.sort(key=lambda item: (item[0] >= top, item[1], item[0], item[2].target, item[2].backbone))
-    over = [replace(c, reason=f"{c.reason}; left out: the budget of {budget} is spent") for _, _, c in wanted[budget:]]
+    entries, over, left = [], [], budget
+    for _, _, choice in wanted:
+        new = FINETUNED not in choice.expected
+        if left or not new:
+            entries.append(choice)
+            left -= new
+        else:
+            over.append(replace(choice, reason=f"{choice.reason}; left out: the budget of {budget} is spent"))
     return Plan(
         store=store,
         policy=f"top-{top} per target by the full probe on validation, then near-ties",
         budget=budget,
-        entries=[choice for _, _, choice in wanted[:budget]],
+        entries=entries,
         rejected=over + rejected,
     )
 
@@ -135,3 +150,51 @@ def _choice(
         architecture=str(attributes.get("architecture", "")),
         arch_args=dict(attributes.get("arch_args", {})),
     )
+
+
+@dataclass(frozen=True)
+class _Past:
+    """What fine-tunings on whole train splits have shown on validation, and cost.
+
+    tuned: (backbone, target, metric) -> the best value on val;  gains: a line each: target, metric, tuned less probed
+    """
+
+    tuned: dict[tuple[str, str, str], float]
+    gains: pd.DataFrame
+    rates: Rates
+
+    @classmethod
+    def of(cls, rows: pd.DataFrame) -> _Past:
+        val = rows[(rows["split"] == "val") & (rows["shots"] == "full") & rows["value"].notna()]
+        val = val.astype(dict.fromkeys(("backbone", "target", "metric", "params", "probe"), str))
+        key = ["backbone", "target", "metric"]
+        done = finished(val).groupby(key)["value"].max()
+        probed = val[val["probe"] != FINETUNE].groupby(key)["value"].max()
+        both = done.index.intersection(probed.index)
+        gains = (done[both] - probed[both]).rename("gain").reset_index()
+        return cls({key: float(v) for key, v in done.items()}, gains, Rates.of(rows))
+
+    def told(self, choice: PlanEntry) -> PlanEntry:
+        """The choice with what is known of it: fine-tuned already, gain to be expected with its interval, seconds."""
+        expected = dict(choice.expected)
+        value = self.tuned.get((choice.backbone, choice.target, expected["metric"]))
+        if value is not None:
+            reason = f"{choice.reason}; fine-tuned already: {100 * value:.1f} on validation"
+            return replace(choice, reason=reason, expected=expected | {FINETUNED: value}, estimated_seconds=0.0)
+        alike = self.gains[self.gains["metric"] == expected["metric"]]
+        here = alike[alike["target"] == choice.target]
+        seen = (here if len(here) else alike)["gain"].to_numpy()
+        if len(seen):
+            # The t interval of one more gain; without two to compare there is none.
+            half = (
+                stats.t.ppf(0.975, len(seen) - 1) * seen.std(ddof=1) * math.sqrt(1 + 1 / len(seen))
+                if len(seen) > 1
+                else None
+            )
+            expected["gain"] = float(seen.mean())
+            expected["gain_low"], expected["gain_high"] = (
+                (None, None) if half is None else (float(seen.mean() - half), float(seen.mean() + half))
+            )
+            expected["gain_from"] = len(seen)
+        seconds = self.rates.seconds_of(choice.backbone, choice.target)
+        return replace(choice, expected=expected, estimated_seconds=seconds)

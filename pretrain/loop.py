@@ -17,6 +17,7 @@ from fastxfer import __version__, metrics
 from fastxfer.embed.ranks import cores_here
 from fastxfer.errors import DataError, UsageError
 from fastxfer.progress import progress, say
+from fastxfer.stopping import stop_signals
 from fastxfer.targets.table import Target
 from fastxfer.training import (
     Batches,
@@ -39,7 +40,6 @@ from pretrain.recipe import Recipe
 from pretrain.schedule import schedule_of
 from pretrain.source import Source, head_size, open_source, read_archives
 from pretrain.state import State, create_network
-from pretrain.stopping import stop_signals
 
 UNTRAINED = "untrained"
 

@@ -313,6 +313,16 @@ def test_plan_runs_once(run: Callable[..., Result], studied: Path) -> None:
     assert run("--plan", str(studied / "plan.json"), "--preset", "paper", "--only", "1").exit_code == 0
 
 
+def test_plan_within_a_budget(run: Callable[..., Result], studied: Path) -> None:
+    words = ("--plan", str(studied / "plan.json"), "--json")
+    small = run(*words, "--budget", "15 images")
+    assert small.exit_code == 2
+    assert "--budget '15 images' is too small for anything: the smallest of 2 runs takes 16 images" in small.stderr
+    states = [json.loads(run(*words, "--budget", "1 run").stdout)["runs"] for _ in range(2)]
+    assert [[r["state"] for r in runs] for runs in states] == [["done", "left"], ["already there", "done"]]
+    assert states[0][0]["images"] == 16
+
+
 def test_interrupt_keeps_what_was_finished(
     run: Callable[..., Result], studied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -330,13 +340,22 @@ def test_interrupt_keeps_what_was_finished(
     assert [r["state"] for r in after["runs"]] == ["already there", "done"]
 
 
-def test_checkpoint_by_name(run: Callable[..., Result], bit: str, studied: Path) -> None:
+def test_checkpoint_by_name(run: Callable[..., Result], bit: str, studied: Path, world: Path) -> None:
     done = run("--ckpt", bit, "--target", "digits")
     assert done.exit_code == 0, done.stderr
     assert "accuracy" in done.stdout
     rows = ResultStore.open(studied / "store-results").read()
     assert set(rows["backbone"]) == {"bit"}
     assert set(rows["source"]) == {"untrained"}
+    words = ["backbones", "add", bit, "--name", "known", "--source", "elsewhere", "--data-root", str(world)]
+    added = CliRunner().invoke(main, words, prog_name="fastxfer")
+    assert added.exit_code == 0, added.stderr
+    registered = run("--ckpt", "known", "--target", "digits")
+    assert registered.exit_code == 0, registered.stderr
+    rows = ResultStore.open(studied / "store-results").read()
+    both = rows[rows["metric"] == "accuracy"].set_index("backbone")
+    assert both.loc["known", "source"] == "elsewhere"
+    assert both.loc["known", "value"] == both.loc["bit", "value"]
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from pretrain.checkpoint import read_checkpoint
 from pretrain.ranks import check_shares
 from pretrain.recipe import Recipe
 from pretrain.source import open_source
-from tests.together import photos, run, told
+from tests.together import clip_in_shares, free_port, photos, run, server, told
 
 # Batches of 10 images: a share is 5 images, or 2 and 3 of four processes; micro-batches of 2 inside. A smooth activation: at
 # the corner of a ReLU the last bit of a sum would decide over a whole gradient, and runs would part for no reason.
@@ -140,3 +140,16 @@ def test_more_processes_than_shards_is_an_error() -> None:
     check_shares(Group(1, 4), 32, [Path("/data/a.png"), Path("/data/b.png")])
     with pytest.raises(UsageError, match=r"4 processes for a source of 3 tar shards.* Start 3 processes at most"):
         check_shares(Group(0, 4), 32, paths)
+
+
+def test_two_rank_agc_of_weights_in_shares(tmp_path: Path) -> None:
+    port = free_port()
+    team = [server.Process(target=clip_in_shares, args=(rank, 2, port, tmp_path / "c.pt")) for rank in (0, 1)]
+    for process in team:
+        process.start()
+    for process in team:
+        process.join(60)
+    assert [process.exitcode for process in team] == [0, 0]
+    told = torch.load(tmp_path / "c.pt")
+    for ours, timms in zip(told["ours"], told["timm"], strict=True):
+        torch.testing.assert_close(ours, timms, rtol=1e-6, atol=1e-7)

@@ -83,7 +83,6 @@ def test_the_best_and_what_validation_cannot_tell_from_it() -> None:
     "other",
     [
         row("a", 0.99, split="test"),
-        row("a", 0.99, probe="finetune"),
         row("a", 0.99, episode=0, shots="5", ways="5"),
         row("a", 0.99, shots="5"),
         row("a", 0.99, metric="average_precision"),
@@ -91,7 +90,7 @@ def test_the_best_and_what_validation_cannot_tell_from_it() -> None:
         row("a", 123.0, metric="seconds"),
         row("a", float("nan"), probe="knn"),
     ],
-    ids=["test", "fine-tuned", "episode", "few shots", "other metric", "lesser metric", "seconds", "undefined"],
+    ids=["test", "episode", "few shots", "other metric", "lesser metric", "seconds", "undefined"],
 )
 def test_rows_that_must_not_change_the_choice(other: dict[str, Any]) -> None:
     alone, beside = select(*FOUR), select(other, *FOUR)
@@ -236,3 +235,38 @@ def test_from_a_store_and_its_probes(tmp_path: Path) -> None:
     assert [e.expected["metric"] for e in plan.entries] == ["balanced_accuracy", "auc"]
     upside_down = rows.assign(value=np.where(rows["split"] == "test", 2 - rows["value"], rows["value"]))
     assert choose(upside_down, store="store", budget=2).entries == plan.entries
+
+
+def tuned(backbone: str, value: float, seconds: float = 60.0, **changes: Any) -> list[dict[str, Any]]:
+    """What a fine-tuning leaves: its val row, and rows of its cost."""
+    common = {"probe": "finetune", "params": "preset=bit;steps=500;size=128", "low": np.nan, "high": np.nan, **changes}
+    costs = {"seconds": seconds, "images": 6000.0, "flops": 1e12}
+    rows = [{**row(backbone, v), **common, "split": "train", "metric": m} for m, v in costs.items()]
+    return [{**row(backbone, value), **common}, *rows]
+
+
+def test_past_fine_tunings_say_gain_and_cost() -> None:
+    new = select(*FOUR).entries
+    assert named(select(*FOUR, *tuned("a", 0.99)).entries) == named(new)  # the probes alone decide
+    assert new[0].estimated_seconds is None
+    assert "gain" not in new[0].expected
+    one = select(*FOUR, *tuned("b", 0.95), budget=1)
+    assert named(one.entries) == ["b on pets", "c on pets"]  # what is done takes nothing from the budget
+    assert one.entries[0].expected["finetuned"] == 0.95
+    assert one.entries[0].reason.endswith("; fine-tuned already: 95.0 on validation")
+    assert one.entries[0].estimated_seconds == 0
+    assert one.entries[1].expected["gain"] == pytest.approx(0.05)
+    assert one.entries[1].expected["gain_low"] is None  # one gain has no interval
+    assert one.entries[1].estimated_seconds == 60
+    three = select(*FOUR, *tuned("b", 0.95), *tuned("a", 0.74, 20.0), *tuned("d", 0.84, 40.0))
+    expected = three.entries[1].expected
+    assert expected["gain"] == pytest.approx(0.13 / 3)
+    assert expected["gain_low"] < expected["gain"] < expected["gain_high"]
+    assert expected["gain_from"] == 3
+    assert three.entries[1].estimated_seconds == 40
+    json.dumps(three.as_dict(), allow_nan=False)
+
+
+def test_stopped_fine_tunings_are_none() -> None:
+    plan = select(*FOUR, *tuned("b", 0.5, params="preset=bit;steps=500;size=128;stopped=125"))
+    assert all("finetuned" not in e.expected and "gain" not in e.expected for e in plan.entries)

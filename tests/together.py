@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import multiprocessing.connection
@@ -15,9 +16,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from timm.utils.agc import adaptive_clip_grad
+from torch import nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
+from fastxfer.clipping import AGC_EPS, clip_adaptively
 from fastxfer.targets.table import Target
 from pretrain.loop import pretrain
+from pretrain.ranks import joined, spread
 from pretrain.recipe import Recipe
 
 server = multiprocessing.get_context("forkserver")
@@ -184,3 +190,25 @@ def photos(folder: Path, n: int = 48, multi_label: bool = False) -> Target:
         split=np.where(np.arange(n) % 4 == 3, "val", "train"),
         root=folder,
     )
+
+
+def clip_in_shares(rank: int, count: int, port: int, out: Path) -> None:
+    """Clip known gradients of a network in shares, and of a whole copy by timm; the first process writes both."""
+    os.environ.update(of_torchrun(rank, count, port))
+    with joined("cpu") as (group, device):
+        torch.manual_seed(0)
+        whole = nn.Sequential(nn.Conv2d(3, 5, 3), nn.GroupNorm(1, 5), nn.Sequential(nn.Linear(7, 3), nn.Linear(3, 1)))
+        for p in whole.parameters():
+            nn.init.normal_(p)
+        # Shares of a vector differ in their norms, so that a share's own norm would be the wrong one.
+        whole[1].weight.data[:3] *= 50
+        shared = spread(copy.deepcopy(whole), "fsdp", group, device)
+        for p, q in zip(whole.parameters(), shared.parameters(), strict=True):
+            p.grad = torch.randn(p.shape) * 3
+            assert isinstance(q, DTensor)
+            q.grad = distribute_tensor(p.grad.clone(), q.device_mesh, q.placements)
+        clip_adaptively(list(shared.parameters()), 0.1)
+        adaptive_clip_grad(whole.parameters(), clip_factor=0.1, eps=AGC_EPS)
+        gradients = [q.grad.full_tensor() for q in shared.parameters()]
+        if group.rank == 0:
+            torch.save({"ours": gradients, "timm": [p.grad for p in whole.parameters()]}, out)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from digits import write_digits
 
@@ -70,3 +71,11 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def scores(rows: pd.DataFrame) -> pd.DataFrame:
+    return rows[rows["split"] != "train"].reset_index(drop=True)
+
+
+def spent(rows: pd.DataFrame, metric: str) -> float:
+    return float(rows[(rows["split"] == "train") & (rows["metric"] == metric)]["value"].sum())

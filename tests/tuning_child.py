@@ -1,10 +1,11 @@
-"""Processes that fine-tune: `main([ROOT, RESULTS])` says "step 2" and waits there for a signal; `share` is one of a job's."""
+"""Processes that fine-tune, for tests to stop, and to count: started from a server that has imported this and computed nothing."""
 
 from __future__ import annotations
 
-import json
+import os
 import time
 from dataclasses import replace
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ from fastxfer.results import ResultStore
 from fastxfer.targets import load_target
 
 
-def main(words: list[str]) -> None:
-    root, results = map(Path, words)
+def wait_in_step_two(root: Path, results: Path, tell: Connection) -> None:
+    """Fine-tune; in the second step say so, and give a signal time to come."""
     torch.set_num_threads(1)
     step = module.Trainer.step
     steps = 0
@@ -29,19 +30,23 @@ def main(words: list[str]) -> None:
         steps += 1
         loss = step(self, *args)
         if steps == 2:
-            print("step 2", flush=True)
+            tell.send(steps)
             time.sleep(0.5)  # a signal is noted meanwhile, and the step ends
         return loss
 
     module.Trainer.step = slow  # type: ignore[method-assign]
-    run_all([full_run(root, with_val(load_target("digits", root)))], ResultStore.open(results))
+    try:
+        run_all([full_run(root, with_val(load_target("digits", root)))], ResultStore.open(results))
+    except KeyboardInterrupt:
+        tell.send("interrupted")
 
 
-def share(root: str, results: str, budget: str) -> None:
-    """Do what of four runs this process of a job gets; print {backbone: state}."""
+def share(root: Path, results: Path, budget: str, rank: int, tell: Connection) -> None:
+    """Do what of four runs this one of two processes gets; tell {backbone: state}."""
     torch.set_num_threads(1)
-    target = with_val(load_target("digits", Path(root)))
-    runs = [full_run(Path(root), target, name) for name in ("bit", "other", "third")]
+    os.environ.update(RANK=str(rank), WORLD_SIZE="2", MASTER_PORT="1")
+    target = with_val(load_target("digits", root))
+    runs = [full_run(root, target, name) for name in ("bit", "other", "third")]
     runs.append(replace(runs[0], entry=replace(runs[0].entry, backbone="fourth")))
     outcomes = run_all(runs, ResultStore.open(results), budget=parse_budget(budget))
-    print(json.dumps({outcome["backbone"]: outcome["state"] for outcome in outcomes}))
+    tell.send({outcome["backbone"]: outcome["state"] for outcome in outcomes})

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 @click.command(cls=ManyValues)
 @click.option("--plan", "plan_file", type=click.Path(path_type=Path), help="Plan that `fastxfer select` wrote.")
 @click.option("--only", type=click.IntRange(min=1), multiple=True, help="Only these entries of the plan (1, 2, …).")
-@click.option("--ckpt", help="Checkpoint or timm name, instead of a plan.")
+@click.option("--ckpt", help="Checkpoint, registered name or timm name, instead of a plan.")
 @click.option("--arch", help="timm architecture of --ckpt, where it doesn't say.")
 @click.option("--arch-arg", "arch_arg", multiple=True, help="Keyword argument of --arch: KEY=VALUE.")
 @click.option("--name", help="What the results call the backbone of --ckpt.")
@@ -86,6 +86,7 @@ if TYPE_CHECKING:
 @click.option(
     "--head-l2", type=float, help="Penalty of --head probe [default: what the full probe chose; few-shot 1/m]."
 )
+@click.option("--frozen-norm", is_flag=True, help="Batch norm keeps the statistics of pre-training.")
 @click.option(
     "--eval-every",
     type=click.IntRange(min=0),
@@ -124,7 +125,7 @@ def finetune(
     shots: tuple[int, ...], ways: int | Literal["all"] | None, queries: int | Literal["all"] | None, episodes: int | None,
     labels: str, query_prior: str, imbalance: float | None, fewer_queries: bool, drop_scarce: bool, steps: int | None,
     batch_size: int | None, image_size: int | None, base_lr: float | None, hflip: float, augment: str | None,
-    oversample: bool | None, head: str | None, head_l2: float | None, eval_every: int | None, budget_words: str | None,
+    oversample: bool | None, head: str | None, head_l2: float | None, eval_every: int | None, frozen_norm: bool, budget_words: str | None,
     halving: bool, micro_batch: int | None, checkpoint_every: int | None, curves: Path | None, workers: int, device: str,
     store_path: str, results: str | None, drop_leaks: str | None, data_root: Path, seed: int, as_json: bool,
 ) -> None:  # fmt: skip
@@ -185,6 +186,7 @@ def finetune(
         "head_l2": head_l2,
         "augment": augment,
         "eval_every": eval_every,
+        "frozen_norm": frozen_norm,
     }
     if plan_file is not None:
         from fastxfer.plans import read_plan
@@ -195,6 +197,7 @@ def finetune(
         entries = [entry for entry in entries if not only or entry.number in only]
     kept = ResultStore.open(results or results_path(store_path))
 
+    from fastxfer.embed import team_of_environment
     from fastxfer.finetune import Machine, Study, prepare, prepare_checkpoint, run_all
 
     study = Study(
@@ -210,6 +213,7 @@ def finetune(
     else:
         assert ckpt is not None
         from fastxfer.cli.embed import parse_arch_args
+        from fastxfer.registered import find_registered
         from fastxfer.targets import load_target
         from fastxfer.targets.findings import without_leaks
 
@@ -220,6 +224,11 @@ def finetune(
         dropped = {target.name: target.dropped for target in tested}
         leaks = Leaks(dropped, data_root, drop_leaks, lambda name: whole[name].fingerprint)
         arch_args = parse_arch_args(arch_arg)
+        registered = find_registered(ckpt, data_root)
+        if registered is not None:
+            known = registered.options({"arch": arch, "arch_args": arch_args, "source": source})
+            ckpt, name = registered.ckpt, name or registered.name
+            arch, arch_args, source = known["arch"], known["arch_args"], known["source"]
         runs = prepare_checkpoint(ckpt, tested, study, arch=arch, arch_args=arch_args, name=name, source=source)
 
     machine = Machine(micro_batch=micro_batch, workers=workers, device=device, save_steps=checkpoint_every or 0)
@@ -236,6 +245,9 @@ def finetune(
             "versions": versions(),
         }
     )
+    team = team_of_environment()
+    if team is not None and team.rank > 0:
+        return  # one table, one document; of what others have done the results tell
     if as_json:
         emit_json({"results": str(kept.path), "leaks": leaks.said, "runs": outcomes})
         return

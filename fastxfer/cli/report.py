@@ -16,14 +16,17 @@ from fastxfer.cli.common import command_line, data_root_option, emit_json, json_
               help="Folder for index.html.")  # fmt: skip
 @click.option("--plan", "plan_path", type=click.Path(path_type=Path, dir_okay=False),
               help="The plan of `fastxfer select` [default: plan.json beside the results, if there].")  # fmt: skip
+@click.option("--curves", "curve_folder", type=click.Path(path_type=Path, file_okay=False),
+              help="Folder of `fastxfer finetune --curves`: draws the learning curves.")  # fmt: skip
 @click.option("--title", default="Which backbone transfers best?", show_default=True, help="The page's heading.")
 @store_option
 @data_root_option
 @results_option
 @json_option
 def report(
-    out: Path, plan_path: Path | None, title: str, store_path: str, data_root: Path, results: str | None, as_json: bool
-) -> None:
+    out: Path, plan_path: Path | None, curve_folder: Path | None, title: str, store_path: str, data_root: Path,
+    results: str | None, as_json: bool,
+) -> None:  # fmt: skip
     """Write the results as one self-contained HTML page: the answer, curves, table, selection, costs, provenance.
 
     \b
@@ -31,7 +34,7 @@ def report(
       fastxfer report --out report && xdg-open report/index.html
     """
     from fastxfer.errors import DataError
-    from fastxfer.report import write_report
+    from fastxfer.report import read_curves, write_report
     from fastxfer.results import ResultStore, results_path
 
     rows = ResultStore.open(results or results_path(store_path))
@@ -52,6 +55,7 @@ def report(
         title=title,
         runs=rows.runs(),
         data_root=data_root,
+        curves=read_curves(curve_folder) if curve_folder else (),
     )
     size = page.stat().st_size
     if as_json:

@@ -38,9 +38,17 @@ def select(out: Path, budget: int, top: int, store_path: str, results: str | Non
         emit_json(plan.as_dict())
         return
     print_table(
-        ["fine-tune", "backbone", "target", "expected", "why"],
+        ["fine-tune", "backbone", "target", "expected", "gain", "seconds", "why"],
         [
-            [mark, c.backbone, c.target, f"{c.expected['metric']} {c.expected['value']:.3f}", c.reason]
+            [
+                mark,
+                c.backbone,
+                c.target,
+                f"{c.expected['metric']} {c.expected['value']:.3f}",
+                f"{c.expected['gain']:+.3f}" if "gain" in c.expected else "",
+                "" if c.estimated_seconds is None else f"{c.estimated_seconds:,.0f}",
+                c.reason,
+            ]
             for mark, choices in (("yes", plan.entries), ("no", plan.rejected))
             for c in choices
         ],

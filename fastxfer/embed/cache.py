@@ -42,12 +42,12 @@ def content_store(store: EmbeddingStore) -> EmbeddingStore:
 
 
 def keep_target(side: EmbeddingStore, target: Target, files: str) -> None:
-    """Add a target's table to a store inside the store; one of another target that had its name goes."""
+    """Tell a store inside the store which table a target has; one of another target that had its name goes."""
     if target.name in side.targets():
         other_files = files and side.files_digest(target.name) not in ("", files)
         if other_files or side.fingerprint(target.name) != target.fingerprint:
             side.remove(None, target.name)
-    side.add_target(target, files=files)
+    side.add_target(target, files=files, columns=False)
 
 
 def bytes_needed(targets: Sequence[Target], preprocessings: Sequence[Preprocessing]) -> int:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastxfer.embed.checks import path_of
-from fastxfer.embed.jobs import CONTENT, DIGEST_BYTES, ContentJob, EmbedJob
+from fastxfer.embed.jobs import CONTENT, DIGEST_BYTES, EmbedJob
 from fastxfer.errors import DataError, UsageError
 from fastxfer.images import read_content
 from fastxfer.progress import progress
@@ -82,29 +82,32 @@ class Reuse:
                 values[here] = donor.take(self.row[rows.start + here])
 
 
-def find(job: EmbedJob, target: Target, content: ContentJob, digests: Callable[[], Digests]) -> Reuse | None:
+def find(
+    job: EmbedJob,
+    target: Target,
+    arrays: Sequence[StoredArray],
+    contents: EmbeddingStore,
+    digests: Callable[[], Digests],
+) -> Reuse | None:
     """What the store holds of a job's missing rows; None if there is nothing to look at.
 
-    digests: of all the target's images; called only if another target has embeddings of this backbone
+    arrays: those of the job's backbone, of any target and under any name (`EmbeddingStore.made_by`)
+    contents: the store of digests;  digests: of all the target's images; called only if another target has embeddings
     """
     found = Reuse(target.n_images)
-    for name in job.store.targets():
-        if job.store.target_attributes(name).get("pixels", {}) != target.pixels.as_dict():
+    for array in arrays:
+        if (array.backbone, array.target) == (job.name, target.name) or str(array.dtype) != job.dtype:
+            continue
+        if job.store.target_attributes(array.target).get("pixels", {}) != target.pixels.as_dict():
             continue  # the same bytes may have become other pixels there
-        for backbone in job.store.backbones(name):
-            if (backbone, name) == (job.name, target.name):
-                continue
-            array = job.store.stored(backbone, name)
-            if array.attributes.get("identity") != job.attributes["identity"] or str(array.dtype) != job.dtype:
-                continue
-            there = _rows_of(array)
-            there[list(job.store.bad_images(name))] = False
-            if name == target.name:  # the same rows
-                rows = np.flatnonzero(there)
-                found.add(array, rows, rows)
-            elif there.any() and (theirs := _known(content.store, name)) is not None:
-                mine, row = _match(digests(), theirs, np.flatnonzero(there & theirs.any(axis=1)))
-                found.add(array, mine, row)
+        there = _rows_of(array)
+        there[list(job.store.bad_images(array.target))] = False
+        if array.target == target.name:  # the same rows
+            rows = np.flatnonzero(there)
+            found.add(array, rows, rows)
+        elif there.any() and (theirs := _known(contents, array.target)) is not None:
+            mine, row = _match(digests(), theirs, np.flatnonzero(there & theirs.any(axis=1)))
+            found.add(array, mine, row)
     return found if (found.donor >= 0).any() else None
 
 

@@ -261,8 +261,12 @@ class _Pass:
                 self.content.missing = []
             return digests[0]
 
+        lacking = {job.backbone.identity: job for job in self.jobs if job.missing}
+        arrays = self.jobs[0].store.made_by(lacking) if lacking else {}
         for job in self.jobs:
-            known = find(job, self.target, self.content, read) if job.missing else None
+            if not job.missing:
+                continue
+            known = find(job, self.target, arrays[job.backbone.identity], self.content.store, read)
             if known is None:
                 continue
             self.reuse[job.name] = known

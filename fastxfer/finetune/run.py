@@ -10,16 +10,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
-from timm.optim import create_optimizer_v2
 from torch import nn
 
-from fastxfer.backbones import Backbone, load_backbone, load_network
+from fastxfer.backbones import Backbone, load_backbone
 from fastxfer.embed.forward import device_of
 from fastxfer.errors import DataError, UsageError
 from fastxfer.finetune import state as states
+from fastxfer.finetune.build import chances, images_a_problem, make_network, make_optimizer, mixing
 from fastxfer.finetune.cost import Meter, forward_flops
 from fastxfer.finetune.head import start_at_probe, start_head
 from fastxfer.finetune.images import pipeline
@@ -32,7 +31,7 @@ from fastxfer.progress import progress, say
 from fastxfer.results import CELL, Cell, ResultStore, complete
 from fastxfer.statistics import measure_split
 from fastxfer.stopping import stop_signals
-from fastxfer.training import Batches, Images, Normaliser, Trainer, loader, predict
+from fastxfer.training import Batches, Images, Normaliser, Trainer, is_out_of_memory, loader, predict
 
 # Pixels a forward pass: 64 images at 128 or 4 at 480, the paper's own micro-batches.
 MICRO_BATCH_PIXELS = 1 << 20
@@ -139,7 +138,7 @@ def train(
     curve:      CSV to write: step, lr, loss, and what was measured on the way
     stop:       asked after each step with the number of images that this call has trained on; True = pause here
 
-    SIGTERM, SIGUSR1 and Ctrl-C finish the step, write the checkpoint and raise KeyboardInterrupt.
+    A signal to stop (`fastxfer.stopping`) finishes the step, writes the checkpoint and raises KeyboardInterrupt.
     """
     device = device_of(machine.device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -158,7 +157,7 @@ class _Training:
             settings = replace(settings, resize=0, crop=backbone.preprocessing.input_size[1])
         self.run, self.task, self.settings, self.machine, self.device = run, task, settings, machine, device
         self.checkpoint = checkpoint
-        self.network = _network(entry, task.n_classes, rule.drop_path)
+        self.network = make_network(entry, task.n_classes, rule.drop_path)
         self.input_size = (backbone.preprocessing.input_size[0], settings.crop, settings.crop)
         half = (0.5,) * self.input_size[0]
         wanted = backbone.preprocessing
@@ -170,7 +169,7 @@ class _Training:
         start_head(self.network, "random" if settings.head == "random" else "zero")
         self.network.to(device)
         self._check_forward(backbone)
-        self.optimizer = _optimizer(self.network, settings)
+        self.optimizer = make_optimizer(self.network, settings)
         self.identity = self._identity(backbone)
         content = states.load(checkpoint, self.identity) if checkpoint else None
         if content:
@@ -178,7 +177,7 @@ class _Training:
         else:
             self.state = State()
             if settings.head == "probe":
-                l2 = settings.head_l2 or 1 / _images_a_problem(task)
+                l2 = settings.head_l2 or 1 / images_a_problem(task)
                 start_at_probe(self.network, task, self.pipeline, self.normalise, l2, self.micro)
                 self.state.cost.images_scored += len(task.train.rows)
         self.meter = Meter(self.state.cost, device)
@@ -219,17 +218,15 @@ class _Training:
             f"on {self.device}" + (f", from step {state.step:,}" if state.step else "")
         )
         paused, before = False, state.cost.images
-        if state.step < last:
-            with stop_signals() as stopped:
-                paused = self._steps(last, stop, stopped)
-                if stopped():
+        with stop_signals() as signals:
+            while state.step < last and not paused:
+                paused = self._steps(last, stop, signals.asked)
+                if signals.asked():
                     self._save()
-                    kept = "its checkpoint is kept: the same command goes on from there"
-                    say(
-                        f"stopped {self.run.title} at step {state.step:,} of {settings.schedule.steps:,}"
-                        + (f"; {kept}" if self.checkpoint else "")
-                    )
-                    raise KeyboardInterrupt
+                    kept = "; its checkpoint is kept: the same command goes on from there" if self.checkpoint else ""
+                    say(f"stopped {self.run.title} at step {state.step:,} of {settings.schedule.steps:,}{kept}")
+                    signals.answer()  # KeyboardInterrupt, unless somebody has handled it
+                    paused = False
         finished = not paused and state.step == settings.schedule.steps
         rows = None
         if finished:
@@ -252,18 +249,19 @@ class _Training:
         trainer = Trainer(
             self.network, self.optimizer, self.normalise, self.micro, agc=rule.agc, smoothing=rule.smoothing
         )
-        batches = Batches(images, self.pipeline.train, settings.batch_size, task.stream, _weights(task, settings))
+        batches = Batches(images, self.pipeline.train, settings.batch_size, task.stream, chances(task, settings))
         begun, saved = state.step, time.monotonic()
         watched, every = settings.watched
         part = task.val if watched == "val" else task.scored[-1]
-        self.network.train()
-        with progress(f"fine-tune {run.title}", (last - begun) * settings.batch_size, "images") as advance:
+        self._train_mode()
+        done, total = begun * settings.batch_size, last * settings.batch_size
+        with progress(f"fine-tune {run.title}", total, "images", before=done) as advance:
             stream = iter(loader(batches, range(begun, last), machine.workers, self.device))
             for step in range(begun, last):
                 with self.meter(seconds=True):
                     pixels, taken = next(stream)
-                    mix = _mix(settings, task.stream, step, len(taken))
-                    loss = trainer.step(pixels, labels[taken], schedule.lr(step), mix)
+                    mix = mixing(settings, task.stream, step, len(taken))
+                    loss = self._step(trainer, pixels, labels[taken], schedule.lr(step), mix)
                 if not math.isfinite(loss):
                     raise DataError(
                         f"fine-tuning {run.title}: the loss became {loss} at step {step} (lr {schedule.lr(step):g}): "
@@ -275,6 +273,7 @@ class _Training:
                 advance(len(taken))
                 if every and part is not None and state.step % every == 0 and state.step < schedule.steps:
                     self._watch(part)
+                    self._train_mode()
                 if stopped() or (state.step < last and stop((state.step - begun) * settings.batch_size)):
                     return True
                 late = time.monotonic() - saved > machine.save_seconds
@@ -282,6 +281,23 @@ class _Training:
                     self._save()
                     saved = time.monotonic()
         return False
+
+    def _train_mode(self) -> None:
+        self.network.train()
+        for module in self.network.modules() if self.settings.frozen_norm else ():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+
+    def _step(self, trainer: Trainer, *batch: Any) -> float:
+        try:
+            return trainer.step(*batch)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            raise DataError(
+                f"fine-tuning {self.run.title}: a forward and backward pass of {self.micro} images is more than the memory "
+                f"holds: give --micro-batch {max(1, self.micro // 2)} (the result stays the same), or a smaller --image-size"
+            ) from None
 
     def _save(self) -> None:
         if self.checkpoint is not None:
@@ -343,7 +359,8 @@ class _Training:
 
     def _write_curve(self, path: Path) -> None:
         measured = {m: [""] * self.state.step for m in ("split", *self.task.metrics)}
-        for score in self.state.scores:
+        # Of several splits at one step, the end, the one that was watched.
+        for score in sorted(self.state.scores, key=lambda score: score["split"] == self.settings.watched[0]):
             for name in measured:
                 measured[name][score["step"] - 1] = score[name] if name == "split" else f"{score[name]:.6g}"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -381,47 +398,3 @@ def cost_rows(state: State) -> list[dict[str, Any]]:
     return [
         {"split": "train", "metric": name, "value": value, "n_queries": 0} for name, value in state.cost.rows().items()
     ]
-
-
-def _network(entry: PlanEntry, n_classes: int, drop_path: float) -> nn.Module:
-    """The whole network; with stochastic depth where its architecture knows it."""
-    arch = entry.architecture or None
-    if drop_path:
-        try:
-            return load_network(entry.checkpoint, arch, {**entry.arch_args, "drop_path_rate": drop_path}, n_classes)
-        except UsageError:
-            say(f"{entry.backbone}: its architecture knows no drop path, so there is none")
-    return load_network(entry.checkpoint, arch, entry.arch_args or None, n_classes)
-
-
-def _optimizer(network: nn.Module, settings: Settings) -> torch.optim.Optimizer:
-    rule, lr = PRESETS[settings.preset], settings.schedule.base_lr
-    if not rule.adamw:
-        return torch.optim.SGD(network.parameters(), lr=lr, momentum=0.9, nesterov=rule.nesterov)
-    # Layer-wise decay is for transformers; timm's CNNs are fine-tuned at one rate.
-    decay = rule.layer_decay if hasattr(network, "patch_embed") else None
-    return create_optimizer_v2(network, "adamw", lr=lr, weight_decay=rule.weight_decay, layer_decay=decay)
-
-
-def _weights(task: Task, settings: Settings) -> Any:
-    """(n,) chances of the train images, or None: each once an epoch."""
-    n, labels = len(task.train.rows), task.train.labels
-    if settings.oversample:
-        weights = 1.0 / np.bincount(labels)[labels]
-        return weights / weights.sum()
-    return np.full(n, 1.0 / n) if settings.replacement else None
-
-
-def _mix(settings: Settings, seed: int, step: int, n: int) -> tuple[float, torch.Tensor] | None:
-    if settings.mixup <= 0:
-        return None
-    rng = np.random.default_rng([seed, 2, step])
-    share = float(rng.beta(settings.mixup, settings.mixup))
-    return share, torch.from_numpy(rng.permutation(n))
-
-
-def _images_a_problem(task: Task) -> int:
-    """The m of a probe's default l2 = 1/m: train images, or those of one label."""
-    if not task.multi_label or task.interval:
-        return len(task.train.rows)
-    return int((~np.isnan(task.train.labels)).sum(axis=0).max())

@@ -48,6 +48,7 @@ def write_report(
     title: str = "Which backbone transfers best?",
     runs: Sequence[Mapping[str, Any]] = (),
     data_root: str | Path | None = None,
+    curves: Sequence[Mapping[str, Any]] = (),
 ) -> Path:
     """Write `out`/index.html, one file that opens without a network, and return its path.
 
@@ -57,13 +58,14 @@ def write_report(
     plan:       the content of plan.json, or None
     command:    the command line that made it; paths in it are shortened to their last part
     runs:       what `ResultStore.runs` remembers of the commands that made the rows: date, command, stage, seconds
+    curves:     learning curves of fine-tunings, as `read_curves` gives them
     data_root:  where `targets check --save` kept its findings, which become flags; None: they aren't looked for
 
     Raises `DataError` where there are no rows. An existing index.html is replaced whole or not at all.
     """
     cells = c.aggregate(results)
     facts = gather(store_path, data_root)
-    page = _page(results, cells, facts, plan, runs, command, title)
+    page = _page(results, cells, facts, plan, runs, command, title, curves)
     write_whole(Path(out) / "index.html", page.encode())
     return Path(out) / "index.html"
 
@@ -76,6 +78,7 @@ def _page(
     runs: Sequence[Mapping[str, Any]],
     command: str,
     title: str,
+    curves: Sequence[Mapping[str, Any]],
 ) -> str:
     labels = sorted(cells["label"].unique(), key=c.natural_key)
     # Best first on the whole, so that the first colours go to whom most is said about.
@@ -103,7 +106,8 @@ def _page(
         },
         "classes": {t: len(f.class_names) for t, f in facts.targets.items() if not f.multi_label},
         "outcomes": [_finite(r) for r in rows],
-        "metricNames": {m: c.metric_name(m) for m in cells["metric"].unique()},
+        "learning": [dict(curve) for curve in curves],
+        "metricNames": {m: c.metric_name(m) for m in [*cells["metric"].unique(), *(str(v["metric"]) for v in curves)]},
     }
     raised = flags(cells, facts)
     standings = stand(cells)
@@ -125,6 +129,11 @@ def _page(
             "Selection",
             "What was selected, and why",
             sections.selection(plan, rows, _figure("outcomes", SELECTION), name),
+        ),
+        *(
+            [("learning", "Learning", "Learning curves of fine-tunings", _figure("learning", LEARNING))]
+            if curves
+            else []
         ),
         ("costs", "Costs", "What it cost", costs_section(spent, facts, name, shown)),
         ("flags", "Flags", "Flags", _flags(raised)),
@@ -170,6 +179,8 @@ SELECTION = (
     "Diamonds: validation, circles: test; hollow: full probe, filled: fine-tuned. The hollow diamond is what the plan "
     "expected. Lines are 95 % intervals over images."
 )
+
+LEARNING = "Each run by the name of its table in the folder that fastxfer finetune --curves has written."
 
 
 def _section(key: str, heading: str, content: Any) -> Markup:

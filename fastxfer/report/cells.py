@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from fastxfer.budgets import COSTS
 from fastxfer.errors import DataError
 from fastxfer.metrics import LOWER_IS_BETTER
 from fastxfer.probes import probe_options
@@ -60,7 +61,9 @@ def aggregate(results: pd.DataFrame) -> pd.DataFrame:
     # Tables and standings go from the largest mean down, so metrics whose smallest value is best have no place in them.
     # Values of single classes ("auc:NAME") are there for the reader's own tables.
     of_a_class = results["metric"].astype(str).str.contains(":")
-    rows = results[~results["metric"].isin([SECONDS, *LOWER_IS_BETTER]) & ~of_a_class]
+    # Fine-tunings that were stopped have no place among those that were not.
+    stopped = results["params"].astype(str).str.contains("stopped=")
+    rows = results[~results["metric"].isin([*COSTS, *LOWER_IS_BETTER]) & ~of_a_class & ~stopped]
     if rows.empty:
         raise DataError("report: there are no results to report; `fastxfer fewshot` or `fastxfer probe` makes some")
     cells = summarise(rows)

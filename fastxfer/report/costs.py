@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from fastxfer.budgets import COSTS
 from fastxfer.report import cells as c
 from fastxfer.report.answer import Name
 from fastxfer.report.facts import Facts
@@ -33,6 +34,9 @@ class Costs:
     full_fits: int  # probes on whole train splits
     every_pair: float
     every_episode: float
+    amounts: dict[str, float]  # what fine-tuning took besides: images, images_scored, flops, joules, where it is known
+    per_run: float  # seconds of a fine-tuning that was finished, on average
+    stopped: int  # fine-tunings that were not finished, since they could not win
 
     @property
     def embedding(self) -> float:
@@ -60,10 +64,13 @@ def costs(results: pd.DataFrame, cells: pd.DataFrame, runs: Sequence[Mapping[str
 
     results, cells: the rows and what `cells.aggregate` made of them; runs: `ResultStore.runs`; facts: of the store
     """
-    text = results[["backbone", "target", "probe", "metric", "value"]].astype(
-        {"backbone": str, "target": str, "probe": str}
+    text = results[["backbone", "target", "probe", "params", "metric", "value"]].astype(
+        {"backbone": str, "target": str, "probe": str, "params": str, "metric": str}
     )
-    tuned = text[(text["metric"] == c.SECONDS) & (text["probe"] == c.FINETUNE)]
+    spent = text[(text["probe"] == c.FINETUNE) & text["metric"].isin(COSTS)]
+    every_run = spent[spent["metric"] == c.SECONDS]
+    stopped = every_run["params"].str.contains("stopped=")
+    tuned = every_run[~stopped]
     pairs = sorted(set(zip(cells["backbone"], cells["target"], strict=True)))
     seconds = dict(zip(pairs, _per_run(tuned, pairs), strict=True))
     few = cells[(cells["shots"] != c.FULL) & cells["main"]]
@@ -76,7 +83,7 @@ def costs(results: pd.DataFrame, cells: pd.DataFrame, runs: Sequence[Mapping[str
             stage: sum(s for r in runs if r.get("stage") == stage and math.isfinite(s := number(r.get("seconds"))))
             for stage in PROBING
         },
-        finetuning=float(tuned["value"].sum()),
+        finetuning=float(every_run["value"].sum()),
         finetunings=len(tuned),
         fits=int(few["n"].sum()),
         few_cells=len(episodes),
@@ -85,6 +92,9 @@ def costs(results: pd.DataFrame, cells: pd.DataFrame, runs: Sequence[Mapping[str
         full_fits=len(full[["backbone", "target", "source", "probe", "params"]].drop_duplicates()),
         every_pair=sum(seconds.values()),
         every_episode=float(sum(n * seconds[str(b), str(t)] for (b, t), n in per_pair.items())),
+        amounts=spent.groupby("metric")["value"].sum().drop(c.SECONDS, errors="ignore").to_dict(),
+        per_run=float(tuned["value"].mean()) if len(tuned) else math.nan,
+        stopped=int(stopped.sum()),
     )
 
 
@@ -99,6 +109,33 @@ def _per_run(tuned: pd.DataFrame, pairs: Iterable[tuple[str, str]]) -> list[floa
 
 def _known(seconds: float) -> str:
     return duration(seconds) if seconds else "–"
+
+
+def _amounts(spent: Costs) -> str:
+    """ "They took 64,000 images forward and backward, 1.2 PFLOP and 0.3 kWh." """
+    known = spent.amounts
+    words = [f"{known['images']:,.0f} images forward and backward"] if known.get("images") else []
+    if known.get("images_scored"):
+        words.append(f"{known['images_scored']:,.0f} more forward")
+    if known.get("flops"):
+        words.append(f"{operations(known['flops'])} of computing")
+    if known.get("joules"):
+        words.append(f"{known['joules'] / 3.6e6:.2g} kWh")
+    if not words:
+        return ""
+    text = f" The fine-tunings took {' and '.join([', '.join(words[:-1]), words[-1]] if len(words) > 1 else words)}."
+    if spent.stopped:
+        text += f" {plural(spent.stopped, 'run')} more {'was' if spent.stopped == 1 else 'were'} stopped by validation on the way."
+    return text
+
+
+def operations(flops: float) -> str:
+    """Floating-point operations, for people: "1.2 PFLOP"."""
+    for unit in ("GFLOP", "TFLOP", "PFLOP"):
+        flops /= 1e9 if unit == "GFLOP" else 1e3
+        if flops < 1000:
+            return f"{flops:.3g} {unit}"
+    return f"{flops / 1e3:.3g} EFLOP"
 
 
 def costs_section(spent: Costs, facts: Facts, name: Name, labels: dict[str, str]) -> Markup:
@@ -123,8 +160,9 @@ def costs_section(spent: Costs, facts: Facts, name: Name, labels: dict[str, str]
             ["Instead: fine-tune every episode", plural(spent.episodes, "run"), f"≈ {duration(spent.every_episode)}"],
         ]
         note = (
-            f"Both estimates rest on the {duration(spent.finetuning / spent.finetunings)} that a fine-tuning took on "
+            f"Both estimates rest on the {duration(spent.per_run)} that a fine-tuning took on "
             "average; a target or backbone with fine-tunings of its own takes theirs. Larger backbones cost more."
+            + _amounts(spent)
         )
     else:
         note = "No fine-tuning was measured here, so what fine-tuning everything would take is not known."

@@ -406,6 +406,38 @@
     };
   }
 
+  // ---- figure: learning curves of fine-tunings --------------------------------------------------------------------
+  function learning() {
+    const panel = (key, title, subtitle, pick, k) => ({
+      key, title, subtitle, name: `learning-${key}`, make: (t, width) => learningPanel(t, title, pick, k, width),
+    });
+    const unit = distinct(data.learning, "metric").map(metricUnit).join(" or ");
+    const splits = distinct(data.learning, "split").filter(Boolean).join(" or ");
+    show("learning-figure", [
+      panel("scores", `On ${splits} images`, unit, (run) => run.scores, (run) => scale(run.metric)),
+      panel("loss", "Training loss", "mean since the last point", (run) => run.loss, () => 1),
+    ]);
+  }
+  function learningPanel(t, title, pick, k, width) {
+    const known = data.learning.filter((run) => pick(run)[0].length);
+    const traces = known.map((run) => {
+      const i = data.learning.indexOf(run), [x, values] = pick(run), colour = t.backbones[i % COLOURS];
+      return {
+        type: "scatter", mode: x.length > 20 ? "lines" : "lines+markers", name: plain(short(run.run, 40)), x, y: values.map((v) => v * k(run)),
+        line: { color: colour, width: 2, dash: DASHES[Math.floor(i / COLOURS) % DASHES.length] },
+        marker: { color: colour, size: 7, symbol: SYMBOLS[i % SYMBOLS.length] }, hovertemplate: `${plain(run.run)}<br>step %{x}: %{y:.4g}<extra></extra>`,
+      };
+    });
+    const words = known.map((run) => `${run.run} ends at ${pick(run)[1][pick(run)[1].length - 1]}`);
+    return {
+      traces, words: `${title} by step. ${words.join(". ")}.`,
+      layout: {
+        height: 290 + 20 * known.length, showlegend: true, legend: { orientation: "h", y: -0.25, yanchor: "top", font: { size: width < 420 ? 10 : 12 } },
+        margin: { l: 44, r: 14, t: 10, b: 42 }, xaxis: { title: { text: "step" }, rangemode: "tozero", showgrid: false, showline: true }, yaxis: { nticks: 6 },
+      },
+    };
+  }
+
   // ---- the table --------------------------------------------------------------------------------------------------
   const HEADS = [["target", "target"], ["label", "backbone"], ["ways", "ways"], ["shots", "shots"], ["probe", "probe"], ["split", "split"], ["metric", "metric"], ["mean", "mean"], ["interval", "95 % interval"], ["n", "over"], ["params", "parameters"], ["source", "trained on"]];
   const TIPS = { mean: "Sort by the mean, in percent where the metric says so", interval: "Sort by the width of the interval", n: "What the interval is over" };
@@ -476,7 +508,7 @@
   }
 
   // ---- start ------------------------------------------------------------------------------------------------------
-  function figures() { curves(); methods(); outcomes(); }
+  function figures() { curves(); methods(); outcomes(); learning(); }
   fillFilters();
   byId("filters").addEventListener("submit", (event) => event.preventDefault());
   byId("filters").addEventListener("change", (event) => {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,26 +29,12 @@ from fastxfer.store.layout import (
     check_table,
     damaged,
 )
+from fastxfer.store.listing import Entry, entries, made_by
 from fastxfer.store.locks import Team
 from fastxfer.store.rows import StoredRows
 from fastxfer.store.tables import read_table, read_words, write_table
 from fastxfer.store.writing import Writer, create
 from fastxfer.targets.table import Target
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One array of the store. `n_images` and `n_present` count usable images (those that can be decoded)."""
-
-    backbone: str
-    target: str
-    n_images: int
-    dim: int
-    dtype: str
-    complete: bool
-    n_present: int
-    bytes: int
-    attrs: dict[str, Any] = field(repr=False)
 
 
 class EmbeddingStore:
@@ -124,31 +110,11 @@ class EmbeddingStore:
 
     def entries(self, of: str | None = None) -> list[Entry]:
         """One Entry an array, by target and backbone; of target `of` only, if named."""
-        found = []
-        for target in self.targets() if of is None else [of]:
-            attrs = self.target_attributes(target)
-            bad = bad_rows(attrs)
-            for backbone in self.backbones(target):
-                array = self.stored(backbone, target)
-                missing = array.missing()
-                absent = (
-                    np.concatenate([np.arange(r.start, r.stop) for r in missing]) if missing else np.empty(0, np.int64)
-                )
-                usable = array.shape[0] - len(bad)
-                found.append(
-                    Entry(
-                        backbone=backbone,
-                        target=target,
-                        n_images=usable,
-                        dim=array.shape[1],
-                        dtype=str(array.dtype),
-                        complete=not missing,
-                        n_present=usable - len(np.setdiff1d(absent, bad)),
-                        bytes=self.size(array.path)[1],
-                        attrs=dict(array.attributes),
-                    )
-                )
-        return found
+        return entries(self, of)
+
+    def made_by(self, identities: Collection[str]) -> dict[str, list[StoredArray]]:
+        """Arrays of the backbones of these identities, of any target and under any name, by target and name."""
+        return made_by(self, identities)
 
     def target(self, name: str, *, keep_bad: bool = False) -> Target:
         """The target's table as stored, row for row as `embeddings` (so without images that cannot be decoded)."""
@@ -258,10 +224,11 @@ class EmbeddingStore:
 
     # -- writing -------------------------------------------------------------------------------------------------
 
-    def add_target(self, target: Target, *, files: str = "") -> None:
+    def add_target(self, target: Target, *, files: str = "", columns: bool = True) -> None:
         """Store a target's table; nothing happens if the same one is there. DataError if another one has its name.
 
-        files: a digest of the image files, so that embeddings of others under the same names are refused; "" unknown
+        files:   a digest of the image files, so that embeddings of others under the same names are refused; "" unknown
+        columns: False for a store inside the store that has the table: only which one it is, then; `target` cannot be read
         """
         name = check_name(target.name, "target")
         if target.n_images == 0:
@@ -274,7 +241,7 @@ class EmbeddingStore:
                 if not embedded and files != attrs.get("files", ""):
                     zarr.open_group(self.backing, path=f"targets/{name}", mode="r+").update_attributes({"files": files})
                 return
-            write_table(self.backing, target, files)
+            write_table(self.backing, target, files, columns=columns)
 
     @contextmanager
     def writer(

@@ -57,4 +57,4 @@ class StoredRows:
 def _within(rows: Any, n: int) -> TypeGuard[NDArray[np.int64]]:
     """Whether these are numbers of rows, each from 0 to n − 1."""
     plain = isinstance(rows, np.ndarray) and rows.dtype == np.int64 and rows.ndim == 1
-    return plain and bool((rows.view(np.uint64) < n).all())  # a negative number is a huge one
+    return plain and bool(rows.view(np.uint64).max(initial=0) < n)  # a negative number is a huge one

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from zarr.abc.store import Store
 from zarr.codecs import Crc32cCodec
 
-from fastxfer.errors import UsageError
+from fastxfer.errors import DataError, UsageError
 from fastxfer.images import Pixels
 from fastxfer.store import files
 from fastxfer.store.layout import TABLE_CHUNK, damaged, now
@@ -51,32 +52,43 @@ class StoredTarget(Target):
         return (kept if rows is None else kept[rows]).text.data
 
 
+_OUTSIDE = "table_outside"  # attribute of a target whose table is in the store around this one
 _AT_ONCE = 16  # chunks that are read
 COLUMNS = ("image_id", "labels", "split", *ABOUT)
 
 
-def write_table(backing: Store, target: Target, digest_of_files: str) -> None:
-    """Write a target's table; until its last step it counts as absent."""
+def write_table(backing: Store, target: Target, digest_of_files: str, *, columns: bool) -> None:
+    """Write a target's table, or without its columns only which one it is; until its last step it counts as absent."""
     prefix = f"targets/{target.name}"
     if files.names(backing, prefix):  # what a killed run left goes at once, not file by file
         files.delete_tree(backing, prefix)
     group = zarr.create_group(backing, path=prefix, zarr_format=3)
-    write_columns(backing, target)
+    about: dict[str, Any] = {_OUTSIDE: True}
+    if columns:
+        write_columns(backing, target)
+        about = {
+            "class_names": list(target.class_names),
+            "multi_label": target.multi_label,
+            "notes": list(target.notes),
+            "pixels": target.pixels.as_dict(),
+        }
     # The fingerprint makes the table count as there, so it comes last.
     group.update_attributes(
         {
             "name": target.name,
-            "class_names": list(target.class_names),
-            "multi_label": target.multi_label,
+            **about,
             "n_images": target.n_images,
-            "notes": list(target.notes),
-            "pixels": target.pixels.as_dict(),
             "files": digest_of_files,
             "date": now(),
             "bad": {},
             "fingerprint": target.fingerprint,
         }
     )
+
+
+def has_columns(attributes: Mapping[str, Any]) -> bool:
+    """Whether a target's table is here, not in the store around this one."""
+    return not attributes.get(_OUTSIDE)
 
 
 def write_columns(backing: Store, target: Target) -> None:
@@ -101,7 +113,9 @@ def write_columns(backing: Store, target: Target) -> None:
 
 
 def read_table(store: str, backing: Store, name: str, attributes: dict[str, Any]) -> Target:
-    """The whole table of a target, as it was given. DataError if it is damaged."""
+    """The whole table of a target, as it was given. DataError if it is damaged, or not here."""
+    if not has_columns(attributes):
+        raise DataError(f"store '{store}': the table of target '{name}' is in the store that this one lies in")
     prefix = f"targets/{name}"
     known = files.names(backing, prefix)
     words: dict[str, Any] = {

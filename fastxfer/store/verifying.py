@@ -21,7 +21,7 @@ from fastxfer.progress import progress
 from fastxfer.store import files
 from fastxfer.store.blocks import Layout, layout_of
 from fastxfer.store.layout import BLOCK_FILE, FORMAT, NAME, array_path, block_file, check_format
-from fastxfer.store.tables import COLUMNS, read_table
+from fastxfer.store.tables import COLUMNS, has_columns, read_table
 
 _THREADS = 4
 Kind = Literal["metadata", "copy", "table", "block", "missing", "unreadable"]
@@ -150,7 +150,8 @@ def _target(
         return  # beyond telling, or the table of a run that was killed while writing it
     for column in (c for c in COLUMNS if c in there):
         _metadata(backing, f"{prefix}/{column}/{files.METADATA}", report, name)
-    if len(report.problems) == before or all(p.kind == "copy" for p in report.problems[before:]):
+    sound = all(p.kind == "copy" for p in report.problems[before:])
+    if sound and has_columns(document["attributes"]):
         try:
             read_table(store, backing, name, document["attributes"])
         except DataError as error:
