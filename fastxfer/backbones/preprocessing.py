@@ -17,6 +17,8 @@ from fastxfer.errors import UsageError
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 CROP_MODES = ("center", "squash", "border")
+# How many times as many pixels a side as are wanted a JPEG keeps when it is decoded at a fraction of its size.
+FAST_JPEG = 2
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class Preprocessing:
     crop_pct:      height / resized height; the resized image is cropped in the middle
     crop_mode:     "center" (shorter side resized), "squash" (both sides, ratio lost), "border" (longer side, padded)
     mean, std:     one number a channel, for pixels scaled to 0…1
+    fast_jpeg:     decode JPEG files no larger than twice the resized image wants, where they can be; other pixels, slightly
     """
 
     input_size: tuple[int, int, int]
@@ -35,6 +38,7 @@ class Preprocessing:
     interpolation: str = "bicubic"
     crop_pct: float = 1.0
     crop_mode: str = "center"
+    fast_jpeg: bool = False
 
     def __post_init__(self) -> None:
         size = tuple(int(s) for s in self.input_size)
@@ -66,14 +70,22 @@ class Preprocessing:
         """Height in pixels before the crop."""
         return int(self.input_size[1] / self.crop_pct)
 
+    @property
+    def enough(self) -> int:
+        """Pixels a side that a JPEG is decoded to at least; 0 = all."""
+        return FAST_JPEG * max(self.resize, self.input_size[2]) if self.fast_jpeg else 0
+
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """Its words; `fast_jpeg` only where it is on, since it is younger than most identities."""
+        words = asdict(self)
+        return words if self.fast_jpeg else {k: v for k, v in words.items() if k != "fast_jpeg"}
 
     @property
     def geometry_key(self) -> str:
         """What `geometry` depends on, in a word: equal for preprocessings whose pixels are equal."""
         fill = f" {self.mean}" if self.crop_mode == "border" else ""  # timm pads with the mean
-        return f"{self.input_size} {self.interpolation} {self.crop_pct} {self.crop_mode}{fill}"
+        fast = " fast-jpeg" if self.fast_jpeg else ""
+        return f"{self.input_size} {self.interpolation} {self.crop_pct} {self.crop_mode}{fill}{fast}"
 
     def geometry(self) -> Callable[[Image.Image], NDArray[np.uint8]]:
         """The half that runs where images are decoded: RGB image -> uint8 (channels, height, width).

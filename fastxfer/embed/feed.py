@@ -58,6 +58,10 @@ class Feed:
                 fresh.append(key)
             else:
                 out[key][: len(rows)] = kept
+        # What a network sees does not depend on which others are fed beside it, so one decoding serves those that ask alike.
+        by_size: dict[int, list[str]] = {}
+        for key in fresh:
+            by_size.setdefault(self._of[key].enough, []).append(key)
         for i, row in enumerate(rows if fresh or CONTENT in out else ()):
             if row in self.known_bad:
                 continue
@@ -68,9 +72,10 @@ class Feed:
                     out[CONTENT][i] = digest_of(content)
                 if not fresh:
                     continue
-                image = decode_content(content, path, pixels=self.target.pixels)
-                for key in fresh:
-                    out[key][i] = self._apply[key](image)
+                for enough, keys in by_size.items():
+                    image = decode_content(content, path, pixels=self.target.pixels, at_least=enough)
+                    for key in keys:
+                        out[key][i] = self._apply[key](image)
             except DataError as error:
                 if not self.skip_bad or is_lost(self.target, row, error):
                     raise

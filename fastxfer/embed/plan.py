@@ -15,7 +15,7 @@ from fastxfer.embed.checks import path_of
 from fastxfer.embed.forward import Forward, default_batch, device_of, one_thread_each
 from fastxfer.embed.ranks import cores_here
 from fastxfer.errors import DataError
-from fastxfer.images import load_image
+from fastxfer.images import decode_content, read_content
 from fastxfer.store import EmbeddingStore
 from fastxfer.targets.table import Target
 
@@ -133,15 +133,19 @@ def _missing(backbone: Backbone, target: Target, store: EmbeddingStore | None) -
 
 def _decode_ms(target: Target, backbones: Sequence[Backbone]) -> float:
     """Milliseconds of one thread for an image: opened, decoded, and brought into every geometry."""
-    geometries = list({b.preprocessing.geometry_key: b.preprocessing.geometry() for b in backbones}.values())
+    wanted = {b.preprocessing.geometry_key: b.preprocessing for b in backbones}.values()
+    geometries = [(p.enough, p.geometry()) for p in wanted]
     rows = np.unique(np.linspace(0, target.n_images - 1, TRIED).astype(int))
     spent, seen = 0.0, 0
     for row in rows:
         start = time.perf_counter()
         try:
-            image = load_image(path_of(target, int(row)), pixels=target.pixels)
-            for geometry in geometries:
-                geometry(image)
+            path = path_of(target, int(row))
+            content, images = read_content(path), {}
+            for enough, geometry in geometries:
+                if enough not in images:
+                    images[enough] = decode_content(content, path, pixels=target.pixels, at_least=enough)
+                geometry(images[enough])
         except DataError:
             continue  # named when the run itself looks
         spent, seen = spent + time.perf_counter() - start, seen + 1

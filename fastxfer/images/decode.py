@@ -137,12 +137,12 @@ def read_content(path: str | os.PathLike[str]) -> bytes | Stored:
         return found if isinstance(found, np.ndarray) else found.read()
 
 
-def decode_content(content: bytes | Stored, name: str, *, pixels: Pixels = DEFAULT) -> Image.Image:
-    """`load_image` of what `read_content` gave."""
+def decode_content(content: bytes | Stored, name: str, *, pixels: Pixels = DEFAULT, at_least: int = 0) -> Image.Image:
+    """`load_image` of what `read_content` gave. at_least: as of `decode_image`"""
     if isinstance(content, np.ndarray):
         _refuse_large(name, content.shape[1], content.shape[0], MAX_PIXELS)
         return _from_array(content, name, pixels)
-    return decode_image(BytesIO(content), name, pixels=pixels)
+    return decode_image(BytesIO(content), name, pixels=pixels, at_least=at_least)
 
 
 def format_of(content: bytes | Stored) -> str:
@@ -179,14 +179,20 @@ def _file(name: str) -> Iterator[IO[bytes] | Stored]:
 
 
 def decode_image(
-    stream: IO[bytes], name: str, *, max_pixels: int = MAX_PIXELS, pixels: Pixels = DEFAULT
+    stream: IO[bytes], name: str, *, max_pixels: int = MAX_PIXELS, pixels: Pixels = DEFAULT, at_least: int = 0
 ) -> Image.Image:
-    """Decode one image from an open, seekable binary stream; `name` is what messages call it. See `load_image`."""
+    """Decode one image from an open, seekable binary stream; `name` is what messages call it. See `load_image`.
+
+    at_least: pixels a side that are enough: a JPEG is decoded at a half, a quarter or an eighth of its size, from a part
+    of its frequencies, as long as both sides have as many; 0 = as it is
+    """
     if is_dicom(_head(stream)):
         return decode_dicom(stream, name, max_pixels, pixels).convert("RGB")
     kind, image = _open(stream, name, max_pixels)
     with image:
         try:
+            if at_least:
+                image.draft(None, (at_least, at_least))  # None: the mode stays
             image.load()
             upright = _upright(image)
         except Exception as error:
