@@ -29,8 +29,9 @@ from PIL import Image
 
 from benchmarks.embeddings import REAL
 from benchmarks.machine import rates
+from fastxfer.batches import Batches, Images
 from fastxfer.targets.table import Target
-from fastxfer.training import Batches, Images, Normaliser
+from fastxfer.training import Normaliser
 from pretrain.augment import train_transform
 from pretrain.loop import pretrain
 from pretrain.recipe import Recipe

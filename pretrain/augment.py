@@ -1,6 +1,6 @@
 """Augmentation: PIL image in, (3, size, size) uint8 out; pixels are normalised later, a batch at a time.
 
-The transforms draw from the global generators; `fastxfer.training.Batches` seeds those for every image.
+The transforms draw from the global generators; `fastxfer.batches.Batches` seeds those for every image.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from timm.data import create_transform
 from torchvision import transforms as tv
 
-from fastxfer.training import Transform
+from fastxfer.batches import Transform, xray_moves
 from pretrain.recipe import ARCHITECTURES, Recipe
 
 
@@ -59,13 +59,7 @@ def train_transform(recipe: Recipe, size: int, interpolation: str) -> Transform:
         [
             tv.Lambda(lambda image: tv.functional.center_crop(image, min(image.size))),
             tv.Resize((size, size), tv.InterpolationMode(interpolation)),
-            tv.RandomAffine(
-                recipe.rotate,
-                translate=(recipe.shift, recipe.shift),
-                scale=(1 - recipe.scale, 1 + recipe.scale),
-                interpolation=tv.InterpolationMode.BILINEAR,
-            ),
-            tv.RandomHorizontalFlip(recipe.hflip),
+            *xray_moves(recipe.rotate, recipe.shift, recipe.scale, recipe.hflip),
             tv.Lambda(_to_uint8),
         ]
     )

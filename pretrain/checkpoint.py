@@ -18,10 +18,10 @@ from typing import IO, Any
 import torch
 import torch.distributed.checkpoint as dcp
 
+from fastxfer.batches import Group
 from fastxfer.errors import DataError
 from fastxfer.files import PARTIAL, whole_file
 from fastxfer.progress import say
-from fastxfer.training import Group
 from pretrain.ranks import gathered
 
 _MARK = b"sha256 "

@@ -14,23 +14,13 @@ from numpy.typing import NDArray
 from torch.distributed.checkpoint import CheckpointException
 
 from fastxfer import __version__, metrics
+from fastxfer.batches import Batches, Group, Images, Transform, key_of, loader
 from fastxfer.embed.ranks import cores_here
 from fastxfer.errors import DataError, UsageError
 from fastxfer.progress import progress, say
 from fastxfer.stopping import stop_signals
 from fastxfer.targets.table import Target
-from fastxfer.training import (
-    Batches,
-    Group,
-    Images,
-    Normaliser,
-    Transform,
-    is_out_of_memory,
-    key_of,
-    loader,
-    loss_sum,
-    predict,
-)
+from fastxfer.training import Normaliser, is_out_of_memory, loss_sum, predict
 from pretrain.augment import eval_transform, preprocessing, train_transform
 from pretrain.checkpoint import REST, Shelf, read_checkpoint
 from pretrain.log import Log, telling

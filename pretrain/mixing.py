@@ -9,8 +9,8 @@ import torch
 from timm.data.mixup import cutmix_bbox_and_lam
 from torch import Tensor
 
+from fastxfer.batches import Group, borrowed_randomness, key_of
 from fastxfer.errors import UsageError
-from fastxfer.training import Group, borrowed_randomness, key_of
 from pretrain.recipe import Recipe
 
 

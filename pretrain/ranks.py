@@ -19,9 +19,10 @@ from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
+from fastxfer.batches import ALONE, Group
 from fastxfer.embed.ranks import local_rank, team_of_environment
 from fastxfer.errors import FastxferError, UsageError
-from fastxfer.training import ALONE, Group, choose_device
+from fastxfer.training import choose_device
 
 T = TypeVar("T")
 

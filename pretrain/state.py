@@ -22,8 +22,9 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
+from fastxfer.batches import Group
 from fastxfer.errors import DataError, UsageError, nearest
-from fastxfer.training import Group, Normaliser, Trainer, bare
+from fastxfer.training import Normaliser, Trainer, bare
 from pretrain.ranks import spread
 from pretrain.recipe import ARCHITECTURES, Recipe
 

@@ -228,7 +228,7 @@ def test_oversampling_draws_classes_equally_often(digits: Target, bit: str, spie
     train = digits.rows("train")
     rare = np.concatenate([train[digits.labels[train] != 3], train[digits.labels[train] == 3][:2], digits.rows("test")])
     target = digits.take(rare)
-    from fastxfer.training import rows_of_step
+    from fastxfer.batches import rows_of_step
 
     finetune(bit, target, **{**QUICK, "steps": 1, "oversample": True})
     labels = target.labels[target.rows("train")]

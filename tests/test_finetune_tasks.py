@@ -313,14 +313,16 @@ def test_xray_augmentation_moves_turns_and_mirrors() -> None:
     import random
 
     from PIL import Image, ImageDraw
+    from torchvision.transforms import Compose
 
-    from fastxfer.finetune.images import to_pixels, xray_augmentation
+    from fastxfer.batches import xray_moves
+    from fastxfer.finetune.images import to_pixels
 
     image = Image.new("RGB", (64, 64))
     ImageDraw.Draw(image).rectangle((24, 24, 39, 39), fill=(255, 255, 255))
     torch.manual_seed(0)
     random.seed(0)
-    augment = xray_augmentation(0.5, to_pixels(3))
+    augment = Compose([*xray_moves(45, 0.25, 0.1, 0.5), to_pixels(3)])
     centres = []
     for _ in range(200):
         pixels = augment(image).float()[0]

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = [
     {"errors", "files", "progress", "images", "backend", "crew", "stopping"},
     {"metrics", "targets", "store", "episodes", "results", "reference", "plans", "transforms", "projection", "budgets"},
-    {"ops", "ops_full", "backbones", "clipping", "protocol", "statistics", "hyperrule", "choosing"},
+    {"ops", "ops_full", "backbones", "clipping", "batches", "protocol", "statistics", "hyperrule", "choosing"},
     {"training", "probes", "estimators", "embed", "registered"},
     {"evaluation", "full_splits", "finetune", "presets"},
     {"selection", "report", "audit"},
@@ -40,7 +40,7 @@ SIDEWAYS = {
     ("estimators", "probes"),
 }
 DOORS = {
-    "torch": {"backbones", "clipping", "embed", "training", "finetune", "pretrain", "ops"},
+    "torch": {"backbones", "batches", "clipping", "embed", "training", "finetune", "pretrain", "ops"},
     "zarr": {"store"},
     "click": {"cli"},
     "plotly": {"report"},

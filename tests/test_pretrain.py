@@ -19,11 +19,12 @@ from click.testing import CliRunner
 from digits import write_digits
 
 from fastxfer.backbones import load_backbone
+from fastxfer.batches import Batches, Images, rows_of_step
 from fastxfer.cli import main
 from fastxfer.errors import DataError, UsageError
 from fastxfer.images import load_image
 from fastxfer.targets import Target, add_target
-from fastxfer.training import Batches, Images, Normaliser, Trainer, loss_sum, rows_of_step
+from fastxfer.training import Normaliser, Trainer, loss_sum
 from pretrain.augment import train_transform
 from pretrain.catalogue import read_recipe
 from pretrain.checkpoint import read_checkpoint, write_checkpoint

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 
+from fastxfer.batches import Group
 from fastxfer.errors import UsageError
 from fastxfer.targets import Target
-from fastxfer.training import Group
 from pretrain.checkpoint import read_checkpoint
 from pretrain.ranks import check_shares
 from pretrain.recipe import Recipe

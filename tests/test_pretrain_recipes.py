@@ -15,10 +15,11 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
+from fastxfer.batches import Batches, Group, Images
 from fastxfer.cli import main
 from fastxfer.cli.pretrain import option_of
 from fastxfer.errors import DataError, UsageError
-from fastxfer.training import Batches, Group, Images, Normaliser, Trainer
+from fastxfer.training import Normaliser, Trainer
 from pretrain.augment import preprocessing, train_transform
 from pretrain.catalogue import names, paper, read_recipe, to_toml
 from pretrain.mixing import check_pairs, draw_mix

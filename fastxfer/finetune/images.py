@@ -16,10 +16,10 @@ from torch import Tensor
 from torchvision import transforms as tv
 
 from fastxfer.backbones import Preprocessing
+from fastxfer.batches import Images, Transform, xray_moves
 from fastxfer.errors import DataError
 from fastxfer.hyperrule import PRESETS, Settings
 from fastxfer.targets import Target
-from fastxfer.training import Images, Transform
 
 Prepare = Callable[[Image.Image], Image.Image]
 
@@ -52,7 +52,8 @@ def pipeline(settings: Settings, preprocessing: Preprocessing) -> Pipeline:
         def centre_square(image: Image.Image) -> Image.Image:
             return squash(tv.functional.center_crop(image, [min(image.size)]))
 
-        return Pipeline(centre_square, xray_augmentation(settings.hflip, as_pixels), centre_square, as_pixels)
+        moved: Transform = tv.Compose([*xray_moves(45, 0.25, 0.1, settings.hflip), tv.Lambda(as_pixels)])
+        return Pipeline(centre_square, moved, centre_square, as_pixels)
     crop = random_crop(settings.crop, settings.hflip, as_pixels)
     return Pipeline(resize(settings.resize, rule.square), crop, squash, as_pixels)
 
@@ -114,18 +115,6 @@ def random_crop(size: int, hflip: float, as_pixels: Transform) -> Transform:
         return as_pixels(square.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else square)
 
     return crop
-
-
-def xray_augmentation(hflip: float, as_pixels: Transform) -> Transform:
-    """Shift ≤ 0.25, rotation ≤ 45°, scale 0.9 … 1.1, flip: Cherti & Jitsev (2021), as their code has it."""
-    moved: Transform = tv.Compose(
-        [
-            tv.RandomAffine(45, translate=(0.25, 0.25), scale=(0.9, 1.1), interpolation=tv.InterpolationMode.BILINEAR),
-            tv.RandomHorizontalFlip(hflip),
-            tv.Lambda(as_pixels),
-        ]
-    )
-    return moved
 
 
 def to_pixels(channels: int) -> Transform:

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from fastxfer.backbones import Backbone, load_backbone
+from fastxfer.batches import Batches, Images, loader
 from fastxfer.embed.forward import device_of
 from fastxfer.errors import DataError, UsageError
 from fastxfer.finetune import state as states
@@ -31,7 +32,7 @@ from fastxfer.progress import progress, say
 from fastxfer.results import CELL, Cell, ResultStore, complete
 from fastxfer.statistics import measure_split
 from fastxfer.stopping import stop_signals
-from fastxfer.training import Batches, Images, Normaliser, Trainer, is_out_of_memory, loader, predict
+from fastxfer.training import Normaliser, Trainer, is_out_of_memory, predict
 
 # Pixels a forward pass: 64 images at 128 or 4 at 480, the paper's own micro-batches.
 MICRO_BATCH_PIXELS = 1 << 20
