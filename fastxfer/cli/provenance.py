@@ -115,6 +115,7 @@ def sections(told: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]
                 ("batch", of("batch_size")),
                 ("fastxfer", of("code_version")),
                 ("torch", of("torch_version")),
+                ("timm", of("timm_version")),
             ],
         ),
         (

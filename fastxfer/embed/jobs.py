@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
+import timm
 import torch
 from numpy.typing import NDArray
 
@@ -89,6 +90,7 @@ class EmbedJob(Job):
             "dtype": dtype,
             "code_version": __version__,
             "torch_version": torch.__version__,
+            "timm_version": timm.__version__,
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
             "threads": 1 if device.type == "cpu" else torch.get_num_threads(),
             "batch_size": batch,
