@@ -18,6 +18,7 @@ from fastxfer.crew import Crew, blas_threads, crew
 from fastxfer.errors import UsageError
 from fastxfer.ops_full import INDEXES, check, knn_full, logistic, logistic_full, neighbours, rows, solver
 from fastxfer.ops_full.history import History
+from fastxfer.ops_full.losses import loss_of
 
 L2 = [1e-4, 10.0, 1e-2, 1.0, 1e-6]  # in no order
 
@@ -292,6 +293,31 @@ def test_any_number_of_threads_finds_the_same_neighbours():
             answers.append(knn_full(x, y, query.astype(np.float32), 7, k=[1, 20]).scores)
     for other in answers[1:]:
         np.testing.assert_array_equal(other, answers[0])
+
+
+@pytest.mark.filterwarnings("error")
+def test_biases_that_nothing_determines_stay_where_they_are():
+    """As many images of every class, and penalties so large that the weights are nearly 0: what is left is rounding."""
+    rng = np.random.default_rng(0)
+    y = np.repeat(np.arange(120), 12)
+    centres = rng.normal(size=(120, 40))
+    x = np.maximum(0.3 * centres[y] + 0.1 * rng.normal(size=(len(y), 40)) + 0.2, 0).astype(np.float32)
+    loss = loss_of(y, 120)[2]
+    assert loss is not None
+    seen = rows.Rows(x, 120)
+    path = solver.Path(seen, loss, seen.spread, None, Crew(1, None))
+    w, penalty = rng.normal(size=path.w.shape), np.full((len(path.w), 1), 1e-3)
+    penalty[-1] = 0.0
+    for gradient in (path._evaluate(w, penalty, np.float32)[1], path._hessian(w, penalty)(rng.normal(size=w.shape))):
+        assert abs(gradient[-1].sum()) < 1e-15  # a common number: the sums of float32 residuals leave 1e-9
+    penalties = list(np.geomspace(1e2, 1e-6, 17))
+    got = logistic_full(x, y, x[:10], 120, penalties)
+    assert got.converged.all()
+    assert got.iterations.max() < 30
+    for i in (0, 4, 8):
+        fit = LogisticRegression(C=1 / (len(y) * penalties[i]), tol=1e-10, max_iter=5000).fit(x.astype(float), y)
+        least = softmax_objective(x.astype(float), y, fit, penalties[i])
+        assert got.objective[i] == pytest.approx(least, rel=1e-6)
 
 
 def test_a_crew_keeps_the_order_and_hands_on_what_is_raised():

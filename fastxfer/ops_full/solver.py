@@ -147,7 +147,8 @@ class Path:
             gradient.add(g)
         value /= loss.images[: loss.groups]
         f = value + (0.5 * self._dot(w, penalty * w))[: loss.groups]
-        return f, gradient.total() / loss.images + penalty * w, curvature / loss.images
+        g = self._determined(gradient.total() / loss.images)
+        return f, g + penalty * w, curvature / loss.images
 
     def _hessian(self, w: Floats, penalty: Floats) -> Callable[[Floats], Floats]:
         """The function that multiplies a direction by the Hessian at w, in one pass."""
@@ -171,9 +172,18 @@ class Path:
             product = Sum(direction.shape)
             for some in self.crew.each(part, self.rows.blocks(np.float32)):
                 product.add(some)
-            return np.asarray(product.total() / loss.images + penalty * direction)
+            return np.asarray(self._determined(product.total() / loss.images) + penalty * direction)
 
         return times
+
+    def _determined(self, g: Floats) -> Floats:
+        """A gradient without what is rounding: a number added to all biases of a softmax changes nothing.
+
+        Along that direction nothing curves, so a step that rounding made would be taken for a hint of how little.
+        """
+        if self.loss.columns > self.loss.groups:
+            g[-1] -= g[-1].mean()
+        return g
 
     def _find_axes(self) -> None:
         """The axes of the covariance in which images weigh as much as their losses curve at w: the Hessian's, nearly.
