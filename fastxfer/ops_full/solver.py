@@ -141,10 +141,10 @@ class Path:
             return value, curvature, gradient_of(x, residual)
 
         value, curvature, gradient = np.zeros(loss.groups), np.zeros(loss.columns), Sum(w.shape)
-        for some, curved, g in self.crew.each(part, self.rows.blocks(dtype)):
+        for some, curved, its in self.crew.each(part, self.rows.blocks(dtype)):
             value += some
             curvature += curved
-            gradient.add(g)
+            gradient.add(its)
         value /= loss.images[: loss.groups]
         f = value + (0.5 * self._dot(w, penalty * w))[: loss.groups]
         g = self._determined(gradient.total() / loss.images)
