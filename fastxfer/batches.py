@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from timm.data import create_transform
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms as tv
@@ -223,6 +224,35 @@ def loader(dataset: Dataset[Any], items: Sequence[int], workers: int, device: to
         # Its own generator: making an iterator must not advance the global one, or a resumed run would differ.
         generator=torch.Generator().manual_seed(0),
     )
+
+
+def to_pixels(channels: int) -> Transform:
+    """RGB image -> (channels, h, w) uint8; one channel = grey, for networks that see nothing else."""
+
+    def convert(image: Image.Image) -> Tensor:
+        if channels == 1:
+            return torch.from_numpy(np.array(image.convert("L"), dtype=np.uint8))[None]
+        return torch.from_numpy(np.array(image.convert("RGB"), dtype=np.uint8)).permute(2, 0, 1)
+
+    return convert
+
+
+def random_resized_crop(size: int, least: float, hflip: float, randaugment: str, interpolation: str) -> Transform:
+    """timm's training transform: a part of the image, `least` of its area or more, a flip, RandAugment ("" = none).
+
+    RGB image -> (3, size, size) uint8, a tensor or an array.
+    """
+    transform: Transform = create_transform(
+        size,
+        is_training=True,
+        use_prefetcher=True,  # = leave the pixels as uint8
+        scale=(least, 1.0),
+        hflip=hflip,
+        color_jitter=None,  # type: ignore[arg-type]  # timm takes None: no jitter at all
+        auto_augment=randaugment or None,
+        interpolation=interpolation,
+    )
+    return transform
 
 
 def xray_moves(rotate: float, shift: float, scale: float, hflip: float) -> list[Transform]:

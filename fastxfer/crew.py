@@ -51,6 +51,11 @@ class Crew:
             for future in under_way:
                 future.cancel()
 
+    def do(self, work: Callable[[Item], object], items: Iterable[Item]) -> None:
+        """`work` of each item, for what it does."""
+        for _ in self.each(work, items):
+            pass
+
     def product(self, a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
         """a @ b, of one float type."""
         made = np.empty((a.shape[0], b.shape[1]), a.dtype)
@@ -59,8 +64,7 @@ class Crew:
             columns = slice(start, start + PANEL)
             made[:, columns] = a @ b[:, columns]
 
-        for _ in self.each(panel, range(0, b.shape[1], PANEL)):
-            pass
+        self.do(panel, range(0, b.shape[1], PANEL))
         return made
 
 

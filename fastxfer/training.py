@@ -20,15 +20,6 @@ from fastxfer.clipping import clip_adaptively
 from fastxfer.errors import UsageError
 
 
-def choose_device(name: str) -> torch.device:
-    """'auto' = cuda if there is one, else cpu; `UsageError` for a device that isn't there."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise UsageError("--device cuda: no CUDA device is visible to PyTorch; use --device cpu, or auto")
-    return torch.device(name)
-
-
 @dataclass(frozen=True)
 class Normaliser:
     """uint8 pixels to what the network was trained on: (x/255 − mean)/std, float32, on the device."""

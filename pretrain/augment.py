@@ -8,17 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-import torch
 from timm.data import create_transform
 from torchvision import transforms as tv
 
-from fastxfer.batches import Transform, xray_moves
+from fastxfer.batches import Transform, random_resized_crop, to_pixels, xray_moves
 from pretrain.recipe import ARCHITECTURES, Recipe
-
-
-def _to_uint8(image: object) -> torch.Tensor:
-    return torch.from_numpy(np.array(image, dtype=np.uint8)).permute(2, 0, 1)
 
 
 def preprocessing(recipe: Recipe, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -44,23 +38,13 @@ def train_transform(recipe: Recipe, size: int, interpolation: str) -> Transform:
     if recipe.augment == "none":
         return eval_transform(size, interpolation, 1.0)
     if recipe.augment == "crop":
-        crop: Transform = create_transform(
-            size,
-            is_training=True,
-            use_prefetcher=True,  # = leave the pixels as uint8
-            scale=(recipe.crop_scale, 1.0),
-            hflip=recipe.hflip,
-            color_jitter=None,  # type: ignore[arg-type]  # timm takes None: no jitter at all
-            auto_augment=recipe.randaugment or None,
-            interpolation=interpolation,
-        )
-        return crop
+        return random_resized_crop(size, recipe.crop_scale, recipe.hflip, recipe.randaugment, interpolation)
     return tv.Compose(
         [
             tv.Lambda(lambda image: tv.functional.center_crop(image, min(image.size))),
             tv.Resize((size, size), tv.InterpolationMode(interpolation)),
             *xray_moves(recipe.rotate, recipe.shift, recipe.scale, recipe.hflip),
-            tv.Lambda(_to_uint8),
+            tv.Lambda(to_pixels(3)),
         ]
     )
 

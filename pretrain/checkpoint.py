@@ -93,7 +93,7 @@ def write_shares(folder: Path, shares: dict[str, Any], rest: dict[str, Any], gro
     gathered(group, None)
 
 
-def check_shares(folder: Path) -> None:
+def check_folder(folder: Path) -> None:
     """`DataError` if a file of the folder is missing or not what was written."""
     for name, digest in read_checkpoint(folder / REST)["digests"].items():
         if not (folder / name).is_file():
@@ -176,7 +176,7 @@ class Shelf:
         errors = []
         for path in candidates:
             try:
-                check_shares(path) if path.is_dir() else read_checkpoint(path)
+                check_folder(path) if path.is_dir() else read_checkpoint(path)
             except DataError as error:
                 errors.append(error)
                 continue

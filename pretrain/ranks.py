@@ -20,9 +20,9 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from fastxfer.batches import ALONE, Group
+from fastxfer.embed.forward import device_of
 from fastxfer.embed.ranks import local_rank, team_of_environment
 from fastxfer.errors import FastxferError, UsageError
-from fastxfer.training import choose_device
 
 T = TypeVar("T")
 
@@ -33,7 +33,7 @@ def joined(device: str) -> Iterator[tuple[Group, torch.device]]:
 
     `UsageError` if the environment names no master, or more processes than GPUs on this machine.
     """
-    team, on = team_of_environment(), choose_device(device)
+    team, on = team_of_environment(), device_of(device)
     if team is None:
         yield ALONE, on
         return

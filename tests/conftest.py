@@ -37,6 +37,25 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Target]:
     return {name: world.read(root) for name, world in WORLDS.items()}
 
 
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Small networks on one thread: several would wait for each other."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Target:
+    """A few small photographs of three classes, to train on."""
+    from tests.together import photos
+
+    return photos(tmp_path_factory.mktemp("photos"))
+
+
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """URL of a real S3 server; tests that use it carry the marker ``s3``."""

@@ -32,16 +32,10 @@ from fastxfer.training import head_of
 from pretrain.loop import pretrain
 from pretrain.recipe import Recipe
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 TINY = {"channels": [64], "stem_chs": 64, "bottle_ratio": 1.0}
 QUICK: dict[str, Any] = {"steps": 6, "batch_size": 16, "image_size": 16, "hflip": 0.0, "base_lr": 0.03}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

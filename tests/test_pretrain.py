@@ -33,18 +33,12 @@ from pretrain.recipe import Recipe
 from pretrain.schedule import Schedule
 from pretrain.source import open_source
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 # As small as a BiT can be: one stage of GroupNorm(32) and weight-standardised bottlenecks, with stochastic depth so
 # that the global generator matters too.
 TINY = {"channels": [32], "stem_chs": 32, "bottle_ratio": 1.0, "drop_path_rate": 0.2}
 SHORT = Recipe(arch="resnetv2_50x1_bit", arch_args=TINY, image_size=16, epochs=3, batch_size=16, hflip=0.0, lr=0.8)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from click.testing import CliRunner
 
 from fastxfer.cli import main
@@ -29,6 +28,8 @@ from pretrain.recipe import Recipe
 from pretrain.state import create_network
 from tests.together import photos
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 TINY = Recipe(
     arch="resnetv2_50x1_bit",
     arch_args={"channels": [32], "stem_chs": 32, "bottle_ratio": 1.0},
@@ -37,19 +38,6 @@ TINY = Recipe(
     batch_size=12,
     augment="none",
 )
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Target:
-    return photos(tmp_path_factory.mktemp("photos"))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 # -- dry runs -------------------------------------------------------------------------------------------------------

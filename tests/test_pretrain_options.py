@@ -24,7 +24,9 @@ from pretrain.checkpoint import read_checkpoint
 from pretrain.loop import pretrain
 from pretrain.recipe import Recipe
 from pretrain.state import create_network
-from tests.together import Losses, free_port, photos, told
+from tests.together import Losses, free_port, told
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 RECIPE = Recipe(
     arch="resnetv2_50x1_bit",
@@ -34,19 +36,6 @@ RECIPE = Recipe(
     batch_size=12,
     augment="none",
 )
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Target:
-    return photos(tmp_path_factory.mktemp("photos"))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def losses(recipe: Recipe, source: Target, out: Path) -> list[float]:

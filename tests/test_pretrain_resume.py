@@ -17,10 +17,10 @@ import torch
 
 from fastxfer.errors import DataError, UsageError
 from fastxfer.targets import Target, add_target
-from pretrain.checkpoint import Shelf, check_shares, read_checkpoint, write_checkpoint
+from pretrain.checkpoint import Shelf, check_folder, read_checkpoint, write_checkpoint
 from pretrain.loop import pretrain
 from pretrain.recipe import Recipe
-from tests.together import photos, run, told
+from tests.together import run, told
 
 # Everything that has a state: drawn paths, augmentation, momenta, average of the weights, scaler of the gradients.
 RECIPE = Recipe(
@@ -38,11 +38,6 @@ RECIPE = Recipe(
 )
 STEPS = 14  # of 36 images
 KILLS = [("step", 0), ("step", 8), ("link", 1), ("sync", 2), ("sync", 5), ("rename", 3), ("file", 2)]
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Target:
-    return photos(tmp_path_factory.mktemp("photos"))
 
 
 @pytest.fixture(scope="module")
@@ -244,11 +239,11 @@ def test_resume_two_rank_in_shares(source: Target, alone: Path, tmp_path: Path) 
     assert {p.name for p in folder.iterdir()} == {"net-step-000005", "net-step-000006", "net-step-000008"}
     with pytest.raises(UsageError, match=r"'.*net-step-000008' exists: --resume goes on from it"):
         pretrain(recipe, source, out)
-    check_shares(folder / "net-step-000008")
+    check_folder(folder / "net-step-000008")
     share = folder / "net-step-000008/__1_0.distcp"
     share.write_bytes(share.read_bytes()[:-1] + b"?")
     with pytest.raises(DataError, match=r"net-step-000008' is damaged: '__1_0\.distcp' is not what was written"):
-        check_shares(folder / "net-step-000008")
+        check_folder(folder / "net-step-000008")
     assert -signal.SIGKILL in run(2, recipe, source, out, dies=(0, "step", 5), **options)
     assert "going on from '" + str(folder / "net-step-000006") in out.with_suffix(".0.err").read_text()
     assert run(1, replace(recipe, parallel="ddp", sharded_checkpoints=False), source, out, resume=True) == [0]

@@ -25,6 +25,8 @@ from pretrain.loop import pretrain
 from pretrain.recipe import Recipe
 from pretrain.source import Paths, head_size, open_source, read_archives
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 TINY = Recipe(
     arch="resnetv2_50x1_bit",
     arch_args={"channels": [32], "stem_chs": 32, "bottle_ratio": 1.0},
@@ -35,14 +37,6 @@ TINY = Recipe(
     warmup_epochs=0.0,
 )
 XRAY = {"augment": "xray", "interpolation": "box"}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def picture(number: int) -> bytes:

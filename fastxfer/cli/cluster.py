@@ -122,7 +122,8 @@ def submit(command: CommandLine, given: Sequence[str], *, show: bool, as_json: b
 def tasks_of(given: Sequence[str]) -> int:
     """How many tasks a job of these `--slurm` words would have; 0 = there are no words."""
     parameters = _parse(given)
-    return int(parameters.get("nodes", 1) * parameters.get("tasks_per_node", 1)) if given else 0
+    each = parameters.get("tasks_per_node", parameters.get("ntasks_per_node", 1))
+    return int(parameters.get("nodes", 1) * each) if given else 0
 
 
 def _parse(given: Sequence[str]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from fastxfer.cli.cluster import slurm_options
 from fastxfer.cli.common import ManyValues, data_root_option, emit_json, json_option, print_table, size_words
 from fastxfer.cli.embed import parse_arch_args
 from fastxfer.errors import FastxferError, UsageError
+from pretrain.logs import SERVICES
 from pretrain.recipe import AUGMENTATIONS, INTERPOLATIONS, PARALLEL, PRECISIONS, SCHEDULES, Recipe
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ def _cost_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option(
     "--keep", type=click.IntRange(min=1), default=2, show_default=True, help="Last checkpoints, and the best."
 )
-@click.option("--log", "logs", multiple=True, type=click.Choice(["tensorboard", "wandb"]), help="Log there, too.")
+@click.option("--log", "logs", multiple=True, type=click.Choice(SERVICES), help="Log there, too.")
 @_cost_options
 @click.option("--all", "everything", is_flag=True, help="show: the paper's twenty models.")
 @slurm_options("--resume")

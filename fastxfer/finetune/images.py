@@ -11,12 +11,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from timm.data import create_transform
 from torch import Tensor
 from torchvision import transforms as tv
 
 from fastxfer.backbones import Preprocessing
-from fastxfer.batches import Images, Transform, xray_moves
+from fastxfer.batches import Images, Transform, random_resized_crop, to_pixels, xray_moves
 from fastxfer.errors import DataError
 from fastxfer.hyperrule import PRESETS, Settings
 from fastxfer.targets import Target
@@ -61,16 +60,8 @@ def pipeline(settings: Settings, preprocessing: Preprocessing) -> Pipeline:
 def _timm_pipeline(settings: Settings, preprocessing: Preprocessing, as_pixels: Transform) -> Pipeline:
     """timm's: random resized crop and RandAugment; evaluation as the network was evaluated in pre-training."""
     size = settings.crop
-    augment = create_transform(
-        size,
-        is_training=True,
-        use_prefetcher=True,  # = leave the pixels as uint8
-        scale=(0.35, 1.0),
-        hflip=settings.hflip,
-        color_jitter=None,  # type: ignore[arg-type]  # timm takes None: no jitter at all
-        auto_augment=PRESETS[settings.preset].randaugment or PRESETS["own"].randaugment,
-        interpolation=preprocessing.interpolation,
-    )
+    randaugment = PRESETS[settings.preset].randaugment or PRESETS["own"].randaugment
+    augment = random_resized_crop(size, 0.35, settings.hflip, randaugment, preprocessing.interpolation)
     evaluate = replace(preprocessing, input_size=(preprocessing.input_size[0], size, size)).geometry()
 
     def train(image: Image.Image) -> Tensor:
@@ -115,14 +106,3 @@ def random_crop(size: int, hflip: float, as_pixels: Transform) -> Transform:
         return as_pixels(square.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else square)
 
     return crop
-
-
-def to_pixels(channels: int) -> Transform:
-    """RGB image -> (channels, h, w) uint8; one channel = grey, for networks that see nothing else."""
-
-    def convert(image: Image.Image) -> Tensor:
-        if channels == 1:
-            return torch.from_numpy(np.array(image.convert("L"), dtype=np.uint8))[None]
-        return torch.from_numpy(np.array(image.convert("RGB"), dtype=np.uint8)).permute(2, 0, 1)
-
-    return convert

@@ -172,8 +172,7 @@ def fill_gram(x: Array, out: Array, threads: int | None = None) -> None:
     places = [(i, j) for i in range(0, m, TILE) for j in range(0, i + 1, TILE)]
     places += [(i, j) for j in range(m, n, TILE) for i in range(0, m, TILE)]
     with crew(threads) as team:
-        for _ in team.each(tile, places):
-            pass
+        team.do(tile, places)
 
 
 def _require_finite(rows: Array) -> None:

@@ -92,8 +92,7 @@ class Rows:
             taken.append(make()[chosen] * root[rows][chosen, None])
             # Few large products are faster than many small ones.
             if sum(map(len, taken)) >= 2048 or rows.stop == m:
-                for _ in crew.each(partial(_add_panel, total, np.concatenate(taken)), range(0, d, PANEL)):
-                    pass
+                crew.do(partial(_add_panel, total, np.concatenate(taken)), range(0, d, PANEL))
                 taken.clear()
         return total
 

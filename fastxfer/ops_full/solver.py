@@ -201,8 +201,7 @@ class Path:
         def part(block: Block) -> None:
             weights[block[0]] = loss.curvature(block[0], logits(block[1]()))
 
-        for _ in self.crew.each(part, self.rows.blocks(np.float32)):
-            pass
+        self.crew.do(part, self.rows.blocks(np.float32))
         if weights.max() <= 0:
             return
         weights /= weights.max()

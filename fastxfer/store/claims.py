@@ -8,17 +8,14 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import threading
 import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from typing import Any
 
-from fastxfer.errors import DataError
-from fastxfer.store import files
+from fastxfer.store import files, locks
 
 BEAT_SECONDS, SILENT_SECONDS, PAUSE_SECONDS = 2.0, 12.0, 0.05
 
@@ -26,13 +23,7 @@ BEAT_SECONDS, SILENT_SECONDS, PAUSE_SECONDS = 2.0, 12.0, 0.05
 @contextmanager
 def claim(backing: Any, key: str, what: str, wait: float) -> Iterator[None]:
     """Hold the object `key` while the block runs; DataError naming the holder if it isn't free within `wait` seconds."""
-    mine = {
-        "pid": os.getpid(),
-        "host": socket.gethostname(),
-        "since": datetime.now(UTC).isoformat(timespec="seconds"),
-        "claim": uuid.uuid4().hex,
-        "beat": 0,
-    }
+    mine = {**locks.mine(), "claim": uuid.uuid4().hex, "beat": 0}
     _take(backing, key, mine, what, time.monotonic() + wait)
     done = threading.Event()
     beating = threading.Thread(target=_beat, args=(backing, key, mine, done), daemon=True)
@@ -59,10 +50,7 @@ def _take(backing: Any, key: str, mine: dict[str, Any], what: str, deadline: flo
         if (gone or now - since > SILENT_SECONDS) and files.run(backing.swap(key, json.dumps(mine).encode(), version)):
             return
         if now >= deadline:
-            raise DataError(
-                f"{what} is being written by process {holder.get('pid', '?')} on {holder.get('host', '?')} since "
-                f"{holder.get('since', '?')}; wait for it, or stop it"
-            )
+            raise locks.held(what, holder, "stop it")
         time.sleep(PAUSE_SECONDS)
 
 

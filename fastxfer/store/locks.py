@@ -49,17 +49,14 @@ def hold(path: Path, what: str, *, wait: float = 0.0, team: Team | None = None) 
     with ExitStack() as stack:
         while True:
             # Who looks whether others hold their locks, and then takes his, does both before the next one looks.
-            with _file(path.with_name(f"{path.name}{_GATE}"), _mine(None), time.monotonic() + GATE_SECONDS) as holder:
+            with _file(path.with_name(f"{path.name}{_GATE}"), mine(), time.monotonic() + GATE_SECONDS) as holder:
                 holder = holder or _others(path, own, team)
                 if holder is None:
-                    holder = stack.enter_context(_file(own, _mine(team), time.monotonic()))
+                    holder = stack.enter_context(_file(own, mine(team), time.monotonic()))
             if holder is None:
                 break
             if time.monotonic() >= deadline:
-                raise DataError(
-                    f"{what} is being written by process {holder.get('pid', '?')} on {holder.get('host', '?')} "
-                    f"since {holder.get('since', '?')}; wait for it, or stop it (if that machine is gone: delete {path}*)"
-                )
+                raise held(what, holder, f"stop it (if that machine is gone: delete {path}*)")
             time.sleep(0.05)
         yield own
 
@@ -75,17 +72,26 @@ def _others(path: Path, own: Path, team: Team | None) -> dict[str, Any] | None:
     return None
 
 
-def _mine(team: Team | None) -> dict[str, Any]:
-    mine: dict[str, Any] = {
+def mine(team: Team | None = None) -> dict[str, Any]:
+    """What a holder writes of itself."""
+    told: dict[str, Any] = {
         "pid": os.getpid(),
         "host": socket.gethostname(),
         "since": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    return mine if team is None else mine | {"job": team.job}
+    return told if team is None else told | {"job": team.job}
+
+
+def held(what: str, holder: dict[str, Any], otherwise: str) -> DataError:
+    """What is said to whoever comes second."""
+    return DataError(
+        f"{what} is being written by process {holder.get('pid', '?')} on {holder.get('host', '?')} "
+        f"since {holder.get('since', '?')}; wait for it, or {otherwise}"
+    )
 
 
 @contextmanager
-def _file(path: Path, mine: dict[str, Any], deadline: float) -> Iterator[dict[str, Any] | None]:
+def _file(path: Path, told: dict[str, Any], deadline: float) -> Iterator[dict[str, Any] | None]:
     """Hold one lock file and yield None, or what its holder wrote if it isn't free by the deadline."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
@@ -106,7 +112,7 @@ def _file(path: Path, mine: dict[str, Any], deadline: float) -> Iterator[dict[st
             time.sleep(0.01)
     try:
         os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, json.dumps(mine).encode(), 0)
+        os.pwrite(descriptor, json.dumps(told).encode(), 0)
         yield None
     finally:
         # before the lock is let go: whoever waits on this file finds it unlinked and retries
