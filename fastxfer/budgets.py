@@ -16,6 +16,7 @@ import pandas as pd
 from fastxfer.errors import UsageError, nearest
 
 FINETUNE = "finetune"
+_STOPPED = "stopped="  # in the params of a run that was not finished, and the step
 COSTS = ("seconds", "images", "images_scored", "flops", "joules")
 """Metrics of rows that say what a fine-tuning cost, split "train"."""
 
@@ -100,7 +101,17 @@ class Ledger:
 def finished(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows of fine-tunings, those that were stopped on the way left out; text columns as plain text."""
     tuned = rows[rows["probe"] == FINETUNE].astype({"backbone": str, "target": str, "params": str, "metric": str})
-    return tuned[~tuned["params"].str.contains("stopped=")]
+    return tuned[~is_stopped(tuned)]
+
+
+def stopped_params(params: str, step: int) -> str:
+    """What a fine-tuning's rows say that was stopped at a step, since it could not win."""
+    return f"{params};{_STOPPED}{step}"
+
+
+def is_stopped(rows: pd.DataFrame) -> pd.Series:
+    """(n_rows,) bool: whether they are of a fine-tuning that was stopped."""
+    return rows["params"].astype(str).str.contains(_STOPPED, regex=False)
 
 
 @dataclass(frozen=True)
@@ -137,7 +148,7 @@ class Rates:
         Of the pair itself; else by the images and operations that runs on the target, or of the backbone, had; else the
         mean of the target's, of the backbone's.
         """
-        runs = self.runs[(self.runs["shots"] == "full") & ~self.runs["params"].str.contains("stopped=")]
+        runs = self.runs[(self.runs["shots"] == "full") & ~is_stopped(self.runs)]
         runs = runs[runs["seconds"].notna()]
         on_target, of_backbone = runs[runs["target"] == target], runs[runs["backbone"] == backbone]
         both = on_target[on_target["backbone"] == backbone]

@@ -16,6 +16,7 @@ from torch import nn
 
 from fastxfer.backbones import Backbone, load_backbone
 from fastxfer.batches import Batches, Images, loader
+from fastxfer.budgets import stopped_params
 from fastxfer.embed.forward import device_of
 from fastxfer.errors import DataError, UsageError
 from fastxfer.finetune import state as states
@@ -381,7 +382,7 @@ class _Training:
 
 def stopped_rows(run: Run, outcome: Outcome) -> pd.DataFrame:
     """What a run that will not be finished has to tell: its last scores on val, and what it cost."""
-    key = run.key() | {"params": stopped_params(run, outcome.state.step)}
+    key = run.key() | {"params": stopped_params(run.params, outcome.state.step)}
     n = 0 if run.task.val is None else len(run.task.val.rows)
     scores = [
         {"split": "val", "metric": m, "value": value, "n_queries": n}
@@ -389,10 +390,6 @@ def stopped_rows(run: Run, outcome: Outcome) -> pd.DataFrame:
         if math.isfinite(value := outcome.score(m))
     ]
     return complete(pd.DataFrame([{**key, **row} for row in [*scores, *cost_rows(outcome.state)]]))
-
-
-def stopped_params(run: Run, step: int) -> str:
-    return f"{run.params};stopped={step}"
 
 
 def cost_rows(state: State) -> list[dict[str, Any]]:

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from fastxfer.backbones import SUFFIXES, load_backbone
-from fastxfer.budgets import Budget, Ledger, Rates
+from fastxfer.budgets import Budget, Ledger, Rates, stopped_params
 from fastxfer.embed import team_of_environment
 from fastxfer.episodes import sample_episodes
 from fastxfer.errors import DataError, FastxferError, UsageError
-from fastxfer.finetune.run import Machine, Outcome, Run, stopped_params, stopped_rows, train
+from fastxfer.finetune.run import Machine, Outcome, Run, stopped_rows, train
 from fastxfer.finetune.state import digest
 from fastxfer.finetune.task import Task, episode_tasks, full_task
 from fastxfer.hyperrule import Settings, settle
@@ -358,7 +358,7 @@ class _Conductor:
             f"{run.title} is stopped at step {rung:,}: its val {criterion.replace('_', ' ')} of {score:.4f} is in the worse half"
         )
         outcome.update(state="lost", **{f"val_{criterion}": score})
-        if not run.is_done(self.results, stopped_params(run, got.state.step)):
+        if not run.is_done(self.results, stopped_params(run.params, got.state.step)):
             self.results.append(stopped_rows(run, got))
 
     def _train(self, run: Run, outcome: dict[str, Any], until: int | None = None) -> Outcome | None:

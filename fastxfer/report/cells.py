@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from fastxfer.budgets import COSTS
+from fastxfer.budgets import COSTS, FINETUNE, is_stopped
 from fastxfer.errors import DataError
 from fastxfer.metrics import LOWER_IS_BETTER
 from fastxfer.probes import probe_options
@@ -22,7 +22,6 @@ from fastxfer.statistics import summarise
 
 SECONDS = "seconds"
 FULL = "full"
-FINETUNE = "finetune"
 METRIC_ORDER = ("accuracy", "auc", "balanced_accuracy", "average_precision", "f1")
 PROBE_ORDER = ("logistic", "ridge", "prototype", "knn", FINETUNE)
 SPLIT_ORDER = ("test", "val", "train")
@@ -62,7 +61,7 @@ def aggregate(results: pd.DataFrame) -> pd.DataFrame:
     # Values of single classes ("auc:NAME") are there for the reader's own tables.
     of_a_class = results["metric"].astype(str).str.contains(":")
     # Fine-tunings that were stopped have no place among those that were not.
-    stopped = results["params"].astype(str).str.contains("stopped=")
+    stopped = is_stopped(results)
     rows = results[~results["metric"].isin([*COSTS, *LOWER_IS_BETTER]) & ~of_a_class & ~stopped]
     if rows.empty:
         raise DataError("report: there are no results to report; `fastxfer fewshot` or `fastxfer probe` makes some")

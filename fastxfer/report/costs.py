@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from fastxfer.budgets import COSTS
+from fastxfer.budgets import COSTS, is_stopped
 from fastxfer.report import cells as c
 from fastxfer.report.answer import Name
 from fastxfer.report.facts import Facts
@@ -69,7 +69,7 @@ def costs(results: pd.DataFrame, cells: pd.DataFrame, runs: Sequence[Mapping[str
     )
     spent = text[(text["probe"] == c.FINETUNE) & text["metric"].isin(COSTS)]
     every_run = spent[spent["metric"] == c.SECONDS]
-    stopped = every_run["params"].str.contains("stopped=")
+    stopped = is_stopped(every_run)
     tuned = every_run[~stopped]
     pairs = sorted(set(zip(cells["backbone"], cells["target"], strict=True)))
     seconds = dict(zip(pairs, _per_run(tuned, pairs), strict=True))
