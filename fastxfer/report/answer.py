@@ -159,7 +159,7 @@ def by_target(cells: pd.DataFrame, standings: Standings, raised: list[Flag], nam
         metric = c.metric_name(str(cells.loc[(cells["target"] == target) & cells["main"], "metric"].iloc[0]))
         heading = tag("h3", target, " ", tag("small", metric))
         body = [join(tag("dt", label), tag("dd", text)) for label, text in lines]
-        blocks.append(tag("div", heading, tag("dl", body), class_="verdict"))
+        blocks.append(tag("div", heading, tag("dl", body), class_="verdict", data_target=target))
     return join(tag("div", blocks, class_="verdicts"), _how_to_read(cells))
 
 

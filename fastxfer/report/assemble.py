@@ -16,7 +16,7 @@ from fastxfer.files import write_whole
 from fastxfer.report import cells as c
 from fastxfer.report import sections
 from fastxfer.report.answer import answer, by_target, stand
-from fastxfer.report.costs import costs, costs_section
+from fastxfer.report.costs import costs, costs_section, points
 from fastxfer.report.facts import Facts, gather
 from fastxfer.report.flags import Flag, flags
 from fastxfer.report.html import Markup, content_policy, embed_json, join, tag
@@ -35,6 +35,8 @@ COLUMNS = (
     "metric",
     "interval",
 )
+# The page's script, in this order.
+SCRIPTS = ("base", "filters", "panels", "curves", "methods", "finetunings", "costs", "table", "start")
 COLOURS = 7  # --b0 … of report.css; beyond them they repeat, with other markers and dashes
 
 
@@ -95,17 +97,20 @@ def _page(
     rows = sections.outcomes(plan, cells) if plan else []
     spent = costs(results, cells, runs, facts)
     made = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
-    document = {
+    probe = next(iter(c.probes(cells, full=False)), None)
+    document: dict[str, Any] = {
         "labels": labels,
         "cells": _columns(cells),
         "defaults": {
             "waysOf": {t: w for t, g in cells.groupby("target") if (w := c.main_ways(g)) is not None},
             "seed": c.main_seed(cells),
             "split": c.main_split(cells),
-            "probe": next(iter(c.probes(cells, full=False)), None),
+            "probe": probe,
+            "shots": c.main_shots(cells[cells["probe"] == probe], str(c.main_ways(cells))) or c.FULL,
         },
         "classes": {t: len(f.class_names) for t, f in facts.targets.items() if not f.multi_label},
         "outcomes": [_finite(r) for r in rows],
+        "costs": [_finite(point) for point in points(results, cells, facts)],
         "learning": [dict(curve) for curve in curves],
         "metricNames": {m: c.metric_name(m) for m in [*cells["metric"].unique(), *(str(v["metric"]) for v in curves)]},
     }
@@ -135,13 +140,13 @@ def _page(
             if curves
             else []
         ),
-        ("costs", "Costs", "What it cost", costs_section(spent, facts, name, shown)),
+        ("costs", "Costs", "What it cost", join(costs_section(spent, facts, name, shown), _trade(document["costs"]))),
         ("flags", "Flags", "Flags", _flags(raised)),
         ("table", "Cells", "Every cell", _cell_table()),
         ("provenance", "Provenance", "Provenance", sections.provenance(cells, facts, runs, command, made, name, shown)),
     ]
     files = resources.files("fastxfer.report")
-    script = files.joinpath("report.js").read_text(encoding="utf-8")
+    script = _script(*(files.joinpath(f"js/{name}.js").read_text(encoding="utf-8") for name in SCRIPTS))
     head = tag(
         "head",
         tag("meta", charset="utf-8"),
@@ -165,6 +170,14 @@ def _page(
         ),
         tag("main", [_section(key, heading, content) for key, _, heading, content in parts]),
         tag(
+            "div",
+            tag("p", id="chosen-words", role="status"),
+            tag("button", "Show all", type="button", id="all"),
+            class_="chosen",
+            id="chosen",
+            hidden=True,
+        ),
+        tag(
             "footer",
             tag("p", "Made by fastxfer. This file holds aggregates only; it makes no request to any network."),
         ),
@@ -173,6 +186,11 @@ def _page(
         tag("script", Markup(script)),
     )
     return "<!doctype html>\n" + tag("html", head, body, lang="en") + "\n"
+
+
+def _script(*parts: str) -> str:
+    """The parts as one script that adds no name to the page's own."""
+    return '"use strict";\n(() => {\n' + "\n".join(parts) + "})();\n"
 
 
 SELECTION = (
@@ -190,7 +208,16 @@ def _section(key: str, heading: str, content: Any) -> Markup:
 def _figure(key: str, caption: str, *, legend: bool = False) -> Markup:
     return tag(
         "figure",
-        tag("div", class_="legend", id=f"{key}-legend", role="group", aria_label="Backbones shown") if legend else None,
+        tag(
+            "div",
+            class_="legend",
+            id=f"{key}-legend",
+            role="group",
+            aria_label="Backbones shown",
+            data_lines=key == "curves",
+        )
+        if legend
+        else None,
         tag("div", id=f"{key}-figure", class_="panels"),
         tag("figcaption", caption, " ", tag("span", id=f"{key}-note")),
         id=f"{key}-box",
@@ -209,6 +236,7 @@ def _curves() -> Markup:
         ("metric", "Metric"),
         ("split", "Split"),
         ("seed", "Seed"),
+        ("shots", "Shots, where one is shown"),
         ("target", "Target"),
     ]
     return join(
@@ -248,6 +276,21 @@ def _methods(cells: pd.DataFrame) -> Markup:
     )
 
 
+def _trade(known: list[dict[str, Any]]) -> Markup | None:
+    if not any(math.isfinite(v) for p in known for k in ("seconds", "flops", "parameters") if (v := p[k]) is not None):
+        return None
+    return join(
+        tag("h3", "Cost against accuracy"),
+        tag("form", _control("cost", "Cost in"), class_="controls", aria_label="Cost of the figures below"),
+        _figure(
+            "trade",
+            "Up and to the left is better. Filled marks are the front: nothing that costs less is as good. The cost of a "
+            "probe is that of embedding all images of its target, once for all shots and probes; solving the probes "
+            "takes little more, and the same for every backbone. The cost of a fine-tuning (star) is that of one run.",
+        ),
+    )
+
+
 def _cell_table() -> Markup:
     return join(
         tag(
@@ -272,8 +315,8 @@ def _cell_table() -> Markup:
             tag("table", tag("thead"), tag("tbody"), id="cells"),
             class_="scroll",
             tabindex="0",
-            role="region",
-            aria_label="Every cell",
+            role="group",
+            aria_label="Table of every cell",
         ),
         tag("p", tag("button", "Show all rows", type="button", id="more", hidden=True)),
     )
@@ -295,8 +338,9 @@ def _columns(cells: pd.DataFrame) -> dict[str, Any]:
     for column in COLUMNS:
         codes, levels = pd.factorize(cells[column])
         document[column] = {"codes": codes.tolist(), "levels": levels.tolist()}
-    for column in ("mean", "low", "high"):
-        document[column] = [None if not math.isfinite(v) else round(float(v), 6) for v in cells[column]]
+    for column in ("mean", "low", "high", "low_images", "high_images"):
+        values = cells[column] if column in cells else pd.Series(math.nan, cells.index)
+        document[column] = [None if not math.isfinite(v) else round(float(v), 6) for v in values]
     document["n"] = [int(v) for v in cells["n"]]
     document["queries"] = [int(v) for v in cells["n_queries"]]
     document["main"] = [int(v) for v in cells["main"]]
