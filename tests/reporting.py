@@ -174,6 +174,11 @@ def few_rows(values: dict[str, list[float]], **columns: Any) -> pd.DataFrame:
     return complete(pd.concat(frames).assign(**(common | columns)))
 
 
+def apart(rows: pd.DataFrame) -> pd.DataFrame:
+    """The same of backbones that saw other episodes each, so that there are no pairs."""
+    return rows.assign(episodes_hash=rows["backbone"])
+
+
 def text_of(page: Path) -> str:
     """What a reader sees of the answer and target by target, without tags."""
     html = page.read_text(encoding="utf-8")

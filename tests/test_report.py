@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from click.testing import CliRunner
-from reporting import few_rows, make_plan, make_rows, text_of
+from reporting import apart, few_rows, make_plan, make_rows, text_of
 
 from fastxfer.cli import main
 from fastxfer.errors import DataError
@@ -39,7 +39,7 @@ def results_of(rows: pd.DataFrame, store: Path) -> ResultStore:
 
 def test_a_clear_lead_is_stated_with_its_size(tmp_path):
     rows = few_rows({"good": [0.89, 0.90, 0.91], "poor": [0.49, 0.50, 0.51]})
-    text = text_of(write_report(tmp_path / "none", rows, tmp_path, plan=None, command="x"))
+    text = text_of(write_report(tmp_path / "none", apart(rows), tmp_path, plan=None, command="x"))
     # t interval of three values 0.01 apart: ± 4.30265 · 0.01 / √3 = 0.02484
     assert (
         "5-way 5-shot, logisticgood leads at 90.0 % (87.5–92.5), 40.0 points above poor at 50.0 % (47.5–52.5)." in text
@@ -51,7 +51,7 @@ def test_a_clear_lead_is_stated_with_its_size(tmp_path):
 
 def test_overlapping_intervals_name_no_winner(tmp_path):
     rows = few_rows({"one": [0.85, 0.90, 0.95], "two": [0.84, 0.90, 0.93], "far": [0.1, 0.11, 0.12]})
-    text = text_of(write_report(tmp_path / "none", rows, tmp_path, plan=None, command="x"))
+    text = text_of(write_report(tmp_path / "none", apart(rows), tmp_path, plan=None, command="x"))
     assert "one is ahead at 90.0 %" in text
     assert "The intervals overlap: not decided." in text
     assert "leads at" not in text
@@ -62,7 +62,7 @@ def test_overlapping_intervals_name_no_winner(tmp_path):
 def test_many_rivals_are_named_and_many_targets_counted(tmp_path):
     close = few_rows({"one": [0.85, 0.90, 0.95], "two": [0.84, 0.90, 0.93], "three": [0.83, 0.88, 0.94]})
     clear = [few_rows({"one": [0.89, 0.9, 0.91], "two": [0.5, 0.51, 0.52]}, target=f"c{i}") for i in range(4)]
-    text = text_of(write_report(tmp_path / "none", pd.concat([close, *clear]), tmp_path, plan=None, command="x"))
+    text = text_of(write_report(tmp_path / "none", apart(pd.concat([close, *clear])), tmp_path, plan=None, command="x"))
     assert "Its interval overlaps those of two and three: not decided." in text
     assert "At 5 shots, one leads on 4 of 5 targets; t is not decided." in text
 
@@ -77,7 +77,7 @@ def test_one_episode_says_that_certainty_is_unknown(tmp_path):
 def test_another_leader_at_other_shots_is_told(tmp_path):
     five = few_rows({"a": [0.89, 0.90, 0.91], "b": [0.69, 0.70, 0.71]})
     one = few_rows({"a": [0.29, 0.30, 0.31], "b": [0.49, 0.50, 0.51]}, shots="1", episodes_hash="g")
-    text = text_of(write_report(tmp_path / "none", pd.concat([five, one]), tmp_path, plan=None, command="x"))
+    text = text_of(write_report(tmp_path / "none", apart(pd.concat([five, one])), tmp_path, plan=None, command="x"))
     assert "Elsewhere on the curve another leads: at 1 shot b." in text
 
 
@@ -88,7 +88,7 @@ def test_an_easy_target_is_called_saturated(tmp_path):
             few_rows({"good": [1.0, 1.0, 1.0], "poor": [0.6, 0.61, 0.62]}),
         ]
     )
-    text = text_of(write_report(tmp_path / "none", rows, tmp_path, plan=None, command="x"))
+    text = text_of(write_report(tmp_path / "none", apart(rows), tmp_path, plan=None, command="x"))
     assert "Read with care: t (saturated)." in text
     assert "An easy target: good 100 % at 5 shots (logistic probe). A still better backbone could not" in text
     assert "good leads at 100 %, 39.0 points above poor" in text  # an interval without width is not shown

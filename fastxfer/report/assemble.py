@@ -16,6 +16,14 @@ from fastxfer.files import write_whole
 from fastxfer.report import cells as c
 from fastxfer.report import sections
 from fastxfer.report.answer import answer, by_target, stand
+from fastxfer.report.comparisons import (
+    Comparisons,
+    ReadImages,
+    compared,
+    comparison_section,
+    crossings_section,
+    documents,
+)
 from fastxfer.report.costs import costs, costs_section, points
 from fastxfer.report.facts import Facts, gather
 from fastxfer.report.flags import Flag, flags
@@ -36,7 +44,7 @@ COLUMNS = (
     "interval",
 )
 # The page's script, in this order.
-SCRIPTS = ("base", "filters", "panels", "curves", "methods", "finetunings", "costs", "table", "start")
+SCRIPTS = ("base", "filters", "panels", "curves", "methods", "pairs", "finetunings", "costs", "table", "start")
 COLOURS = 7  # --b0 … of report.css; beyond them they repeat, with other markers and dashes
 
 
@@ -51,6 +59,7 @@ def write_report(
     runs: Sequence[Mapping[str, Any]] = (),
     data_root: str | Path | None = None,
     curves: Sequence[Mapping[str, Any]] = (),
+    read_images: ReadImages | None = None,
 ) -> Path:
     """Write `out`/index.html, one file that opens without a network, and return its path.
 
@@ -60,6 +69,7 @@ def write_report(
     plan:       the content of plan.json, or None
     command:    the command line that made it; paths in it are shortened to their last part
     runs:       what `ResultStore.runs` remembers of the commands that made the rows: date, command, stage, seconds
+    read_images: `ResultStore.read_images`: what test images did, for intervals and comparisons over new images, too
     curves:     learning curves of fine-tunings, as `read_curves` gives them
     data_root:  where `targets check --save` kept its findings, which become flags; None: they aren't looked for
 
@@ -67,7 +77,8 @@ def write_report(
     """
     cells = c.aggregate(results)
     facts = gather(store_path, data_root)
-    page = _page(results, cells, facts, plan, runs, command, title, curves)
+    comparisons = compared(results, read_images, cells)
+    page = _page(results, cells, comparisons, facts, plan, runs, command, title, curves)
     write_whole(Path(out) / "index.html", page.encode())
     return Path(out) / "index.html"
 
@@ -75,6 +86,7 @@ def write_report(
 def _page(
     results: pd.DataFrame,
     cells: pd.DataFrame,
+    comparisons: Comparisons,
     facts: Facts,
     plan: dict[str, Any] | None,
     runs: Sequence[Mapping[str, Any]],
@@ -98,24 +110,27 @@ def _page(
     spent = costs(results, cells, runs, facts)
     made = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
     probe = next(iter(c.probes(cells, full=False)), None)
+    ways_of = {target: of.ways for target, of in c.usual(cells).items() if of.ways is not None}
+    shots_shown = c.main_shots(cells[cells["probe"] == probe], str(c.main_ways(cells))) or c.FULL
     document: dict[str, Any] = {
         "labels": labels,
         "cells": _columns(cells),
         "defaults": {
-            "waysOf": {t: w for t, g in cells.groupby("target") if (w := c.main_ways(g)) is not None},
+            "waysOf": ways_of,
             "seed": c.main_seed(cells),
             "split": c.main_split(cells),
             "probe": probe,
-            "shots": c.main_shots(cells[cells["probe"] == probe], str(c.main_ways(cells))) or c.FULL,
+            "shots": shots_shown,
         },
         "classes": {t: len(f.class_names) for t, f in facts.targets.items() if not f.multi_label},
         "outcomes": [_finite(r) for r in rows],
+        **documents(comparisons),
         "costs": [_finite(point) for point in points(results, cells, facts)],
         "learning": [dict(curve) for curve in curves],
         "metricNames": {m: c.metric_name(m) for m in [*cells["metric"].unique(), *(str(v["metric"]) for v in curves)]},
     }
     raised = flags(cells, facts)
-    standings = stand(cells)
+    standings = stand(cells, comparisons)
     counts = [
         plural(len(labels), "backbone"),
         plural(cells["target"].nunique(), "target"),
@@ -128,6 +143,7 @@ def _page(
         ("answer", "Answer", "The answer", answer(standings, raised, name)),
         ("curves", "Shots", shots, _curves()),
         ("targets", "Targets", "Target by target", by_target(cells, standings, raised, name)),
+        *_paired(comparisons, shots_shown),
         ("methods", "Methods", "Probes, neighbours, fine-tuning", _methods(cells)),
         (
             "selection",
@@ -256,6 +272,15 @@ def _curves() -> Markup:
             legend=True,
         ),
     )  # fmt: skip
+
+
+def _paired(found: Comparisons, shots: str) -> list[tuple[str, str, str, Markup]]:
+    parts = []
+    if found:
+        parts.append(("compare", "Pairs", "Backbones in pairs", comparison_section(found, shots, _figure)))
+    if len(found.crossings):
+        parts.append(("crossings", "Crossings", "Where curves cross", crossings_section(found, _figure)))
+    return parts
 
 
 def _methods(cells: pd.DataFrame) -> Markup:

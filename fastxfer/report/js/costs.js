@@ -22,7 +22,7 @@ function costsAgainst() {
   const kinds = Object.keys(COST_KINDS).filter((kind) => data.costs.some((p) => isKnown(p[kind])));
   fill("cost", kinds.map((kind) => [kind, COST_KINDS[kind][0]]), kinds[0]);
   const rows = costRows(state.cost);
-  byId("trade-note").textContent = rows.length ? `${settingWords(state.shots)}, ${methodName(state.probe)}.` : "No cell that matches the filters has a known cost.";
+  note("trade", rows.length ? `${settingWords(state.shots)}, ${methodName(state.probe)}.` : "No cell that matches the filters has a known cost.");
   show("trade-figure", targets.filter((t) => rows.some((p) => p.c.target === t)).map((target) => {
     const here = rows.filter((p) => p.c.target === target);
     return {

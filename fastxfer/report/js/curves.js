@@ -16,9 +16,9 @@ const settingWords = (shots) => (shots === "full" ? "With the whole train split"
 function curves() {
   const rows = cells.filter((c) => asFiltered(c) && ofWays(c) && (c.shots !== "full" || few.length));
   const withCurve = targets.filter((t) => rows.some((c) => c.target === t));
-  byId("curves-note").textContent = rows.length
+  note("curves", rows.length
     ? (rows.some((c) => c.shots === "full") ? "The last point, “full”, is the probe on the whole train split; its interval is over test images." : "")
-    : few.length ? "No rows match these filters." : "There are no few-shot results yet: fastxfer fewshot makes them.";
+    : few.length ? "No rows match these filters." : "There are no few-shot results yet: fastxfer fewshot makes them.");
   show("curves-figure", withCurve.map((target) => {
     const here = rows.filter((c) => c.target === target);
     const metric = here[0].metric;

@@ -2,7 +2,7 @@
 function methods() {
   if (!byId("methods-figure")) return;
   const rows = cells.filter((c) => c.shots === "full" && visible(c) && c.chosen);
-  byId("methods-note").textContent = rows.length ? "" : "No rows match these filters.";
+  note("methods", rows.length ? "" : "No rows match these filters.");
   show("methods-figure", targets.filter((t) => rows.some((c) => c.target === t)).map((target) => {
     const here = rows.filter((c) => c.target === target);
     const metric = here[0].metric;

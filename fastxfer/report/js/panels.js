@@ -14,7 +14,7 @@ function show(boxId, specs) {
   for (const [id, panel] of [...panels]) {
     if (panel.box === box && !wanted.has(id)) { Plotly.purge(panel.plot); panel.node.remove(); panels.delete(id); waiting.delete(panel); }
   }
-  specs.forEach((spec, i) => {
+  const shownPanels = specs.map((spec, i) => {
     const id = `${boxId}-${spec.key}`;
     if (!panels.has(id)) panels.set(id, newPanel(id, box));
     const panel = panels.get(id);
@@ -22,8 +22,14 @@ function show(boxId, specs) {
     entitle(panel, spec);
     // Moving a node takes the focus from it, so it stays where it is already.
     if (box.children[i] !== panel.node) box.insertBefore(panel.node, box.children[i] || null);
-    refresh(panel);
+    return panel;
   });
+  refresh(shownPanels);
+}
+/** What stands beside a figure's caption. */
+function note(key, words) {
+  const place = byId(`${key}-note`);
+  if (place) place.textContent = words;
 }
 function newPanel(id, box) {
   const panel = {
@@ -53,13 +59,17 @@ function entitle(panel, { title, subtitle, target }) {
   panel.heading.querySelector("small").textContent = subtitle || "";
 }
 /** Words, table and height at once; the picture when its turn comes. */
-function refresh(panel) {
-  panel.width = panel.plot.clientWidth || 600;
-  panel.made = panel.make(theme(), panel.width);
-  panel.says.textContent = panel.made.says;
-  panel.plot.style.height = `${panel.made.layout.height}px`;
-  if (!panel.data.hidden) fillData(panel);
-  waiting.add(panel);
+function refresh(some) {
+  // All widths are read before anything is written: each read after a write would lay out the page anew.
+  const t = theme(), widths = some.map((panel) => panel.plot.clientWidth || 600);
+  some.forEach((panel, i) => {
+    panel.width = widths[i];
+    panel.made = panel.make(t, panel.width);
+    panel.says.textContent = panel.made.says;
+    panel.plot.style.height = `${panel.made.layout.height}px`;
+    if (!panel.data.hidden) fillData(panel);
+    waiting.add(panel);
+  });
 }
 function draw(panel) {
   waiting.delete(panel);
@@ -71,13 +81,16 @@ function draw(panel) {
   }
 }
 const later = window.requestIdleCallback ? (act) => requestIdleCallback(act, { timeout: 400 }) : (act) => setTimeout(act, 0);
-/** What is in sight is drawn at once, the rest one by one while the reader reads; then the page is "ready". */
-function drawWaiting() {
-  delete document.documentElement.dataset.ready;
+function drawInSight() {
   for (const panel of [...waiting]) {
     const { top, bottom } = panel.plot.getBoundingClientRect();
     if (bottom > -200 && top < innerHeight + 200) draw(panel);
   }
+}
+/** What is in sight is drawn at once, the rest one by one while the reader reads; then the page is "ready". */
+function drawWaiting() {
+  delete document.documentElement.dataset.ready;
+  drawInSight();
   const next = () => {
     const [panel] = waiting;
     if (panel) { draw(panel); later(next); } else document.documentElement.dataset.ready = "true";
@@ -85,7 +98,7 @@ function drawWaiting() {
   later(next);
 }
 function drawAll() { [...waiting].forEach(draw); }
-function redraw() { panels.forEach(refresh); drawWaiting(); }
+function redraw() { refresh([...panels.values()]); drawWaiting(); }
 
 // ---- what a figure shows, as a table and as files --------------------------------------------------------------------
 function toggleData(panel) {

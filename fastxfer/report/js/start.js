@@ -1,22 +1,30 @@
 // ---- start ------------------------------------------------------------------------------------------------------------
-function figures() {
-  curves();
-  methods();
-  outcomes();
-  learning();
-  costsAgainst();
-  drawWaiting();
-}
+const FIGURES = [curves, matrices, rankings, crossingFigures, methods, outcomes, learning, costsAgainst]; // as they stand on the page
 function update() {
   fillFilters();
   tellSelection();
-  figures();
+  FIGURES.forEach((figure) => figure());
+  drawWaiting();
   fillTable();
 }
-legends();
-tableHead();
-update();
-performance.mark("figures");
+/** At first what is in sight, the rest figure by figure while the reader reads. */
+function begin() {
+  legends();
+  tableHead();
+  fillFilters();
+  tellSelection();
+  const [first, ...rest] = FIGURES;
+  first();
+  drawInSight();
+  fillTable();
+  performance.mark("figures");
+  const next = () => {
+    const figure = rest.shift();
+    if (figure) { figure(); later(next); } else drawWaiting();
+  };
+  later(next);
+}
+begin();
 for (const controls of document.querySelectorAll("form.controls")) {
   controls.addEventListener("submit", (event) => event.preventDefault());
   controls.addEventListener("change", (event) => {
@@ -28,6 +36,9 @@ byId("all").addEventListener("click", showAll);
 document.addEventListener("click", ({ target }) => { if (target.matches(".name") && data.labels.includes(target.textContent)) only(target.textContent); });
 byId("table-filter").addEventListener("input", () => { limit = PAGE; fillTable(); });
 byId("more").addEventListener("click", () => { limit = Infinity; fillTable(); });
+for (const button of document.querySelectorAll("[data-save]")) {
+  button.addEventListener("click", () => download(button.dataset.save, "text/plain", button.closest("p").nextElementSibling.textContent));
+}
 byId("csv").addEventListener("click", saveCells);
 
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
