@@ -40,7 +40,7 @@ SIDEWAYS = {
     ("estimators", "probes"),
 }
 DOORS = {
-    "torch": {"backbones", "batches", "clipping", "embed", "training", "finetune", "pretrain", "ops"},
+    "torch": {"backbones", "batches", "clipping", "embed", "training", "finetune", "pretrain", "ops", "ops_full"},
     "zarr": {"store"},
     "click": {"cli"},
     "plotly": {"report"},
