@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks import compile as compiling
-from benchmarks import embed, fewshot, gram, growth, knn, neardup, path, pretrain, probe, sample, store
+from benchmarks import embed, fewshot, gram, growth, knn, large, neardup, path, pretrain, probe, sample, store
 
 Entry = dict[str, Any]
 
@@ -30,6 +30,7 @@ BENCHMARKS: dict[str, Callable[[Any], list[Entry]]] = {
     "path": path.run,
     "knn": knn.run,
     "probe": probe.run,
+    "large": large.run,
     "gram": gram.run,
     "sample": sample.run,
     "growth": growth.run,
@@ -39,5 +40,5 @@ BENCHMARKS: dict[str, Callable[[Any], list[Entry]]] = {
     "pretrain": pretrain.run,
     "compile": compiling.run,
 }
-# Minutes for an option that few use: run only if named.
-ON_REQUEST = {"compile"}
+# Run only if named: minutes for an option that few use, half an hour for a size that few have.
+ON_REQUEST = {"compile", "large"}

@@ -173,6 +173,22 @@ def test_growth_entries(capsys):
     assert 0 <= memory["bytes_beyond_pool"] <= memory["limit_bytes"] == 2 * 2**30
 
 
+def test_large_probes_are_held_between_bounds(monkeypatch, capsys):
+    assert main(["large", "--tiny", "--json"]) == 0
+    entries = json.loads(capsys.readouterr().out)
+    assert [e["name"] for e in entries] == ["large/classes", "large/labels", "large/on disk"]
+    assert [len(e["l2"]) for e in entries] == [3, 45, 5]
+    assert all(e["memory_gib"] > 0 and e["passes"] > 0 for e in entries)
+    solve = ops.logistic_full
+
+    def slightly_wrong(*arguments):
+        got = solve(*arguments)
+        return got._replace(objective=got.objective * (1 - 1e-4))
+
+    monkeypatch.setattr("benchmarks.large.ops.logistic_full", slightly_wrong)
+    assert main(["large", "--tiny"]) == 1
+
+
 def test_store_entries(capsys):
     assert main(["store", "--tiny", "--json"]) == 0
     entries = json.loads(capsys.readouterr().out)
