@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from fastxfer import ops
 from fastxfer.episodes import Episodes, sample_episodes
 from fastxfer.errors import DataError, UsageError, nearest
+from fastxfer.influences import Influences, sampling_of
 from fastxfer.metrics import NEED_PROBABILITIES, PER_CLASS, class_metrics, measure
 from fastxfer.probes import Probe, check_metrics
 from fastxfer.progress import progress, say
@@ -57,7 +58,7 @@ def evaluate(
         source = source_of(store, backbone, target.name)
         for probe in sorted(probes, key=_features_of):
             pool = pool_of(store, backbone, target, [episodes], backend, probe)
-            frames += list(_episode_rows(pool, source, backbone, probe, target, episodes, metrics))
+            frames += list(_episode_rows(pool, source, backbone, probe, target, episodes, metrics, Influences(target)))
     return pd.concat(frames, ignore_index=True)
 
 
@@ -123,7 +124,7 @@ def run_protocol(
         kind = UsageError if kinds == {UsageError} else DataError
         raise kind("none of the store's targets can serve: " + "; ".join(s["reason"] for s in summary.skipped))
 
-    work: list[tuple[str, str, str, Probe, Episodes, tuple[str, ...]]] = []
+    work: list[tuple[str, str, str, Probe, Episodes, tuple[str, ...], dict[Cell, int]]] = []
     for target, episodes in chosen:
         metrics = protocol.metrics_of(episodes.spec)
         check_metrics(probes, metrics)
@@ -132,10 +133,10 @@ def run_protocol(
             for probe in probes:
                 cells = _cells(source, backbone, probe, target, episodes, metrics, protocol.per_class)
                 summary.cells.update(cells)
-                done = min(results.episodes_done(cell, episodes.hash) for cell in cells)
-                if done < episodes.n_episodes:
-                    rest = episodes.window(done, episodes.n_episodes)
-                    work.append((backbone, target.name, source, probe, rest, metrics))
+                done = {cell: results.episodes_done(cell, episodes.hash) for cell in cells}
+                if min(done.values()) < episodes.n_episodes:
+                    rest = episodes.window(min(done.values()), episodes.n_episodes)
+                    work.append((backbone, target.name, source, probe, rest, metrics, done))
 
     # Backbone by backbone, target by target, features by features, so that one pool serves all its shots and probes. How it makes its inner
     # products depends on the whole study, not on what is left of it, so that a resumed run finds the same bits.
@@ -144,22 +145,20 @@ def run_protocol(
     made_for: tuple[str, str, tuple[str, ...]] | None = None
     pool: ops.Pool | None = None
     with progress("solving episodes", sum(item[4].n_episodes for item in work), "episodes") as advance:
-        for backbone, name, source, probe, episodes, metrics in work:
+        for backbone, name, source, probe, episodes, metrics, done in work:
             started = time.perf_counter()
             target, all_episodes = studied[name]
             if pool is None or made_for != (backbone, name, _features_of(probe)):
                 pool = None  # the old one goes before the new one comes
                 made_for = (backbone, name, _features_of(probe))
                 pool = pool_of(store, backbone, target, all_episodes, backend, probe)
-            rows = pd.concat(
-                list(
-                    _episode_rows(pool, source, backbone, probe, target, episodes, metrics, advance, protocol.per_class)
-                ),
-                ignore_index=True,
+            influences = Influences(target, done)
+            parts = _episode_rows(
+                pool, source, backbone, probe, target, episodes, metrics, influences, advance, protocol.per_class
             )
-            rows = _not_there(rows, results)
+            rows = _not_there(pd.concat(list(parts), ignore_index=True), done)
             summary.seconds += time.perf_counter() - started
-            results.append(rows)
+            results.append(rows, influences.sums())
             summary.rows += len(rows)
             summary.episodes += episodes.n_episodes
             summary.unconverged += int((~rows["converged"]).sum())
@@ -326,18 +325,21 @@ def _cells(
         classes = [target.class_names[c] for c in episodes.classes[0]]
         names += [f"{m}:{c}" for m in class_metrics(metrics, episodes.spec.per_label) for c in classes]
     return [
-        tuple(_key(source, backbone, probe, params, target, episodes, metric)[name] for name in CELL)
+        _cell(_key(source, backbone, probe, params, target, episodes, metric))
         for params in probe.settings(episodes.n_fitted)
         for metric in names
     ]
 
 
-def _not_there(rows: pd.DataFrame, results: ResultStore) -> pd.DataFrame:
+def _cell(key: dict[str, Any]) -> Cell:
+    return tuple(key[name] for name in CELL)
+
+
+def _not_there(rows: pd.DataFrame, done: dict[Cell, int]) -> pd.DataFrame:
     """Rows but those of cells that hold the episode already: a run may ask for one metric more than the last."""
     keep = np.ones(len(rows), bool)
     for cell, positions in rows.groupby(list(CELL), sort=False, observed=True).indices.items():
-        done = results.episodes_done(tuple(cell), str(rows["episodes_hash"].iloc[positions[0]]))
-        keep[positions] = rows["episode"].to_numpy()[positions] >= done
+        keep[positions] = rows["episode"].to_numpy()[positions] >= done[tuple(cell)]
     return rows[keep]
 
 
@@ -349,10 +351,12 @@ def _episode_rows(
     target: Target,
     episodes: Episodes,
     metrics: Sequence[str],
+    influences: Influences,
     advance: Callable[[int], None] = lambda n: None,
     per_class: bool = False,
 ) -> Iterator[pd.DataFrame]:
     probe, groups = decided(probe, pool, target, episodes), patient_codes(target)
+    sampling = sampling_of(episodes)
     n_settings = len(probe.settings(episodes.n_fitted))
     step = max(1, WINDOW_SCORES // (n_settings * episodes.n_queries * episodes.ways))
     for start in range(0, episodes.n_episodes, step):
@@ -364,7 +368,10 @@ def _episode_rows(
             for metric in metrics:
                 scores = answer.probabilities if metric in NEED_PROBABILITIES else answer.scores
                 assert scores is not None  # check_metrics has seen to it
-                measured.append((metric, *measure(metric, scores, window.query_labels)))
+                values, undefined = measure(metric, scores, window.query_labels)
+                measured.append((metric, values, undefined))
+                cell = _cell(_key(source, backbone, probe, answer.params, target, episodes, metric))
+                influences.add(cell, scores, window.query_labels, values, window.query, numbers, sampling)
             for metric in each:
                 values = PER_CLASS[metric](answer.scores, window.query_labels)
                 classes = [target.class_names[c] for c in window.classes[0]]

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from fastxfer.errors import DataError
 from fastxfer.evaluation import backbones_of, source_of
 from fastxfer.files import available_memory
+from fastxfer.influences import Influences
 from fastxfer.metrics import METRICS, class_metrics
 from fastxfer.probes import Probe, Solution, variant_of
 from fastxfer.progress import progress, say
@@ -41,6 +42,12 @@ def evaluate_full(
     Embeddings that would take more than MEMORY_SHARE of the available memory are read block by block, if the probe can:
     the same numbers.
     """
+    return _evaluate(store, backbone, target, probe, seed, per_class)[0]
+
+
+def _evaluate(
+    store: EmbeddingStore, backbone: str, target: Target, probe: Probe, seed: int, per_class: bool
+) -> tuple[pd.DataFrame, Influences]:
     train, val, test, chosen_on = _full_splits(target, seed, probe.held_out_share)
     rows_at = _reader(store, backbone, target, probe)
     n_classes = len(target.class_names)
@@ -74,7 +81,7 @@ def evaluate_full(
         "params": f"{on_val.params};chosen={chosen_on}" + (f";dropped={target.dropped}" if target.dropped else ""),
         "episodes_hash": "",
     }
-    rows = []
+    rows, influences = [], Influences(target)
     for split, rows_of, solution in (("val", val, on_val), ("test", test, on_test)):
         groups = None if target.patient is None else target.patient[rows_of]
         ranked = probe.probabilities(solution.scores, target.multi_label)
@@ -85,10 +92,13 @@ def evaluate_full(
             "l2_at_edge": bool(probe.at_edge(position)),
         }
         measured = measure_split(metrics, ranked, target.labels[rows_of], groups=groups)
+        for row in measured:
+            cell = tuple({**common, **solved, **row}[name] for name in CELL)
+            influences.add(cell, ranked[None], target.labels[rows_of], np.array([row["value"]]), rows_of[None])
         for metric in class_metrics(metrics, target.multi_label) if per_class else ():
             measured += measure_classes(metric, target.class_names, ranked, target.labels[rows_of], groups=groups)
         rows += [{**common, **solved, **row} for row in measured]
-    return complete(pd.DataFrame(rows))
+    return complete(pd.DataFrame(rows)), influences
 
 
 def run_full(
@@ -119,10 +129,10 @@ def run_full(
     added = 0
     with progress(f"full {probe.name} probes", len(work), "probes") as advance:
         for backbone, target in work:
-            rows = evaluate_full(store, backbone, target, probe, seed=seed, per_class=per_class)
-            rows = rows[[cell not in results for cell in rows[list(CELL)].itertuples(index=False, name=None)]]
-            results.append(rows)
-            added += len(rows)
+            rows, influences = _evaluate(store, backbone, target, probe, seed, per_class)
+            new = [cell not in results for cell in rows[list(CELL)].itertuples(index=False, name=None)]
+            results.append(rows[new], {cell: s for cell, s in influences.sums().items() if cell not in results})
+            added += sum(new)
             advance(1)
     return added
 

@@ -369,7 +369,8 @@ class _Conductor:
         is_spent(got.images)  # books the rest
         steps = run.settings.schedule.steps
         if got.rows is not None:
-            self.results.append(got.rows)
+            assert got.influences is not None
+            self.results.append(got.rows, got.influences.sums())
             checkpoint.unlink(missing_ok=True)
             shown = got.rows[got.rows["split"] != "val"] if run.task.scored[-1].split == "test" else got.rows
             outcome.update(state="done", **dict(zip(shown["metric"], shown["value"], strict=True)))

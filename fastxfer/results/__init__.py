@@ -1,7 +1,8 @@
 """Results on disk: tidy rows, one a measured value, in append-only Parquet parts; and a log of the runs that made them.
 
 A part holds whole cells (a cell is a row's key without its episode), each with a contiguous range of episodes that the
-part's footer lists. So duplicates are found, and finished work is known, by reading footers only.
+part's footer lists. So duplicates are found, and finished work is known, by reading footers only. What each test image did
+to the values of a cell lies beside them, see `fastxfer.results.images`.
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pandas as pd
@@ -24,6 +25,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fastxfer.errors import DataError
+from fastxfer.results import images as image_parts
+from fastxfer.results.images import Cell, ImageSums
+
+__all__ = ["CELL", "KEY", "NO_EPISODE", "SCHEMA", "Cell", "ImageSums", "ResultStore", "complete", "results_path"]
 
 FORMAT = 3  # 1 had no column `undefined`, 2 no `l2` and `l2_at_edge`
 CELL = ("source", "backbone", "target", "ways", "shots", "seed", "probe", "params", "split", "metric")
@@ -56,7 +61,6 @@ SCHEMA = pa.schema(
     ]
 )
 
-Cell = tuple[str | int, ...]
 _Span = tuple[int, int, str]  # first episode, last episode, hash of their list
 
 
@@ -115,8 +119,11 @@ class ResultStore:
     def __contains__(self, cell: Cell) -> bool:
         return cell in self._cells
 
-    def append(self, rows: pd.DataFrame) -> None:
-        """Add rows, all or none of them; `DataError` if a key is there already or twice among the new ones."""
+    def append(self, rows: pd.DataFrame, images: Mapping[Cell, ImageSums] | None = None) -> None:
+        """Add rows, all or none of them; `DataError` if a key is there already or twice among the new ones.
+
+        images: of some or all of their cells, what each test image did to the values of just these rows
+        """
         if rows.empty:
             return
         rows = complete(rows).reset_index(drop=True)
@@ -128,7 +135,7 @@ class ResultStore:
             raise DataError(f"results: the same row twice: {_describe(rows.loc[repeated.idxmax()])}")
         with self._only_writer():
             self._refresh()
-            self._write(rows, self._new_cells(rows))
+            self._write(rows, self._new_cells(rows), images or {})
 
     @contextmanager
     def _only_writer(self) -> Iterator[None]:
@@ -154,29 +161,42 @@ class ResultStore:
             cells.append((tuple(cell), (first, last, str(of_list))))
         return cells
 
-    def _write(self, rows: pd.DataFrame, cells: list[tuple[Cell, _Span]]) -> None:
+    def _write(self, rows: pd.DataFrame, cells: list[tuple[Cell, _Span]], images: Mapping[Cell, ImageSums]) -> None:
+        alien = images.keys() - {cell for cell, _ in cells}
+        if alien:
+            raise ValueError(f"images of cells without rows: {sorted(alien, key=str)[0]}")
         footer = json.dumps({"format": FORMAT, "cells": [[list(cell), *span] for cell, span in cells]}, default=int)
         # Named by what it holds, and linked rather than renamed: where a file system's locks do not hold, of two writers
         # of the same cells the second finds the name taken.
         part = self.path / f"rows-{hashlib.sha256(footer.encode()).hexdigest()[:20]}.parquet"
         table = pa.Table.from_pandas(rows, schema=SCHEMA, preserve_index=False)
         table = table.replace_schema_metadata({b"fastxfer": footer.encode()})
-        handle, name = tempfile.mkstemp(dir=self.path, prefix=".rows-", suffix=".tmp")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                pq.write_table(table, file, compression="zstd")
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(name, 0o644)
+        if images:  # first, since the rows commit them; what a killed run left under this name is replaced
+            with self._temporary() as (name, file):
+                image_parts.write(file, images)
+                _sync(file, name)
+                os.replace(name, _images_of(part))
+        with self._temporary() as (name, file):
+            pq.write_table(table, file, compression="zstd")
+            _sync(file, name)
             try:
                 os.link(name, part)
             except FileExistsError:
                 raise DataError(f"results: another process has just written these rows ({part})") from None
-        finally:
-            os.unlink(name)
         self._parts.add(part.name)
         for cell, span in cells:
             self._cells.setdefault(cell, []).append(span)
+
+    @contextmanager
+    def _temporary(self) -> Iterator[tuple[str, IO[bytes]]]:
+        """A file in the folder that is gone in the end, unless it was renamed."""
+        handle, name = tempfile.mkstemp(dir=self.path, prefix=".rows-", suffix=".tmp")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                yield name, file
+        finally:
+            with suppress(FileNotFoundError):
+                os.unlink(name)
 
     def log_run(self, run: dict[str, Any]) -> None:
         """Note what a command did (its line, versions, seconds): one JSON line in ``runs.jsonl``."""
@@ -212,6 +232,31 @@ class ResultStore:
         if not tables:
             tables = [SCHEMA.empty_table().select(names)]
         return pa.concat_tables(tables).unify_dictionaries().to_pandas()
+
+    def read_images(self, cells: Collection[Cell] | None = None) -> pd.DataFrame:
+        """What each test image did to the values of the cells, all or some: one line a (cell, image).
+
+        Columns CELL, `image` (row of the target as it was evaluated), `group` (row of the first image of the same patient,
+        or the image itself), `episodes` (of the cell, the undefined ones left out; 1 without episodes), `n` (how often
+        they asked the image), `sum` of its influences on the episodes' values (`fastxfer.metrics.influence`) and `odd`, the
+        part of the sum that comes from episodes of odd number. Text columns are categorical. Cells that were made before
+        this table was kept, or whose metric has no influence, have no lines.
+        """
+        self._refresh()
+        parts = [_images_of(self.path / name) for name in sorted(self._parts)]
+        return image_parts.read([part for part in parts if part.exists()], CELL, cells)
+
+
+def _images_of(part: Path) -> Path:
+    """The sibling of a part of rows that holds its images."""
+    return part.with_name(part.name.replace("rows-", "images-", 1))
+
+
+def _sync(file: IO[bytes], name: str) -> None:
+    """Bring what was written to the disk, for everybody to read."""
+    file.flush()
+    os.fsync(file.fileno())
+    os.chmod(name, 0o644)
 
 
 def complete(rows: pd.DataFrame) -> pd.DataFrame:
