@@ -26,8 +26,9 @@ def test_a_number_of_the_paper():
 
 
 def test_a_copy_is_given_away():
-    paper_results().loc[0, "mean"] = 7
-    assert paper_results()["mean"].max() < 1
+    changed = paper_results()
+    changed.loc[:, "mean"] = 7
+    assert paper_results()["mean"].max() <= 1
 
 
 def test_an_unknown_target_is_named():
