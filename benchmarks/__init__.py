@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks import compile as compiling
-from benchmarks import embed, fewshot, gram, growth, knn, neardup, path, pretrain, probe, sample, store
+from benchmarks import embed, fewshot, gram, growth, knn, neardup, path, pretrain, probe, sample, selection, store
 
 Entry = dict[str, Any]
 
@@ -37,6 +37,7 @@ BENCHMARKS: dict[str, Callable[[Any], list[Entry]]] = {
     "store": store.run,
     "embed": embed.run,
     "pretrain": pretrain.run,
+    "selection": selection.run,
     "compile": compiling.run,
 }
 # Minutes for an option that few use: run only if named.

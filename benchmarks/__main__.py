@@ -9,6 +9,7 @@ from pathlib import Path
 
 from benchmarks import BENCHMARKS, ON_REQUEST, Entry, Options
 from benchmarks.machine import machine
+from benchmarks.selection import print_table
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -47,20 +48,24 @@ def main(arguments: list[str] | None = None) -> int:
     if given.json:
         print(json.dumps(entries, indent=1))
     else:
-        _table(entries)
+        replayed = [entry for entry in entries if "policy" in entry]
+        _table([entry for entry in entries if entry not in replayed])
+        if replayed:
+            print_table(replayed)
     return 0 if all(entry["checked"] for entry in entries) else 1
 
 
 def _table(entries: list[Entry]) -> None:
+    if not entries:
+        return
     print(f"{'':<22}{'ours':>12}{'peer':>12}{'ratio':>9}{'a core':>9}  checked  peer")
     for e in entries:
         print(
             f"{e['name']:<22}{e['ours_ms']:>9.3f} ms{e['peer_ms']:>9.2f} ms{e['ratio']:>8.3g}x{e['ratio_per_core']:>8.3g}x"
             f"  {'yes' if e['checked'] else 'NO ':<7}  {e.get('peer_is', e['peer'])}"
         )
-    if entries:
-        e = entries[0]
-        print(f"\n{e['device']}, {e['threads']} thread(s), {e['embeddings']}, commit {e['commit'][:9]}, {e['date']}")
+    e = entries[0]
+    print(f"\n{e['device']}, {e['threads']} thread(s), {e['embeddings']}, commit {e['commit'][:9]}, {e['date']}")
 
 
 if __name__ == "__main__":
