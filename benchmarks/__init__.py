@@ -11,7 +11,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks import compare, embed, fewshot, gram, growth, knn, large, neardup, path, pretrain, probe, sample, store
+from benchmarks import (
+    compare,
+    embed,
+    fewshot,
+    gram,
+    growth,
+    knn,
+    large,
+    neardup,
+    path,
+    pretrain,
+    probe,
+    sample,
+    selection,
+    store,
+)
 from benchmarks import compile as compiling
 
 Entry = dict[str, Any]
@@ -39,6 +54,7 @@ BENCHMARKS: dict[str, Callable[[Any], list[Entry]]] = {
     "store": store.run,
     "embed": embed.run,
     "pretrain": pretrain.run,
+    "selection": selection.run,
     "compile": compiling.run,
     "compare": compare.run,
 }

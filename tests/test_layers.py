@@ -12,7 +12,19 @@ ROOT = Path(__file__).parents[1]
 
 FLOORS = [
     {"errors", "files", "progress", "images", "backend", "crew", "stopping"},
-    {"metrics", "targets", "store", "episodes", "results", "reference", "plans", "transforms", "projection", "budgets"},
+    {
+        "metrics",
+        "targets",
+        "store",
+        "episodes",
+        "results",
+        "reference",
+        "plans",
+        "transforms",
+        "projection",
+        "budgets",
+        "paper",
+    },
     {
         "ops",
         "ops_full",
