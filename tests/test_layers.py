@@ -12,11 +12,11 @@ ROOT = Path(__file__).parents[1]
 
 FLOORS = [
     {"errors", "files", "progress", "images", "backend", "crew", "stopping"},
-    {"metrics", "targets", "store", "episodes", "results", "reference", "plans", "transforms", "projection", "budgets", "paper"},
+    {"metrics", "targets", "store", "episodes", "results", "reference", "plans", "transforms", "projection", "budgets"},
     {"ops", "ops_full", "backbones", "clipping", "batches", "protocol", "statistics", "hyperrule", "choosing"},
-    {"training", "probes", "estimators", "embed", "registered"},
+    {"training", "probes", "estimators", "embed", "registered", "proximity", "paper"},
     {"evaluation", "full_splits", "finetune", "presets"},
-    {"selection", "report", "audit"},
+    {"selection", "report", "audit", "scale", "transferability"},
     {"demo"},
     {"cli", "pretrain"},
 ]
