@@ -27,6 +27,8 @@ COMMANDS = {
     "probe": ("probe", "Linear probe on the full train split."),
     "knn": ("probe", "Nearest neighbours from the full train split."),
     "probes": ("probes", "List and explain probes and presets (published protocols)."),
+    "transferability": ("transferability", "Score how well backbones should transfer, from train embeddings alone."),
+    "proximity": ("proximity", "How near a source is to targets, by their embeddings."),
     "select": ("select", "Choose what deserves a fine-tuning, from validation rows only."),
     "finetune": ("finetune", "Fine-tune what a plan selected, or one checkpoint on one target."),
     "store": ("store", "List, verify, export, copy and remove embeddings."),
