@@ -29,6 +29,7 @@ COMMANDS = {
     "probes": ("probes", "List and explain probes and presets (published protocols)."),
     "transferability": ("transferability", "Score how well backbones should transfer, from train embeddings alone."),
     "proximity": ("proximity", "How near a source is to targets, by their embeddings."),
+    "paper": ("paper", "The paper's cells, beside ours."),
     "select": ("select", "Choose what deserves a fine-tuning, from validation rows only."),
     "finetune": ("finetune", "Fine-tune what a plan selected, or one checkpoint on one target."),
     "store": ("store", "List, verify, export, copy and remove embeddings."),
