@@ -1,7 +1,8 @@
 """The paper's own results as data: Cherti & Jitsev 2021 (arXiv 2106.00116), 1,440 whole-network fine-tunings.
 
-Recomputed from the authors' published results (github.com/SLAMPAI/large-scale-pretraining-transfer, `results/`), duplicates
-removed. Names are theirs: target `covidx_cxr2`, source `chexpert_mimic`, model `bit152x4`.
+From the authors' published results (github.com/SLAMPAI/large-scale-pretraining-transfer, folder `results`, commit fe6232b; MIT
+licence, Mehdi Cherti and Jenia Jitsev), duplicate rows removed. Names are theirs: target `covidx_cxr2`, source `chexpert_mimic`,
+model `bit152x4`.
 """
 
 from __future__ import annotations
@@ -31,6 +32,14 @@ def paper_results() -> pd.DataFrame:
     last_step: where most of those runs ended; 400 where they were stopped before their 500
     """
     return _table("paper_results.csv").copy()
+
+
+def paper_runs() -> pd.DataFrame:
+    """Every fine-tuning of the paper: (1440,) rows, one a (target, source, model, shots, seed), `value` its headline metric.
+
+    Runs of one target, shots and seed were fine-tuned on the same images.
+    """
+    return _table("paper_runs.csv").copy()
 
 
 def headline(target: str) -> str:
