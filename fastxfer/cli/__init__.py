@@ -30,6 +30,7 @@ COMMANDS = {
     "transferability": ("transferability", "Score how well backbones should transfer, from train embeddings alone."),
     "proximity": ("proximity", "How near a source is to targets, by their embeddings."),
     "paper": ("paper", "The paper's cells, beside ours."),
+    "scale": ("scale", "What model and data size bring, near and far, at few and many shots."),
     "select": ("select", "Choose what deserves a fine-tuning, from validation rows only."),
     "finetune": ("finetune", "Fine-tune what a plan selected, or one checkpoint on one target."),
     "store": ("store", "List, verify, export, copy and remove embeddings."),
