@@ -11,37 +11,17 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 FLOORS = [
-    {"errors", "files", "progress", "images", "backend", "crew", "stopping"},
-    {
-        "metrics",
-        "targets",
-        "store",
-        "episodes",
-        "results",
-        "reference",
-        "plans",
-        "transforms",
-        "projection",
-        "budgets",
-        "paper",
-    },
-    {
-        "ops",
-        "ops_full",
-        "backbones",
-        "clipping",
-        "batches",
-        "protocol",
-        "statistics",
-        "hyperrule",
-        "choosing",
-        "influences",
-    },
-    {"training", "probes", "estimators", "embed", "registered"},
-    {"evaluation", "full_splits", "finetune", "presets", "comparing"},
-    {"selection", "report", "audit"},
-    {"demo"},
-    {"cli", "pretrain"},
+    set(rooms.split())
+    for rooms in (
+        "errors files progress images backend crew stopping",
+        "metrics targets store episodes results reference plans transforms projection budgets frames",
+        "ops ops_full backbones clipping batches protocol statistics hyperrule choosing influences",
+        "training probes estimators embed registered proximity paper",
+        "evaluation full_splits finetune presets comparing",
+        "selection report audit scale transferability",
+        "demo",
+        "cli pretrain",
+    )
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 # The noun that all rooms share lives in targets/; the kinds of rows in results/: same floor, looked at sideways.

@@ -40,6 +40,32 @@ class KnnResult(NamedTuple):
     recall: float
 
 
+class Nearest(NamedTuple):
+    """similarity (q, k) float32, largest first, and rows (q, k) of the train embeddings; recall as in `KnnResult`."""
+
+    similarity: NDArray[np.float32]
+    rows: NDArray[np.int64]
+    recall: float
+
+
+def nearest_full(x: ArrayLike, query: ArrayLike, k: int, *, index: str = "flat") -> Nearest:
+    """The k rows of x (m, d) of largest cosine similarity to each row of query (q, d); what `knn_full` lets vote.
+
+    Ties, `index`, memory and errors as there; k at most m.
+    """
+    x, query = np.asarray(x), np.asarray(query)
+    check(x, query, np.zeros(len(x), np.int64), 1)
+    if not 1 <= k <= len(x):
+        raise UsageError(f"k must be a number from 1 to the {len(x)} images, got {k}")
+    if index not in INDEXES:
+        raise UsageError(f"index must be one of {', '.join(INDEXES)}, got '{index}'")
+    (units, sums), (asked, _) = _unit(x, "train"), _unit(query, "query")
+    first, copy_of = _distinct(units, sums)
+    distinct = _moved_up(units, first)
+    similarity, rows, recall = _search(distinct, asked, min(k, len(first)), index)
+    return Nearest(*_with_copies(similarity, rows, copy_of, len(first), k), recall)
+
+
 def knn_full(
     x: ArrayLike,
     y: ArrayLike,
@@ -75,14 +101,7 @@ def knn_full(
         raise UsageError(f"k must be a list of whole numbers from 1, got {k}")
     if temperature is not None and not temperature > 0:
         raise UsageError(f"temperature must be positive, got {temperature}")
-    if index not in INDEXES:
-        raise UsageError(f"index must be one of {', '.join(INDEXES)}, got '{index}'")
-    (units, sums), (asked, _) = _unit(x, "train"), _unit(query, "query")
-    first, copy_of = _distinct(units, sums)
-    most = min(int(ks.max()), len(x))
-    distinct = _moved_up(units, first)
-    similarity, rows, recall = _search(distinct, asked, min(most, len(first)), index)
-    similarity, rows = _with_copies(similarity, rows, copy_of, len(first), most)
+    similarity, rows, recall = nearest_full(x, query, min(int(ks.max()), len(x)), index=index)
     weights = (temperature, by_distance)
     return KnnResult(np.stack([_vote(similarity[:, :n], rows[:, :n], y, n_classes, *weights) for n in ks]), recall)
 
