@@ -13,11 +13,11 @@ ROOT = Path(__file__).parents[1]
 FLOORS = [
     {"errors", "files", "progress", "images", "backend", "crew", "stopping"},
     {"metrics", "targets", "store", "episodes", "results", "reference", "plans", "transforms", "projection", "budgets"},
-    {"ops", "ops_full", "backbones", "clipping", "batches", "protocol", "statistics", "hyperrule", "choosing"},
+    {"ops", "ops_full", "backbones", "clipping", "batches", "protocol", "statistics", "hyperrule", "choosing", "ranks"},
     {"training", "probes", "estimators", "embed", "registered"},
     {"evaluation", "full_splits", "finetune", "presets"},
     {"selection", "report", "audit"},
-    {"demo"},
+    {"demo", "study", "exports"},
     {"cli", "pretrain"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
@@ -40,7 +40,7 @@ SIDEWAYS = {
     ("estimators", "probes"),
 }
 DOORS = {
-    "torch": {"backbones", "batches", "clipping", "embed", "training", "finetune", "pretrain", "ops"},
+    "torch": {"backbones", "batches", "clipping", "embed", "training", "finetune", "pretrain", "ops", "exports"},
     "zarr": {"store"},
     "click": {"cli"},
     "plotly": {"report"},
