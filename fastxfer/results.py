@@ -292,15 +292,13 @@ def merge(sources: Sequence[str | Path], into: str | Path) -> int:
         words = ", ".join(f"'{path}' of '{name}'" for name, path in names.items())
         raise DataError(f"results of different studies are not put into one folder: {words}")
     text = {column: str for column in SCHEMA.names if pa.types.is_dictionary(SCHEMA.field(column).type)}
-    together = pd.concat([f.astype(text).assign(_from=str(p)) for p, f in frames.items()], ignore_index=True)
+    together = pd.concat([f.astype(text).assign(folder=str(p)) for p, f in frames.items()], ignore_index=True)
     distinct = together.drop_duplicates(SCHEMA.names)
     clash = distinct.duplicated(list(KEY), keep=False)
     if clash.any():
         one = distinct[clash].sort_values(list(KEY)).iloc[0]
         same = distinct[clash & (distinct[list(KEY)] == one[list(KEY)]).all(axis=1)]
-        where = ", ".join(
-            f"{row.value!r} in '{row._from}'" for row in same.rename(columns={"_from": "_0"}).itertuples()
-        )
+        where = ", ".join(f"{row.value!r} in '{row.folder}'" for row in same.itertuples())
         raise DataError(
             f"{int(distinct[clash].duplicated(list(KEY)).sum()):,} rows are there twice and differ, the first: "
             f"{_describe(one)}: {where}. Only equal rows can be merged: decide which are right, and leave the others out"
