@@ -15,11 +15,11 @@ FLOORS = [
     for rooms in (
         "errors files progress images backend crew stopping",
         "metrics targets store episodes results reference plans transforms projection budgets frames",
-        "ops ops_full backbones clipping batches protocol statistics hyperrule choosing influences",
+        "ops ops_full backbones clipping batches protocol statistics hyperrule choosing influences ranks",
         "training probes estimators embed registered proximity paper",
         "evaluation full_splits finetune presets comparing",
         "selection report audit scale transferability",
-        "demo",
+        "demo study exports",
         "cli pretrain",
     )
 ]
@@ -43,7 +43,18 @@ SIDEWAYS = {
     ("estimators", "probes"),
 }
 DOORS = {
-    "torch": {"backbones", "batches", "clipping", "embed", "training", "finetune", "pretrain", "ops", "ops_full"},
+    "torch": {
+        "backbones",
+        "batches",
+        "clipping",
+        "embed",
+        "training",
+        "finetune",
+        "pretrain",
+        "ops",
+        "ops_full",
+        "exports",
+    },
     "zarr": {"store"},
     "click": {"cli"},
     "plotly": {"report"},

@@ -34,6 +34,8 @@ COMMANDS = {
     "scale": ("scale", "What model and data size bring, near and far, at few and many shots."),
     "select": ("select", "Choose what deserves a fine-tuning, from validation rows only."),
     "finetune": ("finetune", "Fine-tune what a plan selected, or one checkpoint on one target."),
+    "study": ("study", "Run a whole study from one TOML file, and tell how far it is."),
+    "results": ("results", "List, export and merge result rows."),
     "store": ("store", "List, verify, export, copy and remove embeddings."),
     "report": ("report", "Write the HTML report."),
     "plot": ("plot", "Draw embeddings as points of a plane."),

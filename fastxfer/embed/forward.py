@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from fastxfer.backbones import PRECISIONS, Backbone
 from fastxfer.backbones.lean import TOLERANCE, lean
-from fastxfer.embed.ranks import local_rank
 from fastxfer.errors import DataError, UsageError
 from fastxfer.progress import say
+from fastxfer.ranks import local_rank
 
 # On a CPU a forward pass does about this much: small networks want several images at once, large ones are as fast with one,
 # whose activations stay in the cache from layer to layer.

@@ -21,10 +21,10 @@ from fastxfer.embed.checks import check_images, join
 from fastxfer.embed.feed import Feed, Pixels
 from fastxfer.embed.forward import COMPILED, default_batch, device_of, one_thread_each
 from fastxfer.embed.jobs import ContentJob, EmbedJob, Job, PixelJob, begin, writer
-from fastxfer.embed.ranks import cores_here
 from fastxfer.embed.reuse import Digests, Reuse, find, read_digests
 from fastxfer.errors import DataError, UsageError
 from fastxfer.progress import Advance, progress, say, shares
+from fastxfer.ranks import cores_here
 from fastxfer.store import BLOCK_ROWS, EmbeddingStore, Team, check_name
 from fastxfer.targets.changes import digest_of_sizes
 from fastxfer.targets.table import Target

@@ -49,6 +49,7 @@ def write_report(
     runs: Sequence[Mapping[str, Any]] = (),
     data_root: str | Path | None = None,
     curves: Sequence[Mapping[str, Any]] = (),
+    study: str = "",
 ) -> Path:
     """Write `out`/index.html, one file that opens without a network, and return its path.
 
@@ -58,6 +59,7 @@ def write_report(
     plan:       the content of plan.json, or None
     command:    the command line that made it; paths in it are shortened to their last part
     runs:       what `ResultStore.runs` remembers of the commands that made the rows: date, command, stage, seconds
+    study:      name and hash of the study whose rows these are, if of one
     curves:     learning curves of fine-tunings, as `read_curves` gives them
     data_root:  where `targets check --save` kept its findings, which become flags; None: they aren't looked for
 
@@ -65,6 +67,7 @@ def write_report(
     """
     cells = c.aggregate(results)
     facts = gather(store_path, data_root)
+    facts.study = study
     page = _page(results, cells, facts, plan, runs, command, title, curves)
     write_whole(Path(out) / "index.html", page.encode())
     return Path(out) / "index.html"
