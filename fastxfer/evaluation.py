@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from fastxfer.errors import DataError, UsageError, nearest
 from fastxfer.influences import Influences, sampling_of
 from fastxfer.metrics import NEED_PROBABILITIES, PER_CLASS, class_metrics, measure
 from fastxfer.probes import Probe, check_metrics
-from fastxfer.progress import progress, say
+from fastxfer.progress import Advance, progress, say
 from fastxfer.protocol import Protocol, params_of
 from fastxfer.results import CELL, Cell, ResultStore, complete
 from fastxfer.store import EmbeddingStore
@@ -90,13 +90,14 @@ def run_protocol(
     backbones: Sequence[str] | None = None,
     targets: Sequence[str] | None = None,
     backend: str = "auto",
+    advance: Advance | None = None,
 ) -> RunSummary:
     """Run a few-shot study on all the store holds (or the named backbones and targets) and append its rows.
 
     Episodes that the results have already are not solved again; each finished (backbone, target, shots, probe) is on
     disk before the next begins. A target that is too small for the protocol is an error if it was named. Else it takes
     part with `fewer_queries` (unless a number of queries was asked for) or `drop_scarce`, which its rows tell, or, if
-    that does not help, is left out; the summary lists both.
+    that does not help, is left out; the summary lists both. advance: is told of every episode, in place of a bar of its own.
     """
     summary = RunSummary()
     plan = backbones_of(store, targets, backbones)
@@ -105,7 +106,7 @@ def run_protocol(
     for name in plan:
         target = store.target(name)
         try:
-            drawn = _draw(target, protocol, probes)
+            drawn = draw(target, protocol, probes)
         except (DataError, UsageError) as error:
             if targets:
                 raise
@@ -131,7 +132,7 @@ def run_protocol(
         for backbone in plan[target.name]:
             source = source_of(store, backbone, target.name)
             for probe in probes:
-                cells = _cells(source, backbone, probe, target, episodes, metrics, protocol.per_class)
+                cells = cells_of(source, backbone, probe, target, episodes, metrics, protocol.per_class)
                 summary.cells.update(cells)
                 done = {cell: results.episodes_done(cell, episodes.hash) for cell in cells}
                 if min(done.values()) < episodes.n_episodes:
@@ -144,7 +145,8 @@ def run_protocol(
     studied = {t.name: (t, [e for other, e in chosen if other is t]) for t, _ in chosen}
     made_for: tuple[str, str, tuple[str, ...]] | None = None
     pool: ops.Pool | None = None
-    with progress("solving episodes", sum(item[4].n_episodes for item in work), "episodes") as advance:
+    total = sum(item[4].n_episodes for item in work)
+    with nullcontext(advance) if advance else progress("solving episodes", total, "episodes") as told:
         for backbone, name, source, probe, episodes, metrics, done in work:
             started = time.perf_counter()
             target, all_episodes = studied[name]
@@ -154,20 +156,20 @@ def run_protocol(
                 pool = pool_of(store, backbone, target, all_episodes, backend, probe)
             influences = Influences(target, done)
             parts = _episode_rows(
-                pool, source, backbone, probe, target, episodes, metrics, influences, advance, protocol.per_class
+                pool, source, backbone, probe, target, episodes, metrics, influences, told, protocol.per_class
             )
             rows = _not_there(pd.concat(list(parts), ignore_index=True), done)
             summary.seconds += time.perf_counter() - started
-            results.append(rows, influences.sums())
-            summary.rows += len(rows)
+            # New ones only: another process may do the same work.
+            summary.rows += results.append_new(rows, influences.sums())
             summary.episodes += episodes.n_episodes
             summary.unconverged += int((~rows["converged"]).sum())
             summary.undefined += int(rows["value"].isna().sum())
     return summary
 
 
-def _draw(target: Target, protocol: Protocol, probes: Sequence[Probe]) -> list[Episodes]:
-    """The study's episodes of a target, one list a number of shots, if probes and target can serve."""
+def draw(target: Target, protocol: Protocol, probes: Sequence[Probe]) -> list[Episodes]:
+    """The protocol's episodes of a target, one list a number of shots; an error if target or probes can not serve."""
     drawn = [
         sample_episodes(target, protocol.spec(target, shots), protocol.seed, protocol.episodes)
         for shots in protocol.shots
@@ -186,7 +188,7 @@ def _ease(target: Target, protocol: Protocol, probes: Sequence[Probe]) -> tuple[
         eased = replace(protocol, **more)
         if eased != protocol:
             with suppress(DataError, UsageError):
-                return " ".join(f"--{name.replace('_', '-')}" for name in more), _draw(target, eased, probes)
+                return " ".join(f"--{name.replace('_', '-')}" for name in more), draw(target, eased, probes)
     return "", []
 
 
@@ -311,7 +313,7 @@ def _key(
     }
 
 
-def _cells(
+def cells_of(
     source: str,
     backbone: str,
     probe: Probe,
@@ -320,6 +322,7 @@ def _cells(
     metrics: Sequence[str],
     per_class: bool,
 ) -> list[Cell]:
+    """The cells that a probe fills on some episodes of a target, of whatever window."""
     names = [*metrics]
     if per_class:
         classes = [target.class_names[c] for c in episodes.classes[0]]

@@ -235,7 +235,7 @@ def test_where_locks_do_not_hold_equal_parts_are_still_refused(tmp_path, monkeyp
     """A file system without flock: the second writer looked before the first one wrote."""
     one, two = ResultStore.open(tmp_path), ResultStore.open(tmp_path)
     one.append(rows())
-    monkeypatch.setattr(two, "_refresh", lambda: None)
+    monkeypatch.setattr(two, "refresh", lambda: None)
     with pytest.raises(DataError, match="another process has just written these rows"):
         two.append(rows())
     assert len(files(tmp_path)) == 1

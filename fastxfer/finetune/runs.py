@@ -14,7 +14,6 @@ import numpy as np
 
 from fastxfer.backbones import SUFFIXES, load_backbone
 from fastxfer.budgets import Budget, Ledger, Rates, stopped_params
-from fastxfer.embed import team_of_environment
 from fastxfer.episodes import sample_episodes
 from fastxfer.errors import DataError, FastxferError, UsageError
 from fastxfer.finetune.run import Machine, Outcome, Run, stopped_rows, train
@@ -24,6 +23,7 @@ from fastxfer.hyperrule import Settings, settle
 from fastxfer.plans import CRITERIA, PlanEntry
 from fastxfer.progress import say
 from fastxfer.protocol import Protocol
+from fastxfer.ranks import team_of_environment
 from fastxfer.results import ResultStore
 from fastxfer.store import EmbeddingStore
 from fastxfer.store.locks import hold

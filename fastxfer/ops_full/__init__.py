@@ -5,6 +5,6 @@
 """
 
 from fastxfer.ops_full.logistic import logistic_full
-from fastxfer.ops_full.neighbours import INDEXES, knn_full
+from fastxfer.ops_full.neighbours import INDEXES, knn_full, nearest_full
 
-__all__ = ["INDEXES", "knn_full", "logistic_full"]
+__all__ = ["INDEXES", "knn_full", "logistic_full", "nearest_full"]

@@ -60,6 +60,7 @@ def write_report(
     data_root: str | Path | None = None,
     curves: Sequence[Mapping[str, Any]] = (),
     read_images: ReadImages | None = None,
+    study: str = "",
 ) -> Path:
     """Write `out`/index.html, one file that opens without a network, and return its path.
 
@@ -70,6 +71,7 @@ def write_report(
     command:    the command line that made it; paths in it are shortened to their last part
     runs:       what `ResultStore.runs` remembers of the commands that made the rows: date, command, stage, seconds
     read_images: `ResultStore.read_images`: what test images did, for intervals and comparisons over new images, too
+    study:      name and hash of the study whose rows these are, if of one
     curves:     learning curves of fine-tunings, as `read_curves` gives them
     data_root:  where `targets check --save` kept its findings, which become flags; None: they aren't looked for
 
@@ -77,6 +79,7 @@ def write_report(
     """
     cells = c.aggregate(results)
     facts = gather(store_path, data_root)
+    facts.study = study
     comparisons = compared(results, read_images, cells)
     page = _page(results, cells, comparisons, facts, plan, runs, command, title, curves)
     write_whole(Path(out) / "index.html", page.encode())

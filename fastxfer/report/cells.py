@@ -42,7 +42,8 @@ def aggregate(results: pd.DataFrame) -> pd.DataFrame:
     of_a_class = results["metric"].astype(str).str.contains(":")
     # Fine-tunings that were stopped have no place among those that were not.
     stopped = is_stopped(results)
-    rows = results[~results["metric"].isin([*COSTS, *LOWER_IS_BETTER]) & ~of_a_class & ~stopped]
+    left_out = [*COSTS, *LOWER_IS_BETTER, "transferability"]  # the last is no share of anything, and only ranks
+    rows = results[~results["metric"].isin(left_out) & ~of_a_class & ~stopped]
     if rows.empty:
         raise DataError("report: there are no results to report; `fastxfer fewshot` or `fastxfer probe` makes some")
     cells = summarise(rows)

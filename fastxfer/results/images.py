@@ -105,6 +105,15 @@ def read(parts: Collection[Path], key: tuple[str, ...], cells: Collection[Cell] 
     return pd.DataFrame(keys).join(lines)[[*key, *COLUMNS]]
 
 
+def sums_of(lines: pd.DataFrame, key: tuple[str, ...]) -> dict[Cell, ImageSums]:
+    """What `read` gave, as it was handed to `write`."""
+    found = {}
+    for cell, of_cell in lines.groupby(list(key), observed=True, sort=False):
+        columns = {name: of_cell[name].to_numpy() for name in SCHEMA.names}
+        found[tuple(cell)] = ImageSums(episodes=int(of_cell["episodes"].iloc[0]), **columns)
+    return found
+
+
 def _footer(part: Path) -> list[tuple[Cell, int, int]]:
     """(cell, lines, episodes) of a part, in its order."""
     try:
