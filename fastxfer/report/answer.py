@@ -13,6 +13,7 @@ from fastxfer.report.comparisons import MARGIN, NONE, Comparisons
 from fastxfer.report.flags import Flag
 from fastxfer.report.html import Markup, join, tag
 from fastxfer.report.words import bounds, joined, plural, with_unit
+from fastxfer.statistics import EPISODES, TEST_IMAGES
 
 Name = Callable[[str], Markup]  # a backbone's label -> its name with its colour
 RIVALS = 5  # so many are named in a sentence
@@ -30,7 +31,9 @@ class Standings:
 
 def value_with_interval(row: pd.Series) -> Markup:
     """``84.3 % (83.9–84.7; new images 80.1–88.0)``: without an interval where there is none or where it has no width."""
-    text, wide = bounds(row["low"], row["high"]), bounds(row["low_images"], row["high_images"])
+    text, wide = bounds(row["low"], row["high"]), ""
+    if row["interval"] == EPISODES:
+        wide = bounds(row["low_images"], row["high_images"])
     inside = "; ".join([*([text] if text else []), *([f"new images {wide}"] if wide else [])])
     return tag("span", tag("b", with_unit(row["mean"])), f" ({inside})" if inside else "", class_="value")
 
@@ -223,19 +226,16 @@ def _finetuned(cells: pd.DataFrame, target: str, probe: c.Standing | None, name:
 def _how_to_read(cells: pd.DataFrame, paired: bool) -> Markup:
     populations = set(cells["interval"])
     notes = ["Brackets hold 95 % intervals."]
-    if "episodes" in populations:
+    if EPISODES in populations:
         notes.append(
             "Those of few-shot values are over episodes: they say what other draws from these same images would give, "
             "not what new images would."
         )
-    if cells["low_images"].notna().any():
-        notes.append(
-            "“New images”: the interval over episodes and test images, what new images of the same kind would give, too."
-        )
-    if "test images" in populations:
-        notes.append(
-            "Those of full probes and fine-tunings are over test images: they say what other test images would give."
-        )
+    few = cells[cells["interval"] == EPISODES]
+    if few["low_images"].notna().any():
+        notes.append("“New images”: over episodes and test images, what new images of the same kind would give, too.")
+        without = few.loc[few["low_images"].isna() & few["main"], "reason"].value_counts()
+        notes += [f"{plural(int(n), 'cell')} {'has' if n == 1 else 'have'} none: {why}." for why, n in without.items()]
     if len(populations) > 1:
         notes.append("So the two kinds cannot be compared in width.")
     notes.append("None covers another training run of the same backbone, which may move a value by more.")

@@ -18,7 +18,6 @@ from fastxfer.report import sections
 from fastxfer.report.answer import answer, by_target, stand
 from fastxfer.report.comparisons import (
     Comparisons,
-    ReadImages,
     compared,
     comparison_section,
     crossings_section,
@@ -59,7 +58,7 @@ def write_report(
     runs: Sequence[Mapping[str, Any]] = (),
     data_root: str | Path | None = None,
     curves: Sequence[Mapping[str, Any]] = (),
-    read_images: ReadImages | None = None,
+    read_images: c.ReadImages | None = None,
     study: str = "",
 ) -> Path:
     """Write `out`/index.html, one file that opens without a network, and return its path.
@@ -77,7 +76,7 @@ def write_report(
 
     Raises `DataError` where there are no rows. An existing index.html is replaced whole or not at all.
     """
-    cells = c.aggregate(results)
+    cells = c.aggregate(results, read_images)
     facts = gather(store_path, data_root)
     facts.study = study
     comparisons = compared(results, read_images, cells)
@@ -269,8 +268,8 @@ def _curves() -> Markup:
         ),
         _figure(
             "curves",
-            "Mean in percent against shots per class, on a log scale. Bands are 95 % intervals; over many episodes they "
-            "are often narrower than the line. Each panel has its own vertical scale. A dotted line marks chance where "
+            "Mean in percent against shots per class, on a log scale. Bands are 95 % intervals: the inner one over episodes, "
+            "often narrower than the line, the outer, paler one over episodes and test images, where it is known. Each panel has its own vertical scale. A dotted line marks chance where "
             "it is near. Names in the legend are buttons: they show or hide a backbone in all figures.",
             legend=True,
         ),
@@ -367,8 +366,7 @@ def _columns(cells: pd.DataFrame) -> dict[str, Any]:
         codes, levels = pd.factorize(cells[column])
         document[column] = {"codes": codes.tolist(), "levels": levels.tolist()}
     for column in ("mean", "low", "high", "low_images", "high_images"):
-        values = cells[column] if column in cells else pd.Series(math.nan, cells.index)
-        document[column] = [None if not math.isfinite(v) else round(float(v), 6) for v in values]
+        document[column] = [None if not math.isfinite(v) else round(float(v), 6) for v in cells[column]]
     document["n"] = [int(v) for v in cells["n"]]
     document["queries"] = [int(v) for v in cells["n_queries"]]
     document["main"] = [int(v) for v in cells["main"]]

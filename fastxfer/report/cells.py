@@ -6,7 +6,7 @@ Nothing here computes a metric: means and intervals come from `fastxfer.statisti
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,8 +17,10 @@ from fastxfer.comparing.cells import PROBE_ORDER, SPLIT_ORDER, add_choices, natu
 from fastxfer.comparing.pairs import EQUIVALENT
 from fastxfer.errors import DataError
 from fastxfer.metrics import LOWER_IS_BETTER
-from fastxfer.results import CELL
+from fastxfer.results import CELL, Cell
 from fastxfer.statistics import summarise
+
+ReadImages = Callable[[Collection[Cell]], pd.DataFrame]
 
 SECONDS = "seconds"
 FULL = "full"
@@ -35,8 +37,11 @@ def metric_name(metric: str) -> str:
     return METRIC_NAMES.get(metric, metric.replace("_", " "))
 
 
-def aggregate(results: pd.DataFrame) -> pd.DataFrame:
-    """`summarise(results)` with the columns of `fastxfer.comparing.cells.add_choices`, in the order of tables."""
+def aggregate(results: pd.DataFrame, read_images: ReadImages | None = None) -> pd.DataFrame:
+    """`summarise` with the columns of `fastxfer.comparing.cells.add_choices`, in the order of tables.
+
+    read_images: `ResultStore.read_images`; None: no few-shot cell has an interval over test images
+    """
     # Tables and standings go from the largest mean down, so metrics whose smallest value is best have no place in them.
     # Values of single classes ("auc:NAME") are there for the reader's own tables.
     of_a_class = results["metric"].astype(str).str.contains(":")
@@ -46,16 +51,16 @@ def aggregate(results: pd.DataFrame) -> pd.DataFrame:
     rows = results[~results["metric"].isin(left_out) & ~of_a_class & ~stopped]
     if rows.empty:
         raise DataError("report: there are no results to report; `fastxfer fewshot` or `fastxfer probe` makes some")
-    cells = summarise(rows)
+    images = None
+    if read_images is not None:
+        images = read_images(set(rows[list(CELL)].drop_duplicates().itertuples(index=False, name=None)))
+    cells = summarise(rows, images=images)
     # A list of episodes that has since been extended leaves a shorter cell behind: the longest one counts.
     cells = cells.sort_values("n", ascending=False, kind="stable").drop_duplicates(list(CELL))
     cells = cells[np.isfinite(cells["mean"])]
     if cells.empty:
         raise DataError("report: every result is NaN; `fastxfer targets check` shows what is wrong with the labels")
     cells = add_choices(cells)
-    for column in ("low_images", "high_images"):
-        if column not in cells:
-            cells[column] = math.nan
     order = pd.DataFrame(
         {
             "target": cells["target"],

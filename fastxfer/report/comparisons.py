@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -28,9 +28,7 @@ from fastxfer.comparing.ranking import ALL_TARGETS
 from fastxfer.report import cells as c
 from fastxfer.report.html import Markup, join, tag
 from fastxfer.report.words import joined, plural
-from fastxfer.results import Cell
 
-ReadImages = Callable[[Collection[Cell]], pd.DataFrame]
 MARGIN = 1.0  # points, below which a difference counts as none
 
 
@@ -75,7 +73,7 @@ def _both_sides(line: Mapping[str, Any]) -> dict[tuple[str, str], c.Verdict]:
     return {(a, b): c.Verdict(word, d, low, high), (b, a): c.Verdict(other, -d, -high, -low)}
 
 
-def compared(results: pd.DataFrame, read_images: ReadImages | None, cells: pd.DataFrame) -> Comparisons:
+def compared(results: pd.DataFrame, read_images: c.ReadImages | None, cells: pd.DataFrame) -> Comparisons:
     """All pairs of backbones of each target in the settings that the answer and the curves show.
 
     results, read_images: see `fastxfer.comparing.contests`; cells: of `cells.aggregate`

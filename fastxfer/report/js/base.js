@@ -35,7 +35,7 @@ const between = (low, high, metric) => (UNITS.has(metric)
 const interval = (c) => between(c.low, c.high, c.metric);
 const range = (c) => (c.low === null ? "" : ` (${interval(c)})`);
 // Few-shot cells have a second interval: over episodes and test images. It is null where it isn't offered.
-const imagesInterval = (c) => (isKnown(c.low_images) ? between(c.low_images, c.high_images, c.metric) : "");
+const imagesInterval = (c) => (c.interval === "episodes" && isKnown(c.low_images) ? between(c.low_images, c.high_images, c.metric) : "");
 const metricName = (metric) => data.metricNames[metric] || metric;
 const metricUnit = (metric) => `${metricName(metric)}${UNITS.has(metric) ? ", %" : ""}`;
 const methodName = (probe) => METHOD_NAMES[probe] || probe;

@@ -47,7 +47,7 @@ function curvePanel(t, here, metric) {
     const curve = own.filter((c) => c.shots !== "full");
     const full = own.filter((c) => c.shots === "full");
     const banded = curve.filter((c) => c.low !== null);
-    const wide = curve.filter((c) => isKnown(c.low_images));
+    const wide = curve.filter(imagesInterval);
     if (wide.length > 1) band(wide, "low_images", "high_images", colour, 0.12);
     if (banded.length > 1) band(banded, "low", "high", colour, 0.22);
     lines.push({

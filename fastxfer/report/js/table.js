@@ -1,11 +1,11 @@
 // ---- the table --------------------------------------------------------------------------------------------------
-const HEADS = [["target", "target"], ["label", "backbone"], ["ways", "ways"], ["shots", "shots"], ["probe", "probe"], ["split", "split"], ["metric", "metric"], ["mean", "mean"], ["interval", "95 % interval"], ["n", "over"], ["params", "parameters"], ["source", "trained on"]];
-const TIPS = { mean: "Sort by the mean, in percent where the metric says so", interval: "Sort by the width of the interval", n: "What the interval is over" };
-const NUMERIC = new Set(["ways", "shots", "mean", "n", "interval"]);
+const HEADS = [["target", "target"], ["label", "backbone"], ["ways", "ways"], ["shots", "shots"], ["probe", "probe"], ["split", "split"], ["metric", "metric"], ["mean", "mean"], ["interval", "95 % interval"], ["n", "over"], ["images", "and new images"], ["params", "parameters"], ["source", "trained on"]].filter(([k]) => k !== "images" || cells.some(imagesInterval));
+const TIPS = { mean: "Sort by the mean, in percent where the metric says so", interval: "Sort by the width of the interval", n: "What the interval is over", images: "The interval over episodes and test images" };
+const NUMERIC = new Set(["ways", "shots", "mean", "n", "interval", "images"]);
 const PAGE = 20;
 let order = null, ascending = true, limit = PAGE;
 const haystacks = cells.map((c) => [c.target, c.label, c.source, `${c.ways}-way`, `${c.shots}-shot`, c.probe, methodName(c.probe), c.params, c.split, c.metric, metricName(c.metric)].join(" ").toLowerCase());
-const sortValue = { ways: (c) => bigLast(c.ways), shots: (c) => bigLast(c.shots), mean: (c) => c.mean * scale(c.metric), n: (c) => (c.interval === "episodes" ? c.n : c.queries), interval: (c) => (c.low === null ? -1 : c.high - c.low) };
+const sortValue = { ways: (c) => bigLast(c.ways), shots: (c) => bigLast(c.shots), mean: (c) => c.mean * scale(c.metric), n: (c) => (c.interval === "episodes" ? c.n : c.queries), interval: (c) => (c.low === null ? -1 : c.high - c.low), images: (c) => (imagesInterval(c) ? c.high_images - c.low_images : -1) };
 function matching() {
   const words = byId("table-filter").value.toLowerCase().split(/\s+/).filter(Boolean);
   const found = cells.map((_, i) => i).filter((i) => isShown(cells[i].label, cells[i].target) && words.every((w) => haystacks[i].includes(w)));
@@ -24,7 +24,7 @@ function fillTable() {
     name.style.setProperty("--c", `var(--b${indexOf(c.label) % COLOURS})`);
     const values = {
       target: c.target, label: name, source: c.source, ways: c.ways, shots: c.shots, probe: methodName(c.probe), params: c.params, split: c.split,
-      metric: metricUnit(c.metric), mean: shown(c.mean, c.metric), interval: c.low === null ? "–" : interval(c), n: behind(c),
+      metric: metricUnit(c.metric), mean: shown(c.mean, c.metric), interval: c.low === null ? "–" : interval(c), n: behind(c), images: imagesInterval(c) || "–",
     };
     return element("tr", {}, ...HEADS.map(([k]) => {
       const long = typeof values[k] === "string" && values[k].length > 26;
@@ -45,7 +45,7 @@ function tableHead() {
 }
 function sortBy(key) {
   // Numbers start with the largest, text with A.
-  const firstAscending = !["mean", "n", "interval"].includes(key);
+  const firstAscending = !["mean", "n", "interval", "images"].includes(key);
   ascending = order === key ? !ascending : firstAscending;
   order = key;
   for (const th of byId("cells").querySelectorAll("th")) {
