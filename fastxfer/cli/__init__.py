@@ -40,6 +40,7 @@ COMMANDS = {
     "report": ("report", "Write the HTML report."),
     "plot": ("plot", "Draw embeddings as points of a plane."),
     "pretrain": ("pretrain", "Pre-train a backbone."),
+    "doctor": ("doctor", "What this machine can do, what is missing, how to get it."),
     "demo": ("demo", "The whole road on real images that packages ship."),
 }
 
