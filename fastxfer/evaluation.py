@@ -359,7 +359,7 @@ def _episode_rows(
     per_class: bool = False,
 ) -> Iterator[pd.DataFrame]:
     probe, groups = decided(probe, pool, target, episodes), patient_codes(target)
-    sampling = sampling_of(episodes)
+    sampling = sampling_of(episodes, target)
     n_settings = len(probe.settings(episodes.n_fitted))
     step = max(1, WINDOW_SCORES // (n_settings * episodes.n_queries * episodes.ways))
     for start in range(0, episodes.n_episodes, step):

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from fastxfer.episodes import Episodes
 from fastxfer.metrics.influence import INFLUENCES, influence
+from fastxfer.metrics.rarity import FEWEST_POSITIVES, rarity
 from fastxfer.results import NO_EPISODE, Cell, ImageSums
 from fastxfer.targets import Target
 
@@ -26,16 +27,24 @@ class Sampling:
     power:  of `fastxfer.metrics.influence`
     strata: (n_queries,) numbers of the groups in which a fixed number of queries is drawn, or None. An image is then
             compared with the other queries of its group alone: that classes differ says nothing of other images
+    scale:  √(1 − 1/M) where queries are drawn from M images of each group: influences are compared with a mean over
+            images that they are part of
     """
 
     power: float
     strata: NDArray[np.int64] | None = None
+    scale: float = 1.0
 
 
 WHOLE_SPLIT = Sampling(0.5)
 
+# Of so many episodes of a cell on a whole split, the first ones, the mean rarity is that of all.
+RARITY_EPISODES = 32
+# Averaged over episodes, placement values are less unequal than the prior of `rarity` has it, and fewer aren't enough.
+FEWEST_POSITIVES_OF_EPISODES = 10
 
-def sampling_of(episodes: Episodes) -> Sampling:
+
+def sampling_of(episodes: Episodes, target: Target) -> Sampling:
     """The whole split; so many of each class (per label: of its positives and of its negatives); or as they come.
 
     A single query of a class has no other to be compared with, so such queries count as images that come as they come.
@@ -46,7 +55,9 @@ def sampling_of(episodes: Episodes) -> Sampling:
         labels = np.nan_to_num(episodes.query_labels, nan=-1.0).reshape(episodes.n_queries, -1)
         _, strata, counts = np.unique(labels, axis=0, return_inverse=True, return_counts=True)
         if counts.min() > 1:
-            return Sampling(0.0, strata.reshape(-1).astype(np.int64))
+            of_class = np.unique(target.exactly_one()[target.rows(episodes.spec.query_split)], return_counts=True)[1]
+            scale = 1.0 if episodes.spec.per_label else float(np.sqrt(1 - 1 / of_class.mean()))
+            return Sampling(0.0, strata.reshape(-1).astype(np.int64), scale)
     return Sampling(1.0)
 
 
@@ -91,7 +102,12 @@ class Influences:
         sums.episodes += int(used.sum())
         strata = np.zeros(0, np.int64) if sampling.strata is None else sampling.strata
         odd = (numbers % 2 == 1) & (numbers != NO_EPISODE)
-        slopes = influence(metric, scores, labels, sampling.power)
+        telling = used & (numbers < RARITY_EPISODES)
+        if sampling is WHOLE_SPLIT and telling.any():
+            fewest = FEWEST_POSITIVES if episodes is None else FEWEST_POSITIVES_OF_EPISODES
+            sums.rarity += float(rarity(metric, scores[telling], labels, fewest).sum())
+        sums.telling += int(telling.sum())
+        slopes = influence(metric, scores, labels, sampling.power) * sampling.scale
         _add_up(slopes, self._place[rows], used, odd, strata, np.bincount(strata), sums.n, sums.sum, sums.odd)
 
     def sums(self) -> dict[Cell, ImageSums]:
@@ -107,6 +123,7 @@ class Influences:
                     sums.n[asked],
                     sums.sum[asked],
                     sums.odd[asked],
+                    sums.rarity / sums.telling if sums.telling else None,
                 )
         return found
 
@@ -126,6 +143,7 @@ def groups_of(target: Target) -> NDArray[np.int64]:
 class _Sums:
     def __init__(self, n_images: int) -> None:
         self.episodes = 0
+        self.rarity, self.telling = 0.0, 0
         self.n, self.sum, self.odd = np.zeros(n_images, np.int64), np.zeros(n_images), np.zeros(n_images)
 
 

@@ -11,7 +11,7 @@ from sklearn import metrics as theirs
 from fastxfer.episodes import EpisodeSpec, sample_episodes
 from fastxfer.evaluation import run_protocol
 from fastxfer.full_splits import run_full
-from fastxfer.influences import groups_of, sampling_of
+from fastxfer.influences import WHOLE_SPLIT, groups_of, sampling_of
 from fastxfer.metrics import METRICS, NEED_PROBABILITIES, nanmean, softmax
 from fastxfer.metrics.influence import INFLUENCES, influence
 from fastxfer.probes import LogisticProbe
@@ -165,7 +165,7 @@ def test_sums_over_episodes_are_those_of_each(tmp_path):
     (answer,) = probe.answer(pool, episodes, None)
     right = (answer.scores.argmax(axis=2) == episodes.query_labels).astype(float).reshape(31, 4, 5)
     others = (right.sum(axis=2, keepdims=True) - right) / 4
-    slopes = ((right - others) / 20).reshape(31, 20)
+    slopes = ((right - others) / 20 * np.sqrt(1 - 1 / 20)).reshape(31, 20)
     expected = np.zeros((3, target.n_images))
     for e in range(31):
         np.add.at(expected[0], episodes.query[e], 1)
@@ -208,10 +208,11 @@ def test_an_extended_run_has_the_sums_of_one_at_once(tmp_path, options):
 
 def test_per_label_queries_are_centred_within_their_label_and_answer(tmp_path):
     target = blobs_target(multi_label=True)
-    balanced = sampling_of(sample_episodes(target, EpisodeSpec("all", 2, 3, labels="per-label"), 0, 2))
+    balanced = sampling_of(sample_episodes(target, EpisodeSpec("all", 2, 3, labels="per-label"), 0, 2), target)
     assert balanced.power == 0
     assert np.bincount(balanced.strata).tolist() == [3] * 12
-    assert sampling_of(sample_episodes(target, EpisodeSpec("all", 2, "all", labels="per-label"), 0, 2)).strata is None
+    whole = sample_episodes(target, EpisodeSpec("all", 2, "all", labels="per-label"), 0, 2)
+    assert sampling_of(whole, target) is WHOLE_SPLIT
     store, results = blobs_store(tmp_path / "store", target), ResultStore.open(tmp_path / "results")
     got = protocol_images(store, results, labels="per-label", shots=(2,), queries=3, episodes=5)
     assert set(got["metric"]) == {"auc", "average_precision"}

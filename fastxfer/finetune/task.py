@@ -117,7 +117,7 @@ def episode_tasks(target: Target, episodes: Episodes, metrics: Sequence[str]) ->
     """A task an episode: its support is trained on, its queries are scored, as the probes' are."""
     spec, ways = episodes.spec, episodes.ways
     alike = 2 if spec.per_label else 1  # axes of labels that all episodes share
-    sampling = sampling_of(episodes)
+    sampling = sampling_of(episodes, target)
     tasks = []
     for i in range(episodes.n_episodes):
         support, query = (

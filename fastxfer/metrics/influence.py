@@ -93,11 +93,13 @@ def _log_loss(scores: Array, labels: Array, power: float) -> Array:
 
 
 def _auc(scores: Array, labels: Array, power: float) -> Array:
-    return _ranked(area, "auc", scores, labels, power)
+    shape, s, code, first = _ranked("auc", scores, labels)
+    return np.asarray(area(s, code, first, power)[0].reshape(*shape, s.shape[1]))
 
 
 def _average_precision(scores: Array, labels: Array, power: float) -> Array:
-    return _ranked(precision, "average_precision", scores, labels, power)
+    shape, s, code, first = _ranked("average_precision", scores, labels)
+    return np.asarray(precision(s, code, first, power).reshape(*shape, s.shape[1]))
 
 
 # The calibration error has none: it is a sum of absolute values that noise alone makes large, not a mean over queries.
@@ -136,10 +138,9 @@ def _classified(scores: Array, labels: Array, kind: int, power: float) -> Array:
     return np.asarray(classified(s, y, kind, power).reshape(*shape, s.shape[1]))
 
 
-def _ranked(kernel: Callable[..., Array], metric: str, scores: Array, labels: Array, power: float) -> Array:
-    shape, s, code = _stacked(scores, _codes(scores, labels), 2)
-    first = 1 if _second_only(metric, scores, labels) else 0
-    return np.asarray(kernel(s, code, first, power).reshape(*shape, s.shape[1]))
+def _ranked(metric: str, scores: Array, labels: Array) -> tuple[tuple[int, ...], Array, Array, int]:
+    """Leading shape, scores and codes for the kernels, and the first class that counts."""
+    return *_stacked(scores, _codes(scores, labels), 2), 1 if _second_only(metric, scores, labels) else 0
 
 
 @numba.njit(cache=True, nogil=True)
@@ -202,13 +203,14 @@ def classified(scores: Any, labels: Any, kind: int, power: float) -> Any:
 
 @numba.njit(cache=True, nogil=True)
 def area(scores: Any, code: Any, first: int, power: float) -> Any:
-    """Scores (n, q, c), code (n or 1, q, c) as in `kernels.rank` -> (n, q) influences on the mean AUC of classes first … c − 1.
+    """Scores (n, q, c), code (n or 1, q, c) as in `kernels.rank` -> (n, q) influences on the mean AUC of classes first … c − 1,
+    and (n, c, 3) AUC of each class and DeLong's variance of it, the part of its positives and that of its negatives.
 
     (V10_i − AUC) / n_pos of a positive, V10 the share of negatives below it, ties half; (V01_j − AUC) / n_neg of a negative,
     V01 the share of positives above it (DeLong, DeLong & Clarke-Pearson 1988, equations 4 to 6).
     """
     n, q, c = scores.shape
-    out = np.zeros((n, q))
+    out, parts = np.zeros((n, q)), np.full((n, c, 3), np.nan)
     at_pos, at_neg = np.empty(q, np.int64), np.empty(q, np.int64)
     pos, neg, won_pos, won_neg = np.empty(q), np.empty(q), np.empty(q), np.empty(q)
     sorted_pos, sorted_neg = np.empty(q), np.empty(q)
@@ -255,13 +257,20 @@ def area(scores: Any, code: Any, first: int, power: float) -> Any:
                 mean += won_pos[i]
             mean /= 2.0 * n_pos * n_neg
             of_pos, of_neg = _stretched(n_pos, power) / n_pos, _stretched(n_neg, power) / n_neg
+            parts[e, j, 0], squares = mean, 0.0
             for i in range(n_pos):
-                out[e, at_pos[i]] += (won_pos[i] / (2.0 * n_neg) - mean) * of_pos
+                gap = won_pos[i] / (2.0 * n_neg) - mean
+                out[e, at_pos[i]] += gap * of_pos
+                squares += gap * gap
+            parts[e, j, 1], squares = squares / n_pos / max(n_pos - 1, 1), 0.0
             for k in range(n_neg):
-                out[e, at_neg[k]] += (won_neg[k] / (2.0 * n_pos) - mean) * of_neg
+                gap = won_neg[k] / (2.0 * n_pos) - mean
+                out[e, at_neg[k]] += gap * of_neg
+                squares += gap * gap
+            parts[e, j, 2] = squares / n_neg / max(n_neg - 1, 1)
         for i in range(q):
             out[e, i] /= max(classes, 1)
-    return out
+    return out, parts
 
 
 @numba.njit(cache=True, nogil=True)

@@ -300,8 +300,9 @@ class ResultStore:
         """What each test image did to the values of the cells, all or some: one line a (cell, image).
 
         Columns CELL, `image` (row of the target as it was evaluated), `group` (row of the first image of the same patient,
-        or the image itself), `episodes` (of the cell, the undefined ones left out; 1 without episodes), `n` (how often
-        they asked the image), `sum` of its influences on the episodes' values (`fastxfer.metrics.influence`) and `odd`, the
+        or the image itself), `episodes` (of the cell, the undefined ones left out; 1 without episodes) and `rarity` (of the
+        cell: what belongs to its variance over images beside the sums, `fastxfer.metrics.rarity`), `n` (how often they
+        asked the image), `sum` of its influences on the episodes' values (`fastxfer.metrics.influence`) and `odd`, the
         part of the sum that comes from episodes of odd number. Text columns are categorical. Cells that were made before
         this table was kept, or whose metric has no influence, have no lines.
         """

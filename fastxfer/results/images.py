@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from fastxfer.errors import DataError
 
 FORMAT = 1
-COLUMNS = ("image", "group", "episodes", "n", "sum", "odd")
+COLUMNS = ("image", "group", "episodes", "rarity", "n", "sum", "odd")
 
 SCHEMA = pa.schema(
     [
@@ -42,6 +42,8 @@ class ImageSums:
     """What the test images of one cell did to its values: arrays (n_images,), in the order of `image`.
 
     episodes: how many values the sums are over, the undefined ones left out; 1 where there are no episodes
+    rarity:   what belongs to the variance over images beside the sums (`fastxfer.metrics.rarity`), or None if another part
+              of the cell knows
     """
 
     episodes: int
@@ -50,11 +52,12 @@ class ImageSums:
     n: NDArray[np.int64]
     sum: NDArray[np.float64]
     odd: NDArray[np.float64]
+    rarity: float | None = 0.0
 
 
 def write(file: Any, images: Mapping[Cell, ImageSums]) -> None:
     """Write a part to an open file."""
-    cells = [[list(cell), len(sums.image), sums.episodes] for cell, sums in images.items()]
+    cells = [[list(cell), len(sums.image), sums.episodes, sums.rarity] for cell, sums in images.items()]
     footer = json.dumps({"format": FORMAT, "cells": cells}, default=int)
     columns = [
         pa.array(np.concatenate([getattr(sums, name) for sums in images.values()]), SCHEMA.field(name).type, safe=False)
@@ -72,16 +75,20 @@ def read(parts: Collection[Path], key: tuple[str, ...], cells: Collection[Cell] 
     of_cell: list[NDArray[np.int64]] = []
     tables: list[pa.Table] = []
     episodes: list[int] = []
+    rarity: list[float | None] = []
     for part in parts:
         of_part = _footer(part)
-        if wanted is not None and not any(cell in wanted for cell, _, _ in of_part):
+        if wanted is not None and not any(cell in wanted for cell, *_ in of_part):
             continue
         table, start = pq.read_table(part), 0
-        for cell, n_lines, n_episodes in of_part:
+        for cell, n_lines, n_episodes, more in of_part:
             if wanted is None or cell in wanted:
                 number = numbers.setdefault(cell, len(numbers))
-                episodes += [0] * (number == len(episodes))
+                if number == len(episodes):
+                    episodes.append(0)
+                    rarity.append(None)
                 episodes[number] += n_episodes
+                rarity[number] = more if rarity[number] is None else rarity[number]
                 tables.append(table.slice(start, n_lines))
                 of_cell.append(np.full(n_lines, number))
             start += n_lines
@@ -95,6 +102,7 @@ def read(parts: Collection[Path], key: tuple[str, ...], cells: Collection[Cell] 
         lines = lines.sort_values(["cell", "image"], ignore_index=True)
     number = lines.pop("cell").to_numpy(np.int64)
     lines["episodes"] = np.array(episodes, np.int64)[number]
+    lines["rarity"] = np.array(rarity, np.float64)[number]  # None becomes NaN
     keys: dict[str, Any] = {}
     for i, name in enumerate(key):
         codes, values = pd.factorize(np.array([cell[i] for cell in numbers], dtype=object))
@@ -110,19 +118,22 @@ def sums_of(lines: pd.DataFrame, key: tuple[str, ...]) -> dict[Cell, ImageSums]:
     found = {}
     for cell, of_cell in lines.groupby(list(key), observed=True, sort=False):
         columns = {name: of_cell[name].to_numpy() for name in SCHEMA.names}
-        found[tuple(cell)] = ImageSums(episodes=int(of_cell["episodes"].iloc[0]), **columns)
+        episodes, rarity = of_cell["episodes"].iloc[0], of_cell["rarity"].iloc[0]
+        found[tuple(cell)] = ImageSums(
+            episodes=int(episodes), rarity=None if np.isnan(rarity) else float(rarity), **columns
+        )
     return found
 
 
-def _footer(part: Path) -> list[tuple[Cell, int, int]]:
-    """(cell, lines, episodes) of a part, in its order."""
+def _footer(part: Path) -> list[tuple[Cell, int, int, float | None]]:
+    """(cell, lines, episodes, rarity) of a part, in its order."""
     try:
         footer = json.loads((pq.read_schema(part).metadata or {})[b"fastxfer"])
         if footer["format"] > FORMAT:
             raise DataError(
                 f"results: '{part}' was made by a newer fastxfer (format {footer['format']}, this one reads {FORMAT}): upgrade"
             )
-        return [(tuple(cell), lines, episodes) for cell, lines, episodes in footer["cells"]]
+        return [(tuple(cell), lines, episodes, more) for cell, lines, episodes, more in footer["cells"]]
     except (pa.ArrowInvalid, KeyError, ValueError, TypeError) as error:
         raise DataError(
             f"results: '{part}' is damaged or no part of fastxfer's ({error}). Delete it: its cells then have no "
