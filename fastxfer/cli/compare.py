@@ -86,6 +86,7 @@ def compare(
     rows = ResultStore.open(results or results_path(store_path))
     found, notes = contests(
         rows.read(),
+        rows.read_images,
         between=("backbone", "shots") if crossings else (between,),
         only={**asked, "split": (split,) if split else ()},
     )
@@ -171,11 +172,21 @@ def _show_ranks(found: list[Any], margin: float, level: float, out: Path | None,
         spare=["over"],
     )
     for c in critical:
-        bars = "; ".join(", ".join(names) for names in c.groups["names"]) or "none"
-        say(f"over {c.targets} targets ({', '.join(c.setting[s] for s in setting if s != 'target') or 'all'}): mean ranks "
-            f"{', '.join(f'{r.name} {r.mean_rank:.2f}' for r in c.ranks.itertuples(index=False))}; critical difference "
-            f"{c.difference:.2f}; not told apart by Wilcoxon's test: {bars}")  # fmt: skip
+        say(_critical_words(c))
     return {}
+
+
+def _critical_words(critical: Any) -> str:
+    from fastxfer.comparing.contests import words_of
+
+    setting = words_of({name: value for name, value in critical.setting.items() if name != "target"})
+    ranks = ", ".join(f"{line.name} {line.mean_rank:.2f}" for line in critical.ranks.itertuples(index=False))
+    groups = "; ".join(", ".join(names) for names in critical.groups["names"]) or "none"
+    few = " (which fewer than 6 targets cannot tell apart at 95 %)" if critical.targets < 6 else ""
+    return (
+        f"other targets like these {critical.targets} ({setting}): mean ranks {ranks}; critical difference (Nemenyi) "
+        f"{critical.difference:.2f}; not told apart by Wilcoxon's test{few}: {groups}"
+    )
 
 
 def _show_crossings(found: list[Any], margin: float, level: float, out: Path | None, as_json: bool) -> dict[str, Any]:

@@ -8,7 +8,7 @@ their influences on two halves of the episodes, which have nothing but the image
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ from scipy import stats
 
 from fastxfer.comparing.cells import comparable_cells, natural_key
 from fastxfer.progress import progress
-from fastxfer.results import CELL
+from fastxfer.results import CELL, Cell
 from fastxfer.statistics import EPISODES, TEST_IMAGES
 
 Array = NDArray[Any]
@@ -118,12 +118,15 @@ class Contest:
     def estimates(self, weights: Array, over: str) -> tuple[Array, Array, Array]:
         """Of several combinations, weights (k, m): means (m,), covariance (m, m), degrees of freedom (m,).
 
-        NaN where the data do not speak of that population. The degrees are Satterthwaite's (1946), the error of the
-        images' part being taken from how unlike its summands are.
+        NaN where the data do not speak of that population: neither does a metric that no image has moved, unless it is a
+        share of right answers.
 
-        Of a share of right answers, one image more is taken to have gone otherwise, as Agresti & Min (2005) do with one
-        half in each cell of the table of two answers: a few images on which contenders differ would else look as if
-        there could be no others.
+        Of a share of right answers, the image that moves it most is counted twice (one that would, where none does), as
+        Agresti & Min (2005) add a half to each cell of the table of two answers: a few images on which contenders differ
+        would else look as if there could be no others.
+
+        Degrees of freedom are Satterthwaite's (1946): those of the images' part come from how unlike its summands are, so
+        that a few positives, or a few images on which contenders differ, count as few.
         """
         m = weights.shape[1]
         each = self.values @ weights
@@ -134,39 +137,40 @@ class Contest:
         if over != self.over or self.halves is None:
             return mean, unknown, np.ones(m)
         shifts, n = self.halves @ weights, self.n_groups
-        summands = shifts[0] * shifts[-1]
-        images = shifts[0].T @ shifts[-1]
+        images, summands = shifts[0].T @ shifts[-1], shifts[0] * shifts[-1]
         if over == TEST_IMAGES:
             # Influences are made for independent images: their squares sum to an unbiased variance.
             images *= n / (n - 1) * (self.n_images - 1) / self.n_images
         else:
             values, vectors = np.linalg.eigh((images + images.T) / 2)
             images = (vectors * np.maximum(values, 0)) @ vectors.T
+        moved = np.abs(summands).sum(axis=1)
         if self.setting["metric"] in SHARES_OF_RIGHT:
-            images = images + 1 / n**2
-        if over == TEST_IMAGES:
-            return mean, images, np.full(m, n - 1.0)
-        total = episodes + images
-        error = 2 * np.diag(episodes) ** 2 / (self.n - 1) + n * summands.var(axis=0, ddof=1)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            df = np.where(error > 0, 2 * np.diag(total) ** 2 / error, self.n - 1.0)
+            most = shifts[:, moved.argmax()].mean(axis=0) if moved.any() else np.full(m, 1 / n)
+            images = images + np.outer(most, most)
+        elif not moved.any():
+            return mean, unknown, np.ones(m)
+        total = images if over == TEST_IMAGES else episodes + images
+        error = n * summands.var(axis=0, ddof=1)
+        if over == BOTH:
+            error += 2 * np.diag(episodes) ** 2 / (self.n - 1)
+        df = 2 * np.diag(total) ** 2 / np.maximum(error, 1e-300)
         return mean, total, np.clip(df, 1.0, self.n + n - 2.0)
 
 
 def contests(
     rows: pd.DataFrame,
-    images: pd.DataFrame | None = None,
+    read_images: Callable[[Collection[Cell]], pd.DataFrame] | None = None,
     *,
     between: Sequence[str] = ("backbone",),
     only: Mapping[str, Sequence[str]] | None = None,
 ) -> tuple[list[Contest], list[str]]:
     """All contests of some results, and notes on what could not take part.
 
-    rows     columns of `fastxfer.results.SCHEMA`
-    images   of `fastxfer.results.ResultStore.read_images`: columns CELL, image, group, episodes, n, sum, odd; None, or
-             without a cell: nothing is said over test images
-    between  what contenders differ in: "backbone", "probe" or "shots", or several of these; all else is alike
-    only     see `comparable_cells`
+    rows         columns of `fastxfer.results.SCHEMA`
+    read_images  `ResultStore.read_images`; None: nothing is said over test images, nor of cells that it has no lines of
+    between      what contenders differ in: "backbone", "probe" or "shots", or several of these; all else is alike
+    only         see `comparable_cells`
 
     Contenders are lined up by seed, episode and list of episodes; those that saw other episodes are left out, and so are
     episodes that not all of them have, or in which a value is undefined. Between numbers of shots the lists differ by
@@ -175,6 +179,7 @@ def contests(
     cells, at = comparable_cells(rows, only or {})
     differ = [BETWEEN[name] for name in between]
     seen = {name: rows[name].to_numpy() for name in ("seed", "episode", "value", "n_queries")}
+    images = read_images(set(_cells_of(cells))) if read_images else None
     by_cell = _positions(images)
     common = [column for column in SETTING if column not in differ]
     found: list[Contest] = []
@@ -198,7 +203,7 @@ class _Side:
     """One contender's rows: key (seed, list of episodes, episode), value; and its cells."""
 
     rows: pd.DataFrame
-    cells: list[tuple[Any, ...]]
+    cells: list[Cell]
 
     @classmethod
     def of(cls, cells: pd.DataFrame, seen: dict[str, Array], nested: bool) -> _Side:
@@ -206,7 +211,7 @@ class _Side:
         lists = np.repeat("" if nested else cells["episodes_hash"].astype(str), cells["n"])
         frame = pd.DataFrame({"list": np.asarray(lists, object), **{name: column[at] for name, column in seen.items()}})
         frame = frame.sort_values(["seed", "list", "episode"], ignore_index=True)
-        return cls(frame, list(cells[list(CELL)].itertuples(index=False, name=None)))
+        return cls(frame, _cells_of(cells))
 
     @property
     def keys(self) -> pd.DataFrame:
@@ -217,7 +222,7 @@ def _line_up(
     setting: dict[str, str],
     sides: dict[Any, _Side],
     images: pd.DataFrame | None,
-    by_cell: dict[tuple[Any, ...], Array],
+    by_cell: dict[Cell, Array],
     notes: list[str],
 ) -> Contest | None:
     where = words_of(setting)
@@ -269,14 +274,17 @@ def _company(sides: dict[Any, _Side], name: Any) -> tuple[int, int]:
     return sum(not own.merge(side.keys).empty for side in sides.values()), len(own)
 
 
-def _positions(images: pd.DataFrame | None) -> dict[tuple[Any, ...], Array]:
+def _cells_of(cells: pd.DataFrame) -> list[Cell]:
+    return [tuple(cell) for cell in cells[list(CELL)].itertuples(index=False, name=None)]
+
+
+def _positions(images: pd.DataFrame | None) -> dict[Cell, Array]:
     """Cell -> positions of its images."""
     if images is None or images.empty:
         return {}
     numbers = images.groupby(list(CELL), observed=True, sort=False).ngroup().to_numpy()
     at = np.split(np.argsort(numbers, kind="stable"), np.cumsum(np.bincount(numbers))[:-1])
-    cells = images[list(CELL)].iloc[[positions[0] for positions in at]].itertuples(index=False, name=None)
-    return {tuple(cell): positions for cell, positions in zip(cells, at, strict=True)}
+    return dict(zip(_cells_of(images.iloc[[positions[0] for positions in at]]), at, strict=True))
 
 
 def _second_half(rows: pd.DataFrame) -> NDArray[np.bool_]:

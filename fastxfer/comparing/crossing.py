@@ -30,8 +30,8 @@ def crossings(contests: Sequence[Contest], *, level: float = 0.95) -> pd.DataFra
     low, high    the stretch: where the interval of the difference contains 0, each number of shots at `level`. 0, inf: it goes
                  on to the end of what was seen, so the crossing may lie outside of it
     below, above who leads on its two sides; "" where nobody is known to
-    verdict      "crossing", "no crossing" (one leads everywhere, or on both sides), "open" (not told apart up to one end),
-                 "undecided" (nowhere told apart)
+    verdict      "crossing", "no crossing" (one leads everywhere), "open" (not told apart up to one end, or between two
+                 stretches that the same one leads), "undecided" (nowhere told apart)
     over, answer the population, as in `compare`; the verdict as a sentence
 
     The stretch contains a crossing of the true curves with probability `level`, since the difference there is 0 and its
@@ -130,11 +130,11 @@ def _told(found: dict[str, Any], a: str, b: str) -> dict[str, Any]:
     """A stretch with names for signs, verdict and answer."""
     below, above = (a if sign > 0 else b if sign < 0 else "" for sign in (found["below"], found["above"]))
     low, high, first, last = (found[name] for name in ("low", "high", "from", "to"))
-    span, stretch = f"between {first} and {last} shots", f"{_shots(low)} and {_shots(high)}"
-    if math.isnan(low) or (below and below == above):
+    span, stretch = f"between {first} and {last} shots", f"{_shots(low)} and {_shots(high)} shots"
+    if math.isnan(low):
         verdict, answer = NO_CROSSING, f"{below} leads; no crossing seen {span}"
-        if not math.isnan(low):
-            answer += f" (not told apart between {stretch})"
+    elif below and below == above:
+        verdict, answer = OPEN, f"{below} leads on both sides; not told apart between {stretch}"
     elif below and above:
         verdict = CROSSING
         answer = f"below {_shots(low)} shots take {below}, above {_shots(high)} take {above}"

@@ -34,8 +34,8 @@ def compare(contests: Sequence[Contest], *, margin: float = 1.0, level: float = 
     d            Cohen's d of the paired differences
     superiority  share of replicates in which a is the better one, ties counted half
     p_episodes   paired permutation test over episodes
-    p_images     over test images: DeLong's test for AUC of one split, McNemar's exact one for accuracy of one split, else the
-                 t test of a crossed design
+    p_images     over test images: of one split, McNemar's exact test for accuracy, and for AUC DeLong's variance with a t
+                 instead of a normal distribution, which few positives ask for; of episodes, the t test of a crossed design
     overlap, p_resampled      share of queries that two replicates have in common, and the corrected resampled t test with it
     over         the population of which the verdict speaks, the widest that is known; test, p: its test of no difference
     p_equivalent              two one-sided t tests over the same population: whether the difference is above `margin` points
@@ -126,7 +126,7 @@ def _over_images(contest: Contest, a: int, b: int, metric: str) -> tuple[str, fl
         return "crossed t", contest.difference(a, b, BOTH).p()
     estimate = contest.difference(a, b, TEST_IMAGES)
     if metric == "auc" and not contest.grouped:
-        return "DeLong", estimate._replace(df=math.inf).p()
+        return "DeLong", estimate.p()
     if metric == "accuracy" and not contest.grouped:
         # An image's influence on a share of right answers is (right - share) / images.
         right = contest.halves[0][:, [a, b]] * contest.n_groups + contest.values[0, [a, b]] > 0.5
