@@ -1,4 +1,5 @@
-"""Benchmarks: `python -m benchmarks [NAME…] [--json]`. Each first checks that ours and the peer agree, then times both.
+"""Benchmarks: `python -m benchmarks [NAME…] [--json]`. Each first checks that ours and the peer agree, then times both; or
+counts how often ours is wrong in worlds whose truth is known (`compare`).
 
 A benchmark is a function from `Options` to entries. An entry is a dict that says everything about one comparison: what
 was done, on what, by whom, how fast, whether the answers were checked, on which machine, at which commit.
@@ -10,8 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from benchmarks import compare, embed, fewshot, gram, growth, knn, neardup, path, pretrain, probe, sample, store
 from benchmarks import compile as compiling
-from benchmarks import embed, fewshot, gram, growth, knn, neardup, path, pretrain, probe, sample, store
 
 Entry = dict[str, Any]
 
@@ -38,6 +39,7 @@ BENCHMARKS: dict[str, Callable[[Any], list[Entry]]] = {
     "embed": embed.run,
     "pretrain": pretrain.run,
     "compile": compiling.run,
+    "compare": compare.run,
 }
 # Minutes for an option that few use: run only if named.
-ON_REQUEST = {"compile"}
+ON_REQUEST = {"compile", "compare"}

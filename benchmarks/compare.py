@@ -10,7 +10,7 @@ import math
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -41,7 +41,6 @@ class World:
     these      whether the images are all there are: what they do to each backbone sums to 0
     """
 
-    name: str
     share: float = 0.7
     gaps: tuple[float, ...] = (0.0, 0.0)
     episodes: int = 200
@@ -145,35 +144,37 @@ Once = Callable[[np.random.Generator], Callable[[], bool]]
 
 def questions() -> list[tuple[str, str, tuple[float, float], Once]]:
     """Name, what is counted, the rates promised, and: from random numbers to a question about one world."""
-    usual, exact = (0.04, 0.06), (0.0, 0.05)
-    five = (0.0,) * 5
-    plain = World("plain")
+    usual, at_most = (0.04, 0.06), (0.0, 0.05)
+    plain, few = World(), World(n_images=60)
+    here, patients = World(these=True), World(of_patient=5, images=(0.1, 0.2))
+    split = World(queries=0, episodes=1, support=(0.05, 0.0))
+    ceiling = World(share=0.98, support=(0.005, 0.005), images=(0.005, 0.005))
+    rare = replace(split, share=0.985, gaps=(0.5, -0.5), n_images=2000, support=(0.0, 0.0), images=(0.0, 0.0))
+    p_new, p_these, alike = "p_images: a difference on new images", "p_episodes: a difference", "a wrong 'equivalent'"
     return [
-        ("sign-flips/these-images", "wrong p_episodes", usual, _wrong(World("", these=True), "p_episodes")),
-        ("sign-flips/20-episodes", "wrong p_episodes", usual, _wrong(World("", these=True, episodes=20), "p_episodes")),
-        ("crossed-t/new-images", "wrong p_images", usual, _wrong(plain, "p_images")),
-        ("crossed-t/few-images", "wrong p_images", usual, _wrong(World("", n_images=60), "p_images")),
-        ("crossed-t/patients", "wrong p_images", usual, _wrong(World("", of_patient=5, images=(0.1, 0.2)), "p_images")),
-        ("crossed-t/many-images", "wrong p_images", usual, _wrong(World("", n_images=5000), "p_images")),
-        ("crossed-t/whole-split", "wrong p_images", usual, _wrong(World("", queries=0, episodes=20), "p_images")),
-        ("crossed-t/ceiling", "wrong p_images", usual,
-         _wrong(World("", share=0.98, support=(0.005, 0.005), images=(0.005, 0.005)), "p_images")),
-        ("sign-flips/new-images", "wrong p_episodes if asked about new images", (0.06, 1.0), _wrong(plain, "p_episodes")),
-        ("resampled-t/new-images", "wrong p_resampled", exact, _wrong(plain, "p_resampled")),
-        ("mcnemar/one-split", "wrong p", exact, _wrong(World("", queries=0, episodes=1, support=(0.05, 0.0)), "p")),
-        ("delong/50-positives", "wrong p", usual, _auc(50, 400)),
-        ("delong/5-positives", "wrong p", (0.0, 0.08), _auc(5, 200)),
-        ("holm/5-backbones", "families with a wrong 'better'", exact, _family(World("", gaps=five, n_images=200))),
-        ("equivalent/at-the-margin", "wrong 'equivalent'", exact, _alike(World("", gaps=(0.5, -0.5), n_images=4000, episodes=1000))),
-        ("equivalent/one-split", "wrong 'equivalent'", exact,
-         _alike(World("", gaps=(0.5, -0.5), episodes=1, queries=0, n_images=2000, images=(0.0, 0.0), support=(0.0, 0.0), share=0.985))),
-        ("equivalent/ceiling-one-split", "wrong 'equivalent'", exact, _one_sided(300, 1)),
-        ("equivalent/ceiling-few-images", "wrong 'equivalent'", exact, _one_sided(100, 1)),
-        ("equivalent/ceiling-episodes", "wrong 'equivalent'", exact, _one_sided(300, 40)),
-        ("ranks/ties", "families with a true rank outside", exact, _ranks(World("", gaps=(2.0, 2.0, 0.0, -2.0, -2.0)))),
-        ("crossing/at-8", "crossings outside", usual, _crossing(8.0)),
-        ("crossing/at-2", "crossings outside", usual, _crossing(2.0)),
-    ]  # fmt: skip
+        ("sign-flips/these-images", p_these, usual, _wrong(here, "p_episodes")),
+        ("sign-flips/20-episodes", p_these, usual, _wrong(replace(here, episodes=20), "p_episodes")),
+        ("sign-flips/new-images", f"{p_these} on new images", (0.06, 1.0), _wrong(plain, "p_episodes")),
+        ("crossed-t/new-images", p_new, usual, _wrong(plain, "p_images")),
+        ("crossed-t/60-images", p_new, usual, _wrong(few, "p_images")),
+        ("crossed-t/5000-images", p_new, usual, _wrong(World(n_images=5000), "p_images")),
+        ("crossed-t/patients", p_new, usual, _wrong(patients, "p_images")),
+        ("crossed-t/whole-split", p_new, usual, _wrong(World(queries=0, episodes=20), "p_images")),
+        ("crossed-t/ceiling", p_new, usual, _wrong(ceiling, "p_images")),
+        ("resampled-t/new-images", f"p_resampled{p_new[8:]}", at_most, _wrong(plain, "p_resampled")),
+        ("mcnemar/one-split", p_new, at_most, _wrong(split, "p")),
+        ("delong/50-positives", p_new, usual, _auc(50, 400)),
+        ("delong/5-positives", p_new, at_most, _auc(5, 200)),
+        ("holm/5-backbones", "families with a wrong 'better'", at_most, _family(World(gaps=(0.0,) * 5))),
+        ("equivalent/episodes", alike, at_most, _alike(World(gaps=(1.5, -1.5)), 3.0)),
+        ("equivalent/one-split", alike, at_most, _alike(rare, 1.0)),
+        ("equivalent/ceiling-300-images", alike, at_most, _one_sided(300, 1)),
+        ("equivalent/ceiling-100-images", alike, at_most, _one_sided(100, 1)),
+        ("equivalent/ceiling-episodes", alike, at_most, _one_sided(300, 40)),
+        ("ranks/ties", "families with a true rank outside", at_most, _ranks(World(gaps=(2.0, 2.0, 0.0, -2.0, -2.0)))),
+        ("crossing/at-8", "a crossing outside", usual, _crossing(8.0)),
+        ("crossing/at-2", "a crossing outside", usual, _crossing(2.0)),
+    ]
 
 
 def _wrong(world: World, column: str) -> Once:
@@ -200,10 +201,12 @@ def _family(world: World) -> Once:
     return once
 
 
-def _alike(world: World) -> Once:
+def _alike(world: World, margin: float) -> Once:
+    """Of backbones that lie as far apart as the margin."""
+
     def once(rng: np.random.Generator) -> Callable[[], bool]:
         contest = world.draw(rng)
-        return lambda: bool(line(contest, 0, 1, level=LEVEL)["p_equivalent"] <= 1 - LEVEL)
+        return lambda: bool(line(contest, 0, 1, margin=margin, level=LEVEL)["p_equivalent"] <= 1 - LEVEL)
 
     return once
 

@@ -40,6 +40,13 @@ _FORMATS = (".csv", ".parquet", ".md", ".tex")
     show_default=True,
     help="What the two of a pair differ in; all else is alike.",
 )
+@click.option(
+    "--over",
+    type=click.Choice(["images", "episodes"]),
+    default="images",
+    show_default=True,
+    help="What a verdict speaks of: new test images, too, where the results know of images; or other draws from these alone.",
+)
 @click.option("--margin", type=click.FloatRange(min=0), default=1.0, show_default=True, metavar="POINTS",
               help="A difference within this counts as none.")  # fmt: skip
 @click.option("--level", type=click.FloatRange(0.5, 0.999), default=0.95, show_default=True, help="Of all intervals and "
@@ -55,7 +62,7 @@ _FORMATS = (".csv", ".parquet", ".md", ".tex")
 @results_option
 @json_option
 def compare(
-    between: str, margin: float, level: float, split: str | None, ranks: bool, crossings: bool, out: Path | None,
+    between: str, over: str, margin: float, level: float, split: str | None, ranks: bool, crossings: bool, out: Path | None,
     store_path: str, results: str | None, as_json: bool, **asked: tuple[str, ...],
 ) -> None:  # fmt: skip
     """Compare backbones pair by pair on the episodes that both saw: difference, intervals, and a verdict.
@@ -86,7 +93,7 @@ def compare(
     rows = ResultStore.open(results or results_path(store_path))
     found, notes = contests(
         rows.read(),
-        rows.read_images,
+        rows.read_images if over == "images" else None,
         between=("backbone", "shots") if crossings else (between,),
         only={**asked, "split": (split,) if split else ()},
     )

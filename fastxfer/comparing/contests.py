@@ -28,6 +28,7 @@ BOTH = f"{EPISODES} and {TEST_IMAGES}"
 NOTHING = "nothing"
 SETTING = ("label", "target", "ways", "shots", "probe", "split", "metric")
 BETWEEN = {"backbone": "label", "probe": "probe", "shots": "shots"}
+FEWEST_GROUPS = 10  # of images or patients, from which on they tell of others
 SHARES_OF_RIGHT = ("accuracy", "balanced_accuracy")
 
 
@@ -97,7 +98,7 @@ class Contest:
     @property
     def over(self) -> str:
         """The widest population that these data can speak of."""
-        if self.n_groups < 2:
+        if self.n_groups < FEWEST_GROUPS:
             return EPISODES if self.n > 1 else NOTHING
         return BOTH if self.n > 1 else TEST_IMAGES
 
