@@ -122,9 +122,9 @@ class Contest:
         NaN where the data do not speak of that population: neither does a metric that no image has moved, unless it is a
         share of right answers.
 
-        Of a share of right answers, the image that moves it most is counted twice (one that would, where none does), as
-        Agresti & Min (2005) add a half to each cell of the table of two answers: a few images on which contenders differ
-        would else look as if there could be no others.
+        Of a share of right answers, the image that moves it most is counted twice, and where a handful do all the moving, an
+        image more on which contenders are always of two minds. So Agresti & Min (2005) add a half to each cell of the table
+        of two answers: a few images on which contenders differ would else look as if there could be no others.
 
         Degrees of freedom are Satterthwaite's (1946): those of the images' part come from how unlike its summands are, so
         that a few positives, or a few images on which contenders differ, count as few.
@@ -147,12 +147,13 @@ class Contest:
             images = (vectors * np.maximum(values, 0)) @ vectors.T
         moved = np.abs(summands).sum(axis=1)
         if self.setting["metric"] in SHARES_OF_RIGHT:
-            most = shifts[:, moved.argmax()].mean(axis=0) if moved.any() else np.full(m, 1 / n)
-            images = images + np.outer(most, most)
+            few = moved.sum() ** 2 < FEWEST_GROUPS * (moved**2).sum() or not moved.any()
+            most = np.full(m, 1 / n) if few else shifts[:, moved.argmax()].mean(axis=0)
+            images, summands = images + np.outer(most, most), np.vstack([summands, most**2])
         elif not moved.any():
             return mean, unknown, np.ones(m)
         total = images if over == TEST_IMAGES else episodes + images
-        error = n * summands.var(axis=0, ddof=1)
+        error = len(summands) * summands.var(axis=0, ddof=1)
         if over == BOTH:
             error += 2 * np.diag(episodes) ** 2 / (self.n - 1)
         df = 2 * np.diag(total) ** 2 / np.maximum(error, 1e-300)

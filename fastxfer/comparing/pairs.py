@@ -49,7 +49,9 @@ def compare(contests: Sequence[Contest], *, margin: float = 1.0, level: float = 
     with progress("comparing", len(contests), "settings") as advance:
         for contest in contests:
             k = len(contest.names)
-            lines += [line(contest, a, b, margin=margin, level=level) for a in range(k) for b in range(a + 1, k)]
+            lines += [
+                compare_pair(contest, a, b, margin=margin, level=level) for a in range(k) for b in range(a + 1, k)
+            ]
             advance(1)
     table = pd.DataFrame(lines)
     if table.empty:
@@ -77,7 +79,7 @@ def holm(p: Array) -> Array:
     return corrected
 
 
-def line(contest: Contest, a: int, b: int, *, margin: float = 1.0, level: float = 0.95) -> dict[str, Any]:
+def compare_pair(contest: Contest, a: int, b: int, *, margin: float = 1.0, level: float = 0.95) -> dict[str, Any]:
     """One line of `compare`, without what is corrected for the others."""
     each = (contest.values[:, a] - contest.values[:, b]).round(12)  # what is equal is equal, whatever the rounding
     over = contest.over
