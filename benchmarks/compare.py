@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastxfer.comparing import BOTH, Contest, compare, rank
+from fastxfer.comparing import Contest, compare, rank
 from fastxfer.comparing.crossing import stretches
 from fastxfer.comparing.pairs import compare_pair
 from fastxfer.metrics import auc
 from fastxfer.metrics.influence import influence
+from fastxfer.statistics import EPISODES_AND_IMAGES
 
 Array = NDArray[Any]
 
@@ -257,7 +258,7 @@ def _crossing(shots: float) -> Once:
         weights = np.eye(len(SHOTS))
 
         def ask() -> bool:
-            mean, covariance, df = contest.estimates(weights, BOTH)
+            mean, covariance, df = contest.estimates(weights, EPISODES_AND_IMAGES)
             found = stretches(SHOTS, mean, covariance, float(df.min()), level=LEVEL)
             return not any(s["low"] <= shots <= s["high"] for s in found)
 
