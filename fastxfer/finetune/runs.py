@@ -359,7 +359,7 @@ class _Conductor:
         )
         outcome.update(state="lost", **{f"val_{criterion}": score})
         if not run.is_done(self.results, stopped_params(run.params, got.state.step)):
-            self.results.append(stopped_rows(run, got))
+            self.results.append_new(stopped_rows(run, got))
 
     def _train(self, run: Run, outcome: dict[str, Any], until: int | None = None) -> Outcome | None:
         """Go on with a run; None if the budget ended first."""
@@ -369,7 +369,7 @@ class _Conductor:
         is_spent(got.images)  # books the rest
         steps = run.settings.schedule.steps
         if got.rows is not None:
-            self.results.append(got.rows)
+            self.results.append_new(got.rows)
             checkpoint.unlink(missing_ok=True)
             shown = got.rows[got.rows["split"] != "val"] if run.task.scored[-1].split == "test" else got.rows
             outcome.update(state="done", **dict(zip(shown["metric"], shown["value"], strict=True)))

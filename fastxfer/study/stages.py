@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fastxfer.budgets import parse_budget, stopped_params
 from fastxfer.full_splits import chosen_l2
 from fastxfer.plans import read_plan
 from fastxfer.progress import Advance, progress, say
 from fastxfer.ranks import team_of_environment
+from fastxfer.results import CELL, ResultStore
 from fastxfer.study.choose import choose
 from fastxfer.study.keys import BackboneKeys
 from fastxfer.study.page import ReportUnit, curve_folder, plan_file, rows_of
@@ -141,7 +143,6 @@ class _Runner:
         if not entries:
             say(f"{self.title}: nothing was selected")
             return
-        from fastxfer.budgets import parse_budget, stopped_params
         from fastxfer.finetune import Machine, prepare, run_all
         from fastxfer.finetune import Study as Tuning
 
@@ -155,17 +156,10 @@ class _Runner:
             )
             runs += prepare(entries, store, self.study.data_root, tuning)
 
-        def is_over(run: Any) -> bool:
-            lost = stopped_params(run.params, 0)[:-1]
-            key = {str(v) for k, v in run.key().items() if k in ("backbone", "target", "ways", "shots", "seed")}
-            return run.is_done(results) or any(
-                str(cell[7]).startswith(lost) and key <= set(map(str, cell)) for cell in results.cells()
-            )
-
         budget = parse_budget(f.budget) if f.budget else None
         machine = Machine(micro_batch=f.micro_batch, workers=f.workers, device=f.device, save_steps=f.checkpoint_every)
         pause = PAUSE_SECONDS[0]
-        while left := [run for run in runs if not is_over(run)]:
+        while left := [run for run in runs if not (run.is_done(results) or (f.halving and _has_lost(run, results)))]:
             say(f"{self.title}: {len(runs) - len(left)} of {len(runs)} runs are there")
             started = time.perf_counter()
             outcomes = run_all(
@@ -235,6 +229,15 @@ def load_networks(backbones: Sequence[BackboneKeys], data_root: Path) -> list[An
         )[0]
         for b in backbones
     ]
+
+
+def _has_lost(run: Any, results: ResultStore) -> bool:
+    """Whether a fine-tuning was stopped for good, since others on its target did better."""
+    (cell, *_) = run.cells(stopped_params(run.params, 0))
+    at = CELL.index("params")
+    alike = (c for c in results.cells() if (*c[:at], *c[at + 1 :]) == (*cell[:at], *cell[at + 1 :]))
+    words = str(cell[at]).removesuffix("0")
+    return any(str(c[at]).startswith(words) and results.holds(c, run.task.episode) for c in alike)
 
 
 def _unheard(n: int, note: str = "") -> None:
