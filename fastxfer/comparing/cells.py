@@ -70,7 +70,11 @@ def _chosen(cells: pd.DataFrame) -> NDArray[np.bool_]:
     """
     setting = ["source", "backbone", "target", "ways", "shots", "seed", "probe"]
     chosen = np.ones(len(cells), dtype=bool)
-    for positions in cells.groupby(setting, sort=False).indices.values():
+    groups = cells.groupby(setting, sort=False)
+    several = (groups["params"].transform("nunique") > 1).to_numpy()
+    for positions in groups.indices.values():
+        if not several[positions[0]]:
+            continue
         group = cells.iloc[positions]
         kinds = {str(p): episode_options(str(p)) + probe_options(str(p)) for p in group["params"].unique()}
         plainest = min(kinds.values(), key=lambda kind: (len(kind), kind))

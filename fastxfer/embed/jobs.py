@@ -87,6 +87,8 @@ class EmbedJob(Job):
         self.maker, self.columns = id(backbone.shared or backbone), backbone.columns
         self.attributes = {
             **backbone.provenance(),
+            "parameters": backbone.parameters,
+            "flops": backbone.trial.flops,
             "dtype": dtype,
             "code_version": __version__,
             "torch_version": torch.__version__,

@@ -6,17 +6,21 @@ Nothing here computes a metric: means and intervals come from `fastxfer.statisti
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
 
 from fastxfer.budgets import COSTS, FINETUNE, is_stopped
 from fastxfer.comparing.cells import PROBE_ORDER, SPLIT_ORDER, add_choices, natural_key, ordered
+from fastxfer.comparing.pairs import EQUIVALENT
 from fastxfer.errors import DataError
 from fastxfer.metrics import LOWER_IS_BETTER
-from fastxfer.results import CELL
+from fastxfer.results import CELL, Cell
 from fastxfer.statistics import summarise
+
+ReadImages = Callable[[Collection[Cell]], pd.DataFrame]
 
 SECONDS = "seconds"
 FULL = "full"
@@ -33,8 +37,11 @@ def metric_name(metric: str) -> str:
     return METRIC_NAMES.get(metric, metric.replace("_", " "))
 
 
-def aggregate(results: pd.DataFrame) -> pd.DataFrame:
-    """`summarise(results)` with the columns of `fastxfer.comparing.cells.add_choices`, in the order of tables."""
+def aggregate(results: pd.DataFrame, read_images: ReadImages | None = None) -> pd.DataFrame:
+    """`summarise` with the columns of `fastxfer.comparing.cells.add_choices`, in the order of tables.
+
+    read_images: `ResultStore.read_images`; None: no few-shot cell has an interval over test images
+    """
     # Tables and standings go from the largest mean down, so metrics whose smallest value is best have no place in them.
     # Values of single classes ("auc:NAME") are there for the reader's own tables.
     of_a_class = results["metric"].astype(str).str.contains(":")
@@ -44,7 +51,10 @@ def aggregate(results: pd.DataFrame) -> pd.DataFrame:
     rows = results[~results["metric"].isin(left_out) & ~of_a_class & ~stopped]
     if rows.empty:
         raise DataError("report: there are no results to report; `fastxfer fewshot` or `fastxfer probe` makes some")
-    cells = summarise(rows)
+    images = None
+    if read_images is not None:
+        images = read_images(set(rows[list(CELL)].drop_duplicates().itertuples(index=False, name=None)))
+    cells = summarise(rows, images=images)
     # A list of episodes that has since been extended leaves a shorter cell behind: the longest one counts.
     cells = cells.sort_values("n", ascending=False, kind="stable").drop_duplicates(list(CELL))
     cells = cells[np.isfinite(cells["mean"])]
@@ -63,6 +73,16 @@ def aggregate(results: pd.DataFrame) -> pd.DataFrame:
 
 
 @dataclass(frozen=True)
+class Verdict:
+    """One backbone against another in a setting: difference and its interval in points, from the first one's side."""
+
+    word: str  # "better", "worse", or as in `fastxfer.comparing`: "equivalent", "undecided"
+    difference: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
 class Standing:
     """Who leads one target in one setting: `table` holds one cell a backbone, best first."""
 
@@ -71,6 +91,7 @@ class Standing:
     shots: str
     probe: str
     table: pd.DataFrame
+    verdicts: Mapping[str, Verdict] = field(default_factory=dict)  # the leader against others, where they were compared
 
     @property
     def best(self) -> pd.Series:
@@ -87,9 +108,23 @@ class Standing:
 
     @property
     def tied(self) -> list[str]:
-        """Backbones whose interval overlaps the leader's: not told apart from it by these rows."""
+        """Backbones that these rows do not tell from the leader: by paired comparison, else by overlapping intervals."""
         others = self.table.iloc[1:]
+        if self.verdicts:
+            return [str(b) for b in others["label"] if b not in self.verdicts or self.verdicts[b].word != "better"]
         return [str(b) for b in others.loc[others["high"] >= self.best["low"], "label"]]
+
+    @property
+    def alike(self) -> list[str]:
+        """Backbones that are as good as the leader: no difference that matters is left."""
+        return [
+            str(b) for b in self.table.iloc[1:]["label"] if b in self.verdicts and self.verdicts[b].word == EQUIVALENT
+        ]
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether all that are not told from the leader are as good as it."""
+        return bool(self.tied) and self.tied == self.alike
 
     @property
     def has_intervals(self) -> bool:
@@ -97,7 +132,7 @@ class Standing:
 
     @property
     def decided(self) -> bool:
-        return len(self.table) > 1 and self.has_intervals and not self.tied
+        return len(self.table) > 1 and (bool(self.verdicts) or self.has_intervals) and not self.tied
 
 
 def main_split(cells: pd.DataFrame) -> str:
@@ -144,6 +179,31 @@ def main_shots(cells: pd.DataFrame, ways: str) -> str | None:
     if not shots:
         return None
     return "5" if "5" in shots else str(shots[len(shots) // 2])
+
+
+@dataclass(frozen=True)
+class Usual:
+    """The settings in which a target is discussed; None where it has no such cells.
+
+    ways, probe, shots: of few-shot cells; full: the probe on the whole train split
+    """
+
+    ways: str | None
+    probe: str | None
+    shots: str | None
+    full: str | None
+
+
+def usual(cells: pd.DataFrame) -> dict[str, Usual]:
+    """Of each target: the ways that most targets have, 5 shots where there are any, the preferred probes."""
+    common, found = main_ways(cells), {}
+    for target, here in cells.groupby("target", sort=False):
+        few = here[here["shots"] != FULL]
+        ways = common if common in set(few["ways"]) else main_ways(here)
+        probe = next(iter(probes(few[few["ways"] == ways], full=False)), None)
+        shots = main_shots(few[few["probe"] == probe], ways) if ways and probe else None
+        found[str(target)] = Usual(ways, probe, shots, next(iter(probes(here, full=True)), None))
+    return found
 
 
 def probes(cells: pd.DataFrame, *, full: bool) -> list[str]:

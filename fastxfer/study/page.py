@@ -115,6 +115,7 @@ class ReportUnit:
                 runs=[run for run in self.world.results.runs() if run.get("study", study.name) == study.name],
                 data_root=study.data_root,
                 curves=read_curves(curves) if curves and curves.is_dir() else (),
+                read_images=self.world.results.read_images,
                 study=f"{study.name}, hash {study.hash}",
             )
             write_whole(self.out / "study.json", (json.dumps(stamp) + "\n").encode())
