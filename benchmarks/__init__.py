@@ -26,6 +26,7 @@ from benchmarks import (
     sample,
     selection,
     store,
+    study,
 )
 from benchmarks import compile as compiling
 
@@ -57,6 +58,7 @@ BENCHMARKS: dict[str, Callable[[Any], list[Entry]]] = {
     "selection": selection.run,
     "compile": compiling.run,
     "compare": compare.run,
+    "study": study.run,
 }
-# Run only if named: minutes for an option that few use, half an hour for a size that few have.
-ON_REQUEST = {"compile", "compare", "large"}
+# Run only if named: minutes for an option that few use, or for kills rather than times; half an hour for a size that few have.
+ON_REQUEST = {"compile", "compare", "large", "study"}

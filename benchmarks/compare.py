@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastxfer.comparing import BOTH, Contest, compare, rank
+from fastxfer.comparing import Contest, compare, rank
 from fastxfer.comparing.crossing import stretches
-from fastxfer.comparing.pairs import line
+from fastxfer.comparing.pairs import compare_pair
 from fastxfer.metrics import auc
 from fastxfer.metrics.influence import influence
+from fastxfer.statistics import EPISODES_AND_IMAGES
 
 Array = NDArray[Any]
 
@@ -81,8 +82,9 @@ def of_answers(right: Array, asked: Array, groups: Array) -> Contest:
     """The contest of right answers (n, queries, k) to images (n, queries), each of a group (n_images,)."""
     n, q, k = right.shape
     values = right.mean(axis=1)
-    power = 0.5 if q == len(groups) else 1.0
-    each = (right - values[:, None]) / q * (q / (q - 1)) ** power
+    # As `fastxfer.influences` does: the whole split, or so many of its images.
+    stretch = math.sqrt(q / (q - 1)) if q == len(groups) else q / (q - 1) * math.sqrt(1 - 1 / len(groups))
+    each = (right - values[:, None]) / q * stretch
     n_groups = int(groups.max()) + 1
     parts = [np.arange(n) % 2 == half for half in range(min(n, 2))]
     halves = np.zeros((len(parts), n_groups, k))
@@ -180,7 +182,7 @@ def questions() -> list[tuple[str, str, tuple[float, float], Once]]:
 def _wrong(world: World, column: str) -> Once:
     def once(rng: np.random.Generator) -> Callable[[], bool]:
         contest = world.draw(rng)
-        return lambda: bool(line(contest, 0, 1, level=LEVEL)[column] <= 1 - LEVEL)
+        return lambda: bool(compare_pair(contest, 0, 1, level=LEVEL)[column] <= 1 - LEVEL)
 
     return once
 
@@ -188,7 +190,7 @@ def _wrong(world: World, column: str) -> Once:
 def _auc(positives: int, negatives: int) -> Once:
     def once(rng: np.random.Generator) -> Callable[[], bool]:
         contest = _of_scores(rng, positives, negatives, 1.2, 0.5)
-        return lambda: bool(line(contest, 0, 1, level=LEVEL)["p"] <= 1 - LEVEL)
+        return lambda: bool(compare_pair(contest, 0, 1, level=LEVEL)["p"] <= 1 - LEVEL)
 
     return once
 
@@ -206,7 +208,7 @@ def _alike(world: World, margin: float) -> Once:
 
     def once(rng: np.random.Generator) -> Callable[[], bool]:
         contest = world.draw(rng)
-        return lambda: bool(line(contest, 0, 1, margin=margin, level=LEVEL)["p_equivalent"] <= 1 - LEVEL)
+        return lambda: bool(compare_pair(contest, 0, 1, margin=margin, level=LEVEL)["p_equivalent"] <= 1 - LEVEL)
 
     return once
 
@@ -218,7 +220,7 @@ def _one_sided(n_images: int, episodes: int) -> Once:
         right = np.stack([np.ones(n_images, bool), rng.random(n_images) >= 0.01], axis=-1)
         asked = _drawn(rng, episodes, n_images, 50 if episodes > 1 else n_images)
         contest = of_answers(right[asked], asked, np.arange(n_images))
-        return lambda: bool(line(contest, 0, 1, level=LEVEL)["p_equivalent"] <= 1 - LEVEL)
+        return lambda: bool(compare_pair(contest, 0, 1, level=LEVEL)["p_equivalent"] <= 1 - LEVEL)
 
     return once
 
@@ -256,7 +258,7 @@ def _crossing(shots: float) -> Once:
         weights = np.eye(len(SHOTS))
 
         def ask() -> bool:
-            mean, covariance, df = contest.estimates(weights, BOTH)
+            mean, covariance, df = contest.estimates(weights, EPISODES_AND_IMAGES)
             found = stretches(SHOTS, mean, covariance, float(df.min()), level=LEVEL)
             return not any(s["low"] <= shots <= s["high"] for s in found)
 
@@ -269,7 +271,7 @@ def _of_numbers(each: Array, asked: Array, n_images: int) -> Contest:
     """The contest of any numbers (n, queries, k), one an image and contender."""
     _, q, k = each.shape
     values = each.mean(axis=1)
-    centred = (each - values[:, None]) / (q - 1)
+    centred = (each - values[:, None]) / (q - 1) * math.sqrt(1 - 1 / n_images)
     halves = np.zeros((2, n_images, k))
     for half in range(2):
         for b in range(k):

@@ -16,7 +16,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from fastxfer.cli import COMMANDS, main
+from fastxfer.cli import COMMANDS, SECTIONS, main
 from fastxfer.store import EmbeddingStore
 
 
@@ -48,6 +48,13 @@ def in_a_process(*words: str, **options: Any) -> subprocess.CompletedProcess[str
 
 
 # -- help --------------------------------------------------------------------------------------------------------------
+
+
+def test_every_command_is_on_the_map_once():
+    named = [name for names in SECTIONS.values() for name in names]
+    assert sorted(named) == sorted(COMMANDS)
+    shown = run("--help").output
+    assert all(f"{heading}:" in shown for heading in SECTIONS)
 
 
 SPELLINGS = """

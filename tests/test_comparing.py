@@ -13,7 +13,6 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.weightstats import ttost_paired
 
 from fastxfer.comparing import (
-    BOTH,
     Contest,
     cell_table,
     compare,
@@ -29,7 +28,7 @@ from fastxfer.comparing.crossing import stretches
 from fastxfer.comparing.pairs import holm
 from fastxfer.errors import DataError, UsageError
 from fastxfer.results import NO_EPISODE, complete
-from fastxfer.statistics import EPISODES, TEST_IMAGES
+from fastxfer.statistics import EPISODES, EPISODES_AND_IMAGES, TEST_IMAGES, summarise
 
 SETTING = {"target": "t", "ways": "5", "shots": "1", "probe": "logistic", "split": "test", "metric": "accuracy"}
 
@@ -55,7 +54,7 @@ def made_images(values: np.ndarray, backbones: str = "ab", *, episodes: int = 1,
     frames = []
     for backbone, column in zip(backbones, values.T, strict=True):
         own = {"backbone": backbone, "image": np.arange(len(values)), "group": np.arange(len(values)), "n": episodes}
-        sums = {"episodes": episodes, "sum": column * episodes, "odd": column * (episodes // 2)}
+        sums = {"episodes": episodes, "rarity": 0.0, "sum": column * episodes, "odd": column * (episodes // 2)}
         frames.append(pd.DataFrame(SETTING | key | own | sums | changes))
     return pd.concat(frames, ignore_index=True)
 
@@ -321,10 +320,10 @@ def test_seeds_of_full_probes_are_replicates_on_the_same_images():
     influence = rng.normal(0, 0.01, (50, 2))
     images = pd.concat([made_images(influence, shots="full", metric="auc", seed=s) for s in range(4)])
     (found,), notes = contests(rows, lambda cells: images)
-    assert (found.n, found.over, found.overlap, notes) == (4, BOTH, 1.0, [])
+    assert (found.n, found.over, found.overlap, notes) == (4, EPISODES_AND_IMAGES, 1.0, [])
     d = influence[:, 0] - influence[:, 1]
     each = found.values[:, 0] - found.values[:, 1]
-    assert found.difference(0, 1, BOTH).variance == pytest.approx(each.var(ddof=1) / 4 + d @ d)
+    assert found.difference(0, 1, EPISODES_AND_IMAGES).variance == pytest.approx(each.var(ddof=1) / 4 + d @ d)
     assert math.isnan(compare([found])["p_resampled"].item())
 
 
@@ -354,13 +353,13 @@ def test_images_make_an_interval_wider_by_what_they_do_alone():
     influence = rng.normal(0, 0.01, (300, 2))
     (found,), _ = contests(made_rows(values), lambda cells: made_images(influence, episodes=100))
     d = influence[:, 0] - influence[:, 1]
-    episodes, both = (found.difference(0, 1, over) for over in (EPISODES, BOTH))
+    episodes, both = (found.difference(0, 1, over) for over in (EPISODES, EPISODES_AND_IMAGES))
     assert both.variance == pytest.approx(episodes.variance + d @ d + (d**2).max())
     opposite = made_images(influence, episodes=100).assign(odd=lambda i: i["sum"])  # all in one half: nothing in common
     (apart,), _ = contests(made_rows(values), lambda cells: opposite)
-    assert apart.difference(0, 1, BOTH).variance == pytest.approx(episodes.variance + 1 / 300**2)
+    assert apart.difference(0, 1, EPISODES_AND_IMAGES).variance == pytest.approx(episodes.variance + 1 / 300**2)
     line = compare([found]).iloc[0]
-    assert (line["over"], line["test"], line["p"]) == (BOTH, "crossed t", line["p_images"])
+    assert (line["over"], line["test"], line["p"]) == (EPISODES_AND_IMAGES, "crossed t", line["p_images"])
 
 
 @pytest.mark.parametrize("p", [[0.01, 0.04, 0.03, 0.005], [0.5], [0.2, math.nan, 0.01]])
@@ -480,6 +479,26 @@ def test_tables_are_bold_by_significance():
     assert paper.count(r"\textbf{") == 2
     assert r"\toprule" in paper
     assert r"95 \% intervals over episodes" in paper
+
+
+@pytest.mark.parametrize("episodes", [0, 40])
+def test_cells_have_the_intervals_of_summarise(episodes):
+    rng = np.random.default_rng(20)
+    influence = rng.normal(0, 0.01, (60, 2))
+    if episodes:
+        rows = made_rows(rng.normal(0.9, 0.02, (episodes, 2)))
+        images = made_images(influence, episodes=episodes)
+    else:
+        rows = made_rows(np.array([[0.9, 0.95]]), episode=NO_EPISODE, shots="full")
+        images = made_images(influence, shots="full")
+    found, _ = contests(rows, lambda cells: images)
+    got = found[0].intervals()
+    theirs = summarise(rows, images=images)
+    if episodes:
+        assert np.allclose(got, theirs[["low_images", "high_images"]].to_numpy().T)
+    else:
+        assert got[0][0] < 0.9 < got[1][0]
+    assert np.allclose(contest(found[0].values).intervals(), theirs[["low", "high"]].to_numpy().T, equal_nan=True)
 
 
 def test_names_of_users_do_no_harm_in_tables():

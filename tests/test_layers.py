@@ -18,7 +18,7 @@ FLOORS = [
         "ops ops_full backbones clipping batches protocol statistics hyperrule choosing influences ranks",
         "training probes estimators embed registered proximity paper",
         "evaluation full_splits finetune presets comparing",
-        "selection report audit scale transferability",
+        "selection report audit doctor scale transferability",
         "demo study exports",
         "cli pretrain",
     )

@@ -40,7 +40,18 @@ COMMANDS = {
     "report": ("report", "Write the HTML report."),
     "plot": ("plot", "Draw embeddings as points of a plane."),
     "pretrain": ("pretrain", "Pre-train a backbone."),
+    "doctor": ("doctor", "What this machine can do, what is missing, how to get it."),
     "demo": ("demo", "The whole road on real images that packages ship."),
+}
+
+
+# The map that --help draws: headings, and the commands under them in the order of the road.
+SECTIONS = {
+    "The road": ("targets", "embed", "fewshot", "probe", "knn", "compare", "select", "finetune", "report"),
+    "Whole studies": ("study", "results"),
+    "What to expect before fine-tuning": ("proximity", "transferability", "scale", "paper"),
+    "A closer look": ("backbones", "probes", "episodes", "store", "plot"),
+    "Before and beside": ("pretrain", "doctor", "demo"),
 }
 
 
@@ -65,8 +76,10 @@ class _Commands(click.Group):
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+        widest = max(map(len, COMMANDS))
+        for heading, names in SECTIONS.items():
+            with formatter.section(heading):
+                formatter.write_dl([(name.ljust(widest), COMMANDS[name][1]) for name in names])
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         # --debug is understood anywhere on the line, since one remembers it only after the failure.

@@ -39,7 +39,11 @@ if TYPE_CHECKING:
     help="Points within which a difference is none.",
 )
 @click.option("--probe", default="finetune", show_default=True, metavar="P", help="Whose rows: finetune, or a probe.")
-@click.option("--metric", default="accuracy", show_default=True, metavar="M", help="In which metric.")
+@click.option(
+    "--metric",
+    metavar="M",
+    help="In which metric [default: accuracy; of the paper each target's headline, or such as mean_auc].",
+)
 @click.option(
     "--backbones",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -66,7 +70,7 @@ if TYPE_CHECKING:
 @results_option
 @json_option
 def scale(
-    of_paper: bool, logit: bool, margin: float, probe: str, metric: str, backbones: Path | None, domains: tuple[str, ...],
+    of_paper: bool, logit: bool, margin: float, probe: str, metric: str | None, backbones: Path | None, domains: tuple[str, ...],
     proximity: Path | None, measure: str, out: Path | None, figure: Path | None, data_root: Path, store_path: str,
     results: str | None, as_json: bool,
 ) -> None:  # fmt: skip
@@ -78,6 +82,7 @@ def scale(
     \b
     Examples:
       fastxfer scale --paper
+      fastxfer scale --paper --metric mean_auc --logit
       fastxfer scale --backbones sizes.csv --domain nih14=X-ray dtd=natural
       fastxfer scale --probe logistic --proximity near.csv --figure gains.csv
     """
@@ -85,17 +90,18 @@ def scale(
     from fastxfer.files import write_whole
     from fastxfer.frames import check_kind, write_frame
     from fastxfer.progress import say
-    from fastxfer.scale import above, fit_scale, paper_cells, verdicts
+    from fastxfer.scale import above, fit_scale, paper_cells, paper_cells_by, verdicts
 
     if out is not None:
         check_kind(out)
     if figure is not None and figure.suffix != ".csv":
         raise UsageError(f"--figure {figure}: a figure's data are written as .csv")
-    cells = (
-        paper_cells()
-        if of_paper
-        else _our_cells(probe, metric, backbones, domains, proximity, measure, data_root, store_path, results)
-    )
+    if of_paper:
+        cells = paper_cells_by(metric) if metric else paper_cells()
+    else:
+        cells = _our_cells(
+            probe, metric or "accuracy", backbones, domains, proximity, measure, data_root, store_path, results
+        )
     model = fit_scale(cells, "logit" if logit else "points")
     gains = model.effects()
     gains["verdict"] = [above(r.low, r.high) if r.low == r.low else "" for r in gains.itertuples()]

@@ -1,13 +1,12 @@
 """Comparisons that are paired: every backbone saw the same episodes, so what counts is the difference in each of them."""
 
-from fastxfer.comparing.contests import BOTH, Contest, Estimate, contests
+from fastxfer.comparing.contests import Contest, Estimate, contests
 from fastxfer.comparing.crossing import crossings
 from fastxfer.comparing.pairs import compare
 from fastxfer.comparing.ranking import Critical, critical_difference, critical_differences, rank
 from fastxfer.comparing.tables import cell_table, latex, markdown
 
 __all__ = [
-    "BOTH",
     "Contest",
     "Critical",
     "Estimate",

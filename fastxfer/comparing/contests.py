@@ -20,15 +20,22 @@ from scipy import stats
 from fastxfer.comparing.cells import comparable_cells, natural_key
 from fastxfer.progress import progress
 from fastxfer.results import CELL, Cell
-from fastxfer.statistics import EPISODES, TEST_IMAGES
+from fastxfer.statistics import (
+    EPISODES,
+    EPISODES_AND_IMAGES,
+    TEST_IMAGES,
+    ImageVariance,
+    interval_over_images,
+    t_interval,
+    variance_over_images,
+)
+from fastxfer.statistics.intervals import FEWEST_GROUPS
 
 Array = NDArray[Any]
 
-BOTH = f"{EPISODES} and {TEST_IMAGES}"
 NOTHING = "nothing"
 SETTING = ("label", "target", "ways", "shots", "probe", "split", "metric")
 BETWEEN = {"backbone": "label", "probe": "probe", "shots": "shots"}
-FEWEST_GROUPS = 10  # of images or patients, from which on they tell of others
 SHARES_OF_RIGHT = ("accuracy", "balanced_accuracy")
 
 
@@ -41,8 +48,8 @@ class Estimate(NamedTuple):
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
         """The t interval."""
-        half = float(stats.t.ppf(0.5 + level / 2, self.df) * np.sqrt(self.variance))
-        return self.mean - half, self.mean + half
+        low, high = t_interval(np.array(self.mean), np.array(self.variance), np.array(self.df), level)
+        return float(low), float(high)
 
     def p(self) -> float:
         """Of the two-sided t test that the mean is 0."""
@@ -72,6 +79,7 @@ class Contest:
                where nobody knows
     n_images   how many images these are
     overlap    share of its queries that a replicate has in common with another one, on average; NaN where nobody knows
+    alone      what images do to each contender's own mean, and `rarity` (k,), what belongs to its variance beside that
     """
 
     setting: dict[str, str]
@@ -81,6 +89,8 @@ class Contest:
     halves: Array | None = None
     n_images: int = 0
     overlap: float = float("nan")
+    alone: ImageVariance | None = None
+    rarity: Array | None = None
 
     @property
     def n(self) -> int:
@@ -100,20 +110,22 @@ class Contest:
         """The widest population that these data can speak of."""
         if self.n_groups < FEWEST_GROUPS:
             return EPISODES if self.n > 1 else NOTHING
-        return BOTH if self.n > 1 else TEST_IMAGES
+        return EPISODES_AND_IMAGES if self.n > 1 else TEST_IMAGES
+
+    def intervals(self, level: float = 0.95) -> tuple[Array, Array]:
+        """(k,) each: the interval of each contender's own mean over `over`, as `fastxfer.statistics.summarise` has it."""
+        mean, n = self.values.mean(axis=0), self.n
+        episodes = self.values.var(axis=0, ddof=1) / n if n > 1 else np.zeros(len(mean))
+        if self.over in (EPISODES, NOTHING) or self.alone is None or self.rarity is None:
+            return t_interval(mean, episodes, np.full(len(mean), n - 1), level)
+        metric, replicates = self.setting["metric"], np.full(len(mean), n)
+        return interval_over_images(metric, mean, episodes, replicates, self.alone, self.rarity, level)
 
     def difference(self, a: int, b: int, over: str) -> Estimate:
-        """The mean of a less b over a population: EPISODES, TEST_IMAGES (those of one replicate) or BOTH."""
-        weights = np.zeros(len(self.names))
+        """The mean of a less b over a population: EPISODES, TEST_IMAGES (those of one replicate) or EPISODES_AND_IMAGES."""
+        weights = np.zeros((len(self.names), 1))
         weights[a], weights[b] = 1, -1
-        return self._estimate(weights, over)
-
-    def mean(self, a: int, over: str) -> Estimate:
-        """The mean of one contender over a population."""
-        return self._estimate(np.eye(len(self.names))[a], over)
-
-    def _estimate(self, weights: Array, over: str) -> Estimate:
-        mean, covariance, df = self.estimates(weights[:, None], over)
+        mean, covariance, df = self.estimates(weights, over)
         return Estimate(float(mean[0]), float(covariance[0, 0]), float(df[0]))
 
     def estimates(self, weights: Array, over: str) -> tuple[Array, Array, Array]:
@@ -122,9 +134,9 @@ class Contest:
         NaN where the data do not speak of that population: neither does a metric that no image has moved, unless it is a
         share of right answers.
 
-        Of a share of right answers, the image that moves it most is counted twice (one that would, where none does), as
-        Agresti & Min (2005) add a half to each cell of the table of two answers: a few images on which contenders differ
-        would else look as if there could be no others.
+        Of a share of right answers, the image that moves it most is counted twice, and where a handful do all the moving, an
+        image more on which contenders are always of two minds. So Agresti & Min (2005) add a half to each cell of the table
+        of two answers: a few images on which contenders differ would else look as if there could be no others.
 
         Degrees of freedom are Satterthwaite's (1946): those of the images' part come from how unlike its summands are, so
         that a few positives, or a few images on which contenders differ, count as few.
@@ -147,13 +159,14 @@ class Contest:
             images = (vectors * np.maximum(values, 0)) @ vectors.T
         moved = np.abs(summands).sum(axis=1)
         if self.setting["metric"] in SHARES_OF_RIGHT:
-            most = shifts[:, moved.argmax()].mean(axis=0) if moved.any() else np.full(m, 1 / n)
-            images = images + np.outer(most, most)
+            few = moved.sum() ** 2 < FEWEST_GROUPS * (moved**2).sum() or not moved.any()
+            most = np.full(m, 1 / n) if few else shifts[:, moved.argmax()].mean(axis=0)
+            images, summands = images + np.outer(most, most), np.vstack([summands, most**2])
         elif not moved.any():
             return mean, unknown, np.ones(m)
         total = images if over == TEST_IMAGES else episodes + images
-        error = n * summands.var(axis=0, ddof=1)
-        if over == BOTH:
+        error = len(summands) * summands.var(axis=0, ddof=1)
+        if over == EPISODES_AND_IMAGES:
             error += 2 * np.diag(episodes) ** 2 / (self.n - 1)
         df = 2 * np.diag(total) ** 2 / np.maximum(error, 1e-300)
         return mean, total, np.clip(df, 1.0, self.n + n - 2.0)
@@ -296,7 +309,7 @@ def _second_half(rows: pd.DataFrame) -> NDArray[np.bool_]:
 
 def _image_lines(images: pd.DataFrame, at: list[Array]) -> tuple[pd.DataFrame, int]:
     """One contender's images, sorted, its cells (seeds) added up: image, group, n, first and second (sums over halves of
-    replicates); and how many replicates these are."""
+    replicates), rarity; and how many replicates these are."""
     parts, replicates = [], 0
     for number, positions in enumerate(at):
         part = images.iloc[positions]
@@ -305,7 +318,7 @@ def _image_lines(images: pd.DataFrame, at: list[Array]) -> tuple[pd.DataFrame, i
         second = part["odd"] if episodes > 1 else part["sum"] * (number % 2)
         parts.append(part.assign(first=part["sum"] - second, second=second))
         replicates += episodes
-    sums = {"group": "first", "n": "sum", "first": "sum", "second": "sum"}
+    sums = {"group": "first", "n": "sum", "first": "sum", "second": "sum", "rarity": "mean"}
     return pd.concat(parts).groupby("image", observed=True).agg(sums).reset_index(), replicates
 
 
@@ -321,7 +334,17 @@ def _with_images(contest: Contest, lines: list[pd.DataFrame], second: NDArray[np
     asked = lines[0]["n"].to_numpy(float)
     pairs = contest.n * (contest.n - 1) * contest.queries
     overlap = float((asked * (asked - 1)).sum() / pairs) if pairs else float("nan")
-    return replace(contest, halves=halves, n_images=len(group), overlap=overlap)
+    every = pd.concat(lines)
+    alone = variance_over_images(
+        np.repeat(np.arange(len(lines)), len(group)),
+        every["group"].to_numpy(),
+        every["n"].to_numpy(),
+        (every["first"] + every["second"]).to_numpy(),
+        every["second"].to_numpy(),
+        np.full(len(lines), contest.n),
+    )
+    rarity = np.array([side["rarity"].iloc[0] for side in lines])
+    return replace(contest, halves=halves, n_images=len(group), overlap=overlap, alone=alone, rarity=rarity)
 
 
 def words_of(setting: Mapping[str, str]) -> str:

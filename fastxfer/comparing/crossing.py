@@ -76,7 +76,7 @@ def stretches(
             2 * (mean[k] * step - t**2 * (between - covariance[k, k])),
             mean[k] ** 2 - t**2 * covariance[k, k],
         ]
-        roots = np.roots(inner) if any(inner) else np.empty(0)
+        roots = np.roots(inner) if np.isfinite(inner).all() and any(inner) else np.empty(0)
         ways = sorted(float(u.real) for u in roots if abs(u.imag) < 1e-12 and 0 < u.real < 1)
         cuts += [float(at[k] + u * (at[k + 1] - at[k])) for u in ways] + [float(at[k + 1])]
     middles = (np.array(cuts[1:]) + np.array(cuts[:-1])) / 2

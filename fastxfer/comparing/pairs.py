@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from fastxfer.comparing import paired
-from fastxfer.comparing.contests import BOTH, EPISODES, NOTHING, Contest
+from fastxfer.comparing.contests import NOTHING, Contest
 from fastxfer.metrics import LOWER_IS_BETTER
 from fastxfer.progress import progress
-from fastxfer.statistics import TEST_IMAGES
+from fastxfer.statistics import EPISODES, EPISODES_AND_IMAGES, TEST_IMAGES
 
 Array = NDArray[Any]
 
@@ -49,7 +49,9 @@ def compare(contests: Sequence[Contest], *, margin: float = 1.0, level: float = 
     with progress("comparing", len(contests), "settings") as advance:
         for contest in contests:
             k = len(contest.names)
-            lines += [line(contest, a, b, margin=margin, level=level) for a in range(k) for b in range(a + 1, k)]
+            lines += [
+                compare_pair(contest, a, b, margin=margin, level=level) for a in range(k) for b in range(a + 1, k)
+            ]
             advance(1)
     table = pd.DataFrame(lines)
     if table.empty:
@@ -77,12 +79,12 @@ def holm(p: Array) -> Array:
     return corrected
 
 
-def line(contest: Contest, a: int, b: int, *, margin: float = 1.0, level: float = 0.95) -> dict[str, Any]:
+def compare_pair(contest: Contest, a: int, b: int, *, margin: float = 1.0, level: float = 0.95) -> dict[str, Any]:
     """One line of `compare`, without what is corrected for the others."""
     each = (contest.values[:, a] - contest.values[:, b]).round(12)  # what is equal is equal, whatever the rounding
     over = contest.over
     episodes = contest.difference(a, b, EPISODES)
-    wide = contest.difference(a, b, BOTH if contest.n > 1 else TEST_IMAGES)
+    wide = contest.difference(a, b, EPISODES_AND_IMAGES if contest.n > 1 else TEST_IMAGES)
     metric = contest.setting["metric"]
     flips = paired.sign_flip_p(each, 1 / contest.queries if contest.queries else 0.0) if contest.n > 1 else math.nan
     test, p_images = _over_images(contest, a, b, metric)
@@ -122,8 +124,8 @@ def _over_images(contest: Contest, a: int, b: int, metric: str) -> tuple[str, fl
     if contest.over in (EPISODES, NOTHING):
         return "none", math.nan
     assert contest.halves is not None
-    if contest.over == BOTH:
-        return "crossed t", contest.difference(a, b, BOTH).p()
+    if contest.over == EPISODES_AND_IMAGES:
+        return "crossed t", contest.difference(a, b, EPISODES_AND_IMAGES).p()
     estimate = contest.difference(a, b, TEST_IMAGES)
     if metric == "auc" and not contest.grouped:
         return "DeLong", estimate.p()

@@ -29,11 +29,9 @@ def cell_table(contests: Sequence[Contest], pairs: pd.DataFrame, *, level: float
         surely = here[here["p_holm"] <= 1 - level]
         up = (surely["difference"] > 0) != (contest.setting["metric"] in LOWER_IS_BETTER)
         beaten = set(surely["b"].where(up, surely["a"]))
-        for i, name in enumerate(contest.names):
-            estimate = contest.mean(i, contest.over)
-            low, high = estimate.interval(level)
-            points = {"mean": POINT * estimate.mean, "low": POINT * low, "high": POINT * high}
-            over = "" if contest.over == NOTHING else contest.over
+        means, over = contest.values.mean(axis=0), "" if contest.over == NOTHING else contest.over
+        for name, mean, low, high in zip(contest.names, means, *contest.intervals(level), strict=True):
+            points = {"mean": POINT * mean, "low": POINT * low, "high": POINT * high}
             lines.append({**contest.setting, "name": name, **points, "over": over, "beaten": name in beaten})
     return pd.DataFrame(lines)
 

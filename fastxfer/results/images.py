@@ -118,8 +118,10 @@ def sums_of(lines: pd.DataFrame, key: tuple[str, ...]) -> dict[Cell, ImageSums]:
     found = {}
     for cell, of_cell in lines.groupby(list(key), observed=True, sort=False):
         columns = {name: of_cell[name].to_numpy() for name in SCHEMA.names}
-        first = of_cell.iloc[0]
-        found[tuple(cell)] = ImageSums(episodes=int(first["episodes"]), rarity=float(first["rarity"]), **columns)
+        episodes, rarity = of_cell["episodes"].iloc[0], of_cell["rarity"].iloc[0]
+        found[tuple(cell)] = ImageSums(
+            episodes=int(episodes), rarity=None if np.isnan(rarity) else float(rarity), **columns
+        )
     return found
 
 

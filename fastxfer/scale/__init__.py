@@ -7,8 +7,18 @@ model    gains by size and data as such a model
 claims   the paper's claims, with verdicts
 """
 
-from fastxfer.scale.cells import cells_of, paper_cells
+from fastxfer.scale.cells import cells_of, paper_cells, paper_cells_by
 from fastxfer.scale.claims import STATEMENTS, above, verdicts
 from fastxfer.scale.model import SCALES, ScaleModel, fit_scale
 
-__all__ = ["SCALES", "STATEMENTS", "ScaleModel", "above", "cells_of", "fit_scale", "paper_cells", "verdicts"]
+__all__ = [
+    "SCALES",
+    "STATEMENTS",
+    "ScaleModel",
+    "above",
+    "cells_of",
+    "fit_scale",
+    "paper_cells",
+    "paper_cells_by",
+    "verdicts",
+]

@@ -89,9 +89,9 @@ def differences(runs: pd.DataFrame, cells: Where, others: Where, *, on: Sequence
     ).reset_index()
     frame = frame[frame["n"] > 1].reset_index(drop=True)
     v, df = np.array(frame["s"] / frame["n"]), np.array(frame["n"] - 1, float)
+    configured = runs.pivot_table("value", ["target", "shots", "unit"], ["source", "model"], observed=True)
     for (target, shots), rows in frame.groupby(["target", "shots"], sort=False).indices.items():
-        wide = runs[(runs["target"] == target) & (runs["shots"] == shots)]
-        wide = wide.pivot_table("value", "unit", ["source", "model"], observed=True).dropna()
+        wide = configured.loc[(target, shots)].dropna(axis=1, how="all").dropna()
         units, count = wide.shape
         i, j = np.triu_indices(count, 1)
         family = (

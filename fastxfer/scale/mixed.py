@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,41 +78,39 @@ def fit_mixed(y: Floats, x: Floats, v: Floats, effects: Mapping[str, Floats]) ->
     known = np.diag(np.maximum(v, 0) / unit + 1e-12)
     scaled = y / np.sqrt(unit)
 
-    def parts(theta: Floats) -> tuple[Any, Floats, Floats]:
-        """Cholesky factor of V, P = V⁻¹ − V⁻¹ X (Xᵀ V⁻¹ X)⁻¹ Xᵀ V⁻¹, and (Xᵀ V⁻¹ X)⁻¹."""
+    def parts(theta: Floats) -> tuple[float, Floats, Floats, Floats]:
+        """log |V|, V⁻¹ X, P = V⁻¹ − V⁻¹ X (Xᵀ V⁻¹ X)⁻¹ Xᵀ V⁻¹, and (Xᵀ V⁻¹ X)⁻¹."""
         total = known + sum(t * s for t, s in zip(theta, squares, strict=True))
         factor = linalg.cho_factor(total, lower=True)
         inverse = linalg.cho_solve(factor, np.eye(n))
         vx = inverse @ x
         inner = linalg.inv(x.T @ vx)
-        return factor, inverse - vx @ inner @ vx.T, inner
+        return float(2 * np.log(np.diag(factor[0])).sum()), vx, inverse - vx @ inner @ vx.T, inner
 
     def objective(theta: Floats) -> tuple[float, Floats]:
         """Minus twice the restricted log-likelihood and its slope."""
-        factor, p_matrix, inner = parts(theta)
+        volume, _, p_matrix, inner = parts(theta)
         py = p_matrix @ scaled
-        value = 2 * np.log(np.diag(factor[0])).sum() - np.linalg.slogdet(inner)[1] + scaled @ py
+        value = volume - np.linalg.slogdet(inner)[1] + scaled @ py
         slope = [np.sum(p_matrix * s) - py @ s @ py for s in squares]
         return float(value), np.array(slope)
 
-    start = np.full(len(squares), 0.1 / max(len(squares), 1))
-    found = optimize.minimize(
-        objective, start, jac=True, method="L-BFGS-B", bounds=[(0, None)] * len(squares), options={"maxiter": 500}
-    )
-    theta = np.where(found.x > EDGE, found.x, 0.0)
-    _, p_matrix, inner = parts(theta)
-    total = known + sum(t * s for t, s in zip(theta, squares, strict=True))
-    inverse_x = linalg.solve(total, x, assume_a="pos")
-    beta = inner @ (inverse_x.T @ scaled)
+    theta = np.zeros(0)
+    if squares:
+        start, most = np.full(len(squares), 0.1 / len(squares)), {"maxiter": 500}
+        bounds = [(0, None)] * len(squares)
+        found = optimize.minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds, options=most)
+        theta = np.where(found.x > EDGE, found.x, 0.0)
+    _, vx, p_matrix, inner = parts(theta)
+    beta = inner @ (vx.T @ scaled)
     free = np.flatnonzero(theta > 0)
     information = np.array(
         [[0.5 * np.sum((p_matrix @ squares[i]) * (p_matrix @ squares[j]).T) for j in free] for i in free]
     )
     errors = linalg.pinv(information) if len(free) else np.zeros((0, 0))
-    slopes = np.array([inner @ inverse_x.T @ squares[i] @ inverse_x @ inner for i in free])
     wide = np.zeros((len(free), p, p))
-    for i, slope in enumerate(slopes):
-        wide[i][np.ix_(kept, kept)] = slope
+    for place, i in enumerate(free):
+        wide[place][np.ix_(kept, kept)] = inner @ vx.T @ squares[i] @ vx @ inner
     whole_beta, covariance = np.zeros(p), np.zeros((p, p))
     whole_beta[kept], covariance[np.ix_(kept, kept)] = beta, inner
     return Mixed(

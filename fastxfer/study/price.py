@@ -7,11 +7,10 @@ from typing import Any
 
 from fastxfer.budgets import Rates
 from fastxfer.hyperrule import settle
-from fastxfer.plans import read_plan
 from fastxfer.study.choose import runs_of
-from fastxfer.study.page import plan_file
 from fastxfer.study.share import Part
 from fastxfer.study.stages import load_networks
+from fastxfer.study.status import runs_of_plan
 from fastxfer.study.units import embed_units, fewshot_units, full_units
 from fastxfer.study.world import World
 
@@ -98,16 +97,15 @@ def _finetuning(world: World) -> dict[str, Any]:
     study, f, select = world.study, world.study.keys.finetune, world.study.keys.select
     assert f is not None
     assert select is not None
-    each = len(f.seeds) * max(1, len(f.shots)) * (f.episodes if f.shots else 1)
-    if plan_file(world).is_file():
-        pairs = [(entry.backbone, entry.target) for entry in read_plan(plan_file(world))[1]]
-        runs = len(pairs) * each
-    else:
-        pairs = study.pairs
-        runs = min(runs_of(select), len(pairs)) * each
+    each = len(set(f.seeds)) * (len(set(f.shots)) * f.episodes if f.shots else 1)
+    planned = runs_of_plan(world)
+    asked = sum(of for _, of in planned.values()) or min(runs_of(select), len(study.pairs)) * each
+    left = asked - sum(done for done, _ in planned.values())
+    pairs = [pair for pair, (done, of) in planned.items() if done < of] or study.pairs
     rates = Rates.of(world.results.read())
     known = [s for pair in pairs if (s := rates.seconds_of(*pair)) is not None] if not f.shots else []
     images = [settle(t, **study.overrides()).images for t in world.loaded.values() if t.root is not None]
-    return _line("finetune", "runs", runs, runs, _times(runs, sum(known) / len(known) if known else None)) | {
-        "images": math.ceil(runs * sum(images) / len(images)) if images else None
+    seconds = _times(left, sum(known) / len(known) if known else None)
+    return _line("finetune", "runs", left, asked, seconds) | {
+        "images": math.ceil(left * sum(images) / len(images)) if images else None
     }

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fastxfer.budgets import parse_budget
 from fastxfer.full_splits import chosen_l2
 from fastxfer.plans import read_plan
 from fastxfer.progress import Advance, progress, say
@@ -23,6 +24,7 @@ from fastxfer.study.share import PAUSE_SECONDS, RUNNING, Part, Unit, share
 from fastxfer.study.units import EmbedUnit, Tally, embed_units, fewshot_units, full_units
 from fastxfer.study.world import World
 
+FINETUNE_PAUSE = 60.0  # seconds, at most, between two looks at fine-tunings of others
 # What a part of a study may do; the others look at all of it.
 OF_A_PART = ("embed", "fewshot", "probe", "knn")
 
@@ -141,9 +143,9 @@ class _Runner:
         if not entries:
             say(f"{self.title}: nothing was selected")
             return
-        from fastxfer.budgets import parse_budget, stopped_params
         from fastxfer.finetune import Machine, prepare, run_all
         from fastxfer.finetune import Study as Tuning
+        from fastxfer.finetune.runs import competing, has_lost
 
         results, store = self.world.results, self.world.measuring([entry.target for entry in entries])
         results.refresh()
@@ -155,29 +157,29 @@ class _Runner:
             )
             runs += prepare(entries, store, self.study.data_root, tuning)
 
-        def is_over(run: Any) -> bool:
-            lost = stopped_params(run.params, 0)[:-1]
-            key = {str(v) for k, v in run.key().items() if k in ("backbone", "target", "ways", "shots", "seed")}
-            return run.is_done(results) or any(
-                str(cell[7]).startswith(lost) and key <= set(map(str, cell)) for cell in results.cells()
-            )
-
         budget = parse_budget(f.budget) if f.budget else None
         machine = Machine(micro_batch=f.micro_batch, workers=f.workers, device=f.device, save_steps=f.checkpoint_every)
         pause = PAUSE_SECONDS[0]
-        while left := [run for run in runs if not is_over(run)]:
-            say(f"{self.title}: {len(runs) - len(left)} of {len(runs)} runs are there")
+        while True:
+            over = {id(run) for run in runs if run.is_done(results) or (f.halving and has_lost(run, results))}
+            if len(over) == len(runs):
+                break
+            say(f"{self.title}: {len(over)} of {len(runs)} runs are there")
+            # Whole groups, since what competes is claimed as one.
+            groups = [group for group in competing(runs, f.halving) if not over >= {id(run) for run in group}]
+            left = [run for group in groups for run in group]
             started = time.perf_counter()
             outcomes = run_all(
                 left, results, machine=machine, curves=curve_folder(self.world), budget=budget, halving=f.halving
             )
-            did = sum(o["state"] in ("done", "lost", "stopped") for o in outcomes)
+            # A run that has lost here says its score.
+            did = sum(o["state"] in ("done", "stopped") or any(word.startswith("val_") for word in o) for o in outcomes)
             if did:
                 tally.units, tally.seconds = tally.units + did, tally.seconds + time.perf_counter() - started
             if budget or not any(o["state"] == "elsewhere" for o in outcomes):
                 break
             time.sleep(pause)  # for those that others are doing
-            pause = min(2 * pause, PAUSE_SECONDS[1])
+            pause = min(2 * pause, FINETUNE_PAUSE)
             results.refresh()
 
     def report(self) -> None:

@@ -30,7 +30,9 @@ def status(world: World) -> dict[str, Any]:
         for stage in ("probe", "knn"):
             units = full_units(world, stage, [pair])
             counts[stage] = [sum(not unit.left() for unit in units), len(units)]
-    _add_runs(world, pairs)
+    runs = runs_of_plan(world)
+    for pair, counts in pairs.items():
+        counts["finetune"] = runs.get(pair, [0, 0])
     found: dict[str, Count] = {}
     for stage in study.stages:
         if stage == "select":
@@ -93,25 +95,26 @@ def _cells(world: World) -> list[dict[str, Any]]:
     ]
 
 
-def _add_runs(world: World, pairs: dict[tuple[str, str], dict[str, Count]]) -> None:
-    """Count the fine-tunings that the plan asks for, and those whose rows are there."""
+def runs_of_plan(world: World) -> dict[tuple[str, str], Count]:
+    """(backbone, target) -> fine-tunings that are over, and asked for by the plan; {} while there is none."""
     f = world.study.keys.finetune
-    for pair in pairs.values():
-        pair["finetune"] = [0, 0]
     if f is None or not plan_file(world).is_file():
-        return
+        return {}
     words = {"preset": f.preset, "steps": f.steps, "batch": f.batch_size, "size": f.image_size}
-    said = [f"{name}={value}" for name, value in words.items() if value is not None]
+    said = {f"{name}={value}" for name, value in words.items() if value is not None}
     rows = world.results.read(["backbone", "target", "probe", "shots", "seed", "episode", "params"])
-    rows = rows[(rows["probe"] == FINETUNE) & ~is_stopped(rows)]
-    seeds, shots = set(f.seeds), {str(k) for k in f.shots} or {"full"}
-    for entry in read_plan(plan_file(world))[1]:
-        mine = rows[(rows["backbone"] == entry.backbone) & (rows["target"] == entry.target)]
-        mine = mine[mine["seed"].isin(seeds) & mine["shots"].astype(str).isin(shots)]
-        mine = mine[[set(said) <= set(params.split(";")) for params in mine["params"].astype(str)]]
-        counts = pairs.setdefault((entry.backbone, entry.target), {"finetune": [0, 0]})["finetune"]
-        counts[0] += len(mine[["seed", "shots", "episode"]].drop_duplicates())
-        counts[1] += len(seeds) * len(shots) * (f.episodes if f.shots else 1)
+    rows = rows[rows["probe"] == FINETUNE]
+    # Who has lost by halving is over, too.
+    rows = rows if f.halving else rows[~is_stopped(rows)]
+    rows = rows[rows["seed"].isin(f.seeds) & rows["shots"].astype(str).isin([str(k) for k in f.shots] or ["full"])]
+    rows = rows[[said <= set(params.split(";")) for params in rows["params"].astype(str)]]
+    over = rows.drop_duplicates(["backbone", "target", "seed", "shots", "episode"]).astype(
+        {"backbone": str, "target": str}
+    )
+    counts = over.groupby(["backbone", "target"]).size()
+    each = len(set(f.seeds)) * (len(set(f.shots)) * f.episodes if f.shots else 1)
+    pairs = [(entry.backbone, entry.target) for entry in read_plan(plan_file(world))[1]]
+    return {pair: [min(each, int(counts.get(pair, 0))), each] for pair in pairs}
 
 
 def as_line(told: dict[str, Any]) -> str:

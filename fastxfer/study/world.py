@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from fastxfer.budgets import Rates, parse_budget
 from fastxfer.episodes import Episodes
@@ -17,7 +18,7 @@ from fastxfer.results import Cell, ResultStore
 from fastxfer.store import EmbeddingStore, Entry
 from fastxfer.study.file import Study, parse, raise_problems
 from fastxfer.study.keys import BackboneKeys, TargetKeys
-from fastxfer.targets import Target, add_target, load_target
+from fastxfer.targets import Target, add_target, how_added, load_target
 from fastxfer.targets.findings import leaking_images
 
 
@@ -140,22 +141,24 @@ def check_world(study: Study) -> tuple[World | None, list[str]]:
 def _load(keys: TargetKeys, data_root: Path) -> Target:
     if not keys.folder:
         return load_target(keys.name, data_root)
-    if not Path(keys.folder).exists():
-        raise DataError(f"folder '{keys.folder}' is not there")
-    return add_target(
-        keys.folder,
-        keys.name,
-        data_root,
-        label_column=keys.label_column,
-        split_seed=keys.split_seed,
-        test_fraction=keys.test_fraction,
-        val_fraction=keys.val,
-        group=keys.group,
-        missing_labels=keys.missing_labels,
-        root=keys.root,
-        pattern=keys.pattern,
-        multi_label=keys.multi_label,
-    )
+    folder = Path(keys.folder)
+    options: dict[str, Any] = {
+        "label_column": keys.label_column,
+        "split_seed": keys.split_seed,
+        "test_fraction": keys.test_fraction,
+        "val_fraction": keys.val,
+        "group": keys.group,
+        "missing_labels": keys.missing_labels,
+        "pattern": keys.pattern,
+    }
+    added = how_added(keys.name, data_root) or {}
+    said = {"source": str(folder.absolute()), **options}
+    said |= {k: v for k, v in (("root", keys.root), ("multi_label", keys.multi_label)) if v is not None}
+    if said.items() <= added.items():
+        return load_target(keys.name, data_root)  # no need to go through the folder again
+    if not folder.exists():
+        raise DataError(f"folder '{folder}' is not there")
+    return add_target(folder, keys.name, data_root, root=keys.root, multi_label=keys.multi_label, **options)
 
 
 def _wrong_with(b: BackboneKeys, study: Study, entries: dict[str, dict[str, Entry]]) -> Iterator[str]:
