@@ -41,6 +41,7 @@ SIDEWAYS = {
     ("full_splits", "evaluation"),
     ("probes", "estimators"),
     ("estimators", "probes"),
+    ("report", "transferability"),
 }
 DOORS = {
     "torch": {
