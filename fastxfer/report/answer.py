@@ -13,7 +13,7 @@ from fastxfer.report.comparisons import MARGIN, NONE, Comparisons
 from fastxfer.report.flags import Flag
 from fastxfer.report.html import Markup, join, tag
 from fastxfer.report.words import bounds, joined, plural, with_unit
-from fastxfer.statistics import EPISODES, TEST_IMAGES
+from fastxfer.statistics import EPISODES
 
 Name = Callable[[str], Markup]  # a backbone's label -> its name with its colour
 RIVALS = 5  # so many are named in a sentence

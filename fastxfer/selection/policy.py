@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from fastxfer.selection.belief import Belief, Floats, Ints, expected_excess
 
@@ -94,7 +95,7 @@ def duels(belief: Belief) -> list[Duel]:
     return found
 
 
-def by_duels(situation: Situation, score: Sequence[float], fought: Sequence[Duel], words: str) -> list[Choice]:
+def by_duels(situation: Situation, score: ArrayLike, fought: Sequence[Duel], words: str) -> list[Choice]:
     """The runs of duels, by score, highest first; each configuration at its best. Those without runs are not in it."""
     chosen: dict[int, Choice] = {}
     names = situation.names
