@@ -52,15 +52,24 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _table(entries: list[Entry]) -> None:
+    for e in entries:
+        if "ours_ms" not in e:
+            rates = [f"{name} {e[name]:.1%}" for name in ("coverage", "naive", "offered", "miss_rate") if name in e]
+            print(f"{e['name']:<54}{e['metric']:<19}{'yes' if e['checked'] else 'NO '} {', '.join(rates)}")
+    entries = [e for e in entries if "ours_ms" in e]
+    if entries:
+        _timings(entries)
+
+
+def _timings(entries: list[Entry]) -> None:
     print(f"{'':<22}{'ours':>12}{'peer':>12}{'ratio':>9}{'a core':>9}  checked  peer")
     for e in entries:
         print(
             f"{e['name']:<22}{e['ours_ms']:>9.3f} ms{e['peer_ms']:>9.2f} ms{e['ratio']:>8.3g}x{e['ratio_per_core']:>8.3g}x"
             f"  {'yes' if e['checked'] else 'NO ':<7}  {e.get('peer_is', e['peer'])}"
         )
-    if entries:
-        e = entries[0]
-        print(f"\n{e['device']}, {e['threads']} thread(s), {e['embeddings']}, commit {e['commit'][:9]}, {e['date']}")
+    e = entries[0]
+    print(f"\n{e['device']}, {e['threads']} thread(s), {e['embeddings']}, commit {e['commit'][:9]}, {e['date']}")
 
 
 if __name__ == "__main__":

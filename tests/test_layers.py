@@ -25,7 +25,7 @@ FLOORS = [
         "choosing",
         "influences",
     },
-    {"training", "probes", "estimators", "embed", "registered"},
+    {"training", "probes", "estimators", "embed", "registered", "until"},
     {"evaluation", "full_splits", "finetune", "presets"},
     {"selection", "report", "audit"},
     {"demo"},
