@@ -206,17 +206,22 @@ class Until:
 
 
 def shares(n: int, p: float, of_patient: int = 1, spread: float = 0.0) -> Callable[..., Any]:
-    """n images that are right with probability p; with patients, each has its own, of sd `spread` on the logit scale."""
+    """About n images that are right with probability p; with patients, each has its own, of sd `spread` on the logit scale.
+
+    Their number varies by a fifth, since that of right ones is whole: at one n and p, any interval covers 1 or 2 % too
+    much or too little (Brown, Cai & DasGupta 2001), and at the next the other way round.
+    """
     at = p
     if spread:
         levels = np.linspace(-1, 8, 2000)
         at = float(np.interp(p, expected(levels, spread), levels))
 
     def draw(rng: np.random.Generator) -> tuple[Array, Array, Array | None]:
-        group = np.arange(n) // of_patient
-        chance = expit(at + spread * rng.normal(size=n))[group] if spread else p
-        right = rng.random(n) < chance
-        return np.eye(2)[right.astype(int)][:, ::-1], np.zeros(n, int), group if of_patient > 1 else None
+        size = int(rng.integers(round(0.8 * n), round(1.2 * n) + 1))
+        group = np.arange(size) // of_patient
+        chance = expit(at + spread * rng.normal(size=size))[group] if spread else p
+        right = rng.random(size) < chance
+        return np.eye(2)[right.astype(int)][:, ::-1], np.zeros(size, int), group if of_patient > 1 else None
 
     return draw
 

@@ -111,7 +111,7 @@ def _by_cell(summary: pd.DataFrame, images: pd.DataFrame | None) -> tuple[Array,
     """(n_cells,) which of the cells of `images` a line of the summary is, −1 for none; and what these are."""
     if images is None or images.empty:
         nothing = np.zeros(1)
-        return np.full(len(summary), -1), _Cells(ImageVariance(*[nothing] * 5), nothing)
+        return np.full(len(summary), -1), _Cells(ImageVariance(*[nothing] * 6), nothing)
     key = list(CELL)
     number = images.groupby(key, observed=True, sort=False).ngroup().to_numpy()
     first = np.flatnonzero(np.r_[True, np.diff(number) != 0])

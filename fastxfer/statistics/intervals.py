@@ -40,6 +40,7 @@ class ImageVariance:
     groups    patients, else images
     effective as many groups, all asked alike often, would be worth the same: (Σ n)² / Σ n²
     design    how many times larger the variance is for the groups' sake than for single images, at least 1
+    df        of a share's variance: `effective` − 1 where groups hold several images; else ∞, for then it follows from the share
     """
 
     variance: Array
@@ -47,6 +48,7 @@ class ImageVariance:
     groups: Array
     effective: Array
     design: Array
+    df: Array
 
     def take(self, cells: Array) -> ImageVariance:
         """Those of some cells."""
@@ -77,12 +79,14 @@ def variance_over_images(
     variance, least = sums(parts), np.maximum(groups, 2)
     single = sums(products(lines), lines)
     # Patients that hold several images each aren't independent draws of n images: G / (G − 1), which is 1 for many.
-    small = least / (least - 1) if len(of_group) < len(lines) else np.ones(len(least))
+    clustered = groups < sums(np.ones(len(lines)), lines)
+    small = np.where(clustered, least / (least - 1), 1.0)
     spread = (sums(parts**2) - variance**2 / least) * least / (least - 1)
     asked = of_group["n"].to_numpy(float)
     effective = sums(asked) ** 2 / np.maximum(sums(asked**2), 1e-300)
     design = np.where((single > 0) & (variance > single), variance / np.where(single > 0, single, 1), 1.0)
-    return ImageVariance(variance * small, spread * small**2, groups, effective, design)
+    df = np.where(clustered, np.maximum(effective - 1, 1), np.inf)
+    return ImageVariance(variance * small, spread * small**2, groups, effective, design, df)
 
 
 def t_interval(mean: Array, variance: Array, df: Array, level: float) -> tuple[Array, Array]:
@@ -119,7 +123,7 @@ def interval_over_images(
     of_images = np.maximum(images.variance, 0) + more * images.design
     variance = episode_variance + of_images
     if metric in SHARES:
-        of_its_own = 2 * of_images**2 / np.maximum(images.effective - 1, 1)
+        of_its_own = 2 * of_images**2 / images.df
     else:
         of_its_own = images.spread
     doubt = 2 * episode_variance**2 / np.maximum(episodes - 1, 1) + of_its_own
