@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks import compile as compiling
-from benchmarks import embed, fewshot, gram, growth, knn, neardup, path, pretrain, probe, sample, store
+from benchmarks import embed, fewshot, gram, growth, knn, neardup, path, pretrain, probe, sample, scaling, store
 
 Entry = dict[str, Any]
 
@@ -38,6 +38,7 @@ BENCHMARKS: dict[str, Callable[[Any], list[Entry]]] = {
     "embed": embed.run,
     "pretrain": pretrain.run,
     "compile": compiling.run,
+    "scaling": scaling.run,
 }
 # Minutes for an option that few use: run only if named.
-ON_REQUEST = {"compile"}
+ON_REQUEST = {"compile", "scaling"}

@@ -52,15 +52,25 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _table(entries: list[Entry]) -> None:
-    print(f"{'':<22}{'ours':>12}{'peer':>12}{'ratio':>9}{'a core':>9}  checked  peer")
-    for e in entries:
+    timed, counted = ([e for e in entries if ("ours_ms" in e) == is_timed] for is_timed in (True, False))
+    if timed:
+        print(f"{'':<22}{'ours':>12}{'peer':>12}{'ratio':>9}{'a core':>9}  checked  peer")
+    for e in timed:
         print(
             f"{e['name']:<22}{e['ours_ms']:>9.3f} ms{e['peer_ms']:>9.2f} ms{e['ratio']:>8.3g}x{e['ratio_per_core']:>8.3g}x"
             f"  {'yes' if e['checked'] else 'NO ':<7}  {e.get('peer_is', e['peer'])}"
         )
+    if counted:
+        print(f"{'':<38}{'rate':>8}{'promised':>16}{'error':>8}  checked  of")
+    for e in counted:
+        print(
+            f"{e['name']:<38}{e['rate']:>8.4f}{'{:g} … {:g}'.format(*e['promised']):>16}{e['error']:>8.4f}"
+            f"  {'yes' if e['checked'] else 'NO ':<7}  {e['what']}, {e['repetitions']:,} worlds"
+        )
     if entries:
         e = entries[0]
-        print(f"\n{e['device']}, {e['threads']} thread(s), {e['embeddings']}, commit {e['commit'][:9]}, {e['date']}")
+        where = f"{e['threads']} thread(s), {e['embeddings']}, " if timed else ""
+        print(f"\n{e['device']}, {where}commit {e['commit'][:9]}, {e['date']}")
 
 
 if __name__ == "__main__":

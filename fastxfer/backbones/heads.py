@@ -44,7 +44,9 @@ def source_head(ckpt: str, attributes: Mapping[str, Any], dim: int) -> SourceHea
     """
     architecture, args = str(attributes.get("architecture", "")), dict(attributes.get("arch_args") or {})
     if not (ckpt and architecture):
-        raise DataError("these embeddings do not say which weight file and architecture made them, so there is no head to read")
+        raise DataError(
+            "these embeddings do not say which weight file and architecture made them, so there is no head to read"
+        )
     if attributes.get("pooling", "post") != "post":
         raise DataError(
             f"embeddings taken at '{attributes['pooling']}' are not what the head of {ckpt} is made for: embed with --pool post"
