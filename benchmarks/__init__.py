@@ -1,4 +1,5 @@
-"""Benchmarks: `python -m benchmarks [NAME…] [--json]`. Each first checks that ours and the peer agree, then times both.
+"""Benchmarks: `python -m benchmarks [NAME…] [--json]`. Each first checks that ours and the peer agree, then times both; or
+counts how often ours is wrong in worlds whose truth is known (`compare`).
 
 A benchmark is a function from `Options` to entries. An entry is a dict that says everything about one comparison: what
 was done, on what, by whom, how fast, whether the answers were checked, on which machine, at which commit.
@@ -10,8 +11,25 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from benchmarks import (
+    compare,
+    embed,
+    fewshot,
+    gram,
+    growth,
+    knn,
+    large,
+    neardup,
+    path,
+    pretrain,
+    probe,
+    sample,
+    scaling,
+    selection,
+    store,
+    study,
+)
 from benchmarks import compile as compiling
-from benchmarks import embed, fewshot, gram, growth, knn, neardup, path, pretrain, probe, sample, scaling, store
 
 Entry = dict[str, Any]
 
@@ -30,6 +48,7 @@ BENCHMARKS: dict[str, Callable[[Any], list[Entry]]] = {
     "path": path.run,
     "knn": knn.run,
     "probe": probe.run,
+    "large": large.run,
     "gram": gram.run,
     "sample": sample.run,
     "growth": growth.run,
@@ -37,8 +56,11 @@ BENCHMARKS: dict[str, Callable[[Any], list[Entry]]] = {
     "store": store.run,
     "embed": embed.run,
     "pretrain": pretrain.run,
+    "selection": selection.run,
     "compile": compiling.run,
+    "compare": compare.run,
+    "study": study.run,
     "scaling": scaling.run,
 }
-# Minutes for an option that few use: run only if named.
-ON_REQUEST = {"compile", "scaling"}
+# Run only if named: minutes for an option that few use, or for kills rather than times; half an hour for a size that few have.
+ON_REQUEST = {"compile", "compare", "large", "scaling", "study"}

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from benchmarks import BENCHMARKS, ON_REQUEST, Entry, Options
 from benchmarks.machine import machine
+from benchmarks.selection import print_table
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -47,7 +48,10 @@ def main(arguments: list[str] | None = None) -> int:
     if given.json:
         print(json.dumps(entries, indent=1))
     else:
-        _table(entries)
+        replayed = [entry for entry in entries if "policy" in entry]
+        _table([entry for entry in entries if entry not in replayed])
+        if replayed:
+            print_table(replayed)
     return 0 if all(entry["checked"] for entry in entries) else 1
 
 

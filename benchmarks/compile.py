@@ -42,7 +42,7 @@ def _entry(name: str, options: Any) -> dict[str, Any]:
         batch = default_batch(backbone, cpu)
         plain = Forward(backbone, cpu, batch)
         start = time.perf_counter()
-        compiled = Forward(backbone, cpu, batch, compiled=True)
+        compiled = Forward(backbone, cpu, batch, compiled="plain")
         seconds = time.perf_counter() - start
         pixels = np.random.default_rng(0).integers(0, 256, (batch, 3, size, size), np.uint8)
         expected, got = plain(pixels), compiled(pixels)

@@ -58,30 +58,30 @@ def two_halves(labels: NDArray[np.int64]) -> Target:
     )
 
 
-def many(n_images: int, dim: int, *, synthetic: bool = False) -> tuple[NDArray[np.float32], NDArray[np.int64], str]:
-    """x (n_images, dim) float32 with dim ≤ 2,560, labels (n_images,) of 10 classes in turn, and in words what they are.
+def many(
+    n_images: int, dim: int, *, digits: int = 1, synthetic: bool = False
+) -> tuple[NDArray[np.float32], NDArray[np.int64], str]:
+    """x (n_images, dim) float32, labels (n_images,) of 10^digits classes in turn, and in words what they are.
 
-    As many rows as a full train split needs, of full rank: a row is the embeddings of two views of one class side by
-    side, cut to `dim`. The views are the 5,000 images of cifar10_subset and their mirror images.
+    As many rows as a full train split needs, of full rank: a row is the embeddings of several photographs side by side,
+    cut to `dim`, the first of the class that is the label's last digit, the next of the one before it, and so on in turn.
+    The photographs are the 5,000 of cifar10_subset and their mirror images.
     """
     rng = np.random.default_rng(0)
-    labels = np.arange(n_images) % 10
+    labels = np.arange(n_images) % 10**digits
     if synthetic or not (REAL / "cifar10_subset" / "labels.csv").is_file():
         return _synthetic(labels, dim), labels, "synthetic embeddings, ReLU-like"
     views = _views()  # classes in turn
     width = views.shape[1]
-    if dim > 2 * width:
-        raise ValueError(f"dim must be at most {2 * width}, got {dim}")
-    left, right = (10 * rng.integers(0, len(views) // 10, n_images) + labels for _ in range(2))
-    x = np.hstack([views[left, :dim], views[right, : max(0, dim - width)]])
-    return (
-        x,
-        labels,
-        (
-            f"real EfficientNet-Lite0 embeddings ({width:,} wide) of cifar10_subset at {SIDE} pixels: a row is those of two "
-            f"images of one class, mirrored or not, side by side, cut to {dim:,}"
-        ),
+    x = np.empty((n_images, dim), np.float32)
+    for block, start in enumerate(range(0, dim, width)):
+        seen = 10 * rng.integers(0, len(views) // 10, n_images) + labels // 10 ** (block % digits) % 10
+        x[:, start : start + width] = views[seen, : min(width, dim - start)]
+    words = (
+        f"real EfficientNet-Lite0 embeddings ({width:,} wide) of cifar10_subset at {SIDE} pixels: a row is those of "
     )
+    of_what = "of one class" if digits == 1 else f"of the classes that are its label's {digits} digits"
+    return x, labels, f"{words}{-(-dim // width)} images {of_what}, mirrored or not, side by side, cut to {dim:,}"
 
 
 def _repeat(x: NDArray[np.float32], dim: int) -> NDArray[np.float32]:
@@ -90,7 +90,8 @@ def _repeat(x: NDArray[np.float32], dim: int) -> NDArray[np.float32]:
 
 def _synthetic(labels: NDArray[np.int64], dim: int) -> NDArray[np.float32]:
     rng = np.random.default_rng(0)
-    low_rank = rng.normal(size=(len(labels), 64)) + rng.normal(size=(20, 64))[labels]
+    classes = max(20, int(labels.max()) + 1)
+    low_rank = rng.normal(size=(len(labels), 64)) + rng.normal(size=(classes, 64))[labels]
     return np.maximum(low_rank @ rng.normal(size=(64, dim)) / 16, 0).astype(np.float32)
 
 

@@ -407,6 +407,21 @@ fastxfer::KnnParams knn_at(const Episodes& episodes, int n_k, std::uintptr_t k, 
     return {episodes, n_k, at<const int>(k), k_max, temperature, by_distance};
 }
 
+fastxfer::NeighboursParams neighbours_at(std::int64_t n, std::int64_t q, std::int64_t dim, std::uintptr_t images,
+                                         std::uintptr_t query, int k, std::int64_t shares, std::uintptr_t products,
+                                         std::uintptr_t rows) {
+    require(n >= 1 && q >= 0 && dim >= 1 && k >= 1 && shares >= 1 && shares <= n, "sizes must be positive");
+    return {n,
+            q,
+            dim,
+            at<const float>(images),
+            at<const float>(query),
+            k,
+            shares,
+            at<float>(products),
+            at<std::int64_t>(rows)};
+}
+
 // Params of one op, with run(): on this process's memory.
 template <class Params, class Make>
 void params_at(py::module_& module, const char* name, Make make,
@@ -428,6 +443,11 @@ void define_cuda(py::module_& module) {
     module.def("cuda_bytes", [](const RidgeParams& p, bool) { return ridge_cuda_bytes(p); });
     module.def("cuda_bytes", [](const PrototypeParams& p, bool) { return prototype_cuda_bytes(p); });
     module.def("cuda_bytes", [](const KnnParams& p, bool) { return knn_cuda_bytes(p); });
+    module.def("cuda_bytes", [](const NeighboursParams& p, bool) { return neighbours_cuda_bytes(p); });
+    module.def("cuda_run", [](const NeighboursParams& p, bool, std::uintptr_t memory, std::size_t bytes, int blocks,
+                              std::uintptr_t stream) {
+        succeed(neighbours_cuda(p, at<void>(memory), bytes, blocks, at<void>(stream)));
+    });
     module.def("cuda_run", [](const LogisticParams& p, bool wide, std::uintptr_t memory, std::size_t bytes, int blocks,
                               std::uintptr_t stream) {
         succeed(logistic_cuda(p, wide, at<void>(memory), bytes, blocks, at<void>(stream)));
@@ -490,6 +510,14 @@ PYBIND11_MODULE(_C, module) {
         [](const Episodes& episodes, bool cosine) { return fastxfer::PrototypeParams{episodes, cosine}; },
         fastxfer::prototype_cpu);
     params_at<fastxfer::KnnParams>(module, "KnnAt", &knn_at, fastxfer::knn_cpu);
+    py::class_<fastxfer::NeighboursParams>(module, "NeighboursAt")
+        .def(py::init(&neighbours_at))
+        .def_property_readonly_static("tile", [](const py::object&) { return fastxfer::NeighboursParams::tile; })
+        .def_property_readonly("items", &fastxfer::NeighboursParams::items)
+        .def("run", [](const fastxfer::NeighboursParams& params, int threads) {
+            const std::int64_t of_an_item = fastxfer::NeighboursParams::tile * params.n / params.shares * params.dim;
+            run(fastxfer::neighbours_cpu, params, params.items(), of_an_item, threads);
+        });
 #ifdef FX_CUDA
     module.attr("has_cuda") = true;
     define_cuda(module);

@@ -78,6 +78,23 @@ struct KnnParams {
     bool by_distance;    // votes count 1/(1 - similarity) instead
 };
 
+// The k images of largest inner product with each query: a list a share of the images, largest first, of equals the
+// lower row first; where a share has fewer than k images, row -1 at minus infinity.
+struct NeighboursParams {
+    std::int64_t n;
+    std::int64_t q;
+    std::int64_t dim;
+    const float* images;  // (n, dim)
+    const float* query;   // (q, dim)
+    int k;
+    std::int64_t shares;  // of the images, so that few queries keep many teams busy
+    float* products;      // (q, shares, k)
+    std::int64_t* rows;   // (q, shares, k)
+
+    static constexpr int tile = 64;  // queries that a team takes, and images that it looks at, at a time
+    std::int64_t items() const { return (q + tile - 1) / tile * shares; }
+};
+
 // Inner products of episodes that share no Gram matrix: out (count, m, m + q), as Episodes wants them.
 struct ProductsParams {
     std::int64_t count;
@@ -166,6 +183,8 @@ struct CpuKernels {
     void (*prototype)(const PrototypeParams&, std::int64_t episode, void* memory);
     std::size_t (*knn_bytes)(const KnnParams&);
     void (*knn)(const KnnParams&, std::int64_t episode, void* memory);
+    std::size_t (*neighbours_bytes)(const NeighboursParams&);
+    void (*neighbours)(const NeighboursParams&, std::int64_t item, void* memory);
     void (*products)(const ProductsParams&, std::int64_t episode);
     std::size_t (*weights_bytes)(const WeightsParams&);
     void (*weights)(const WeightsParams&, std::int64_t episode, void* memory);
@@ -183,6 +202,7 @@ void logistic_cpu(const LogisticParams&, std::int64_t first, std::int64_t last, 
 void ridge_cpu(const RidgeParams&, std::int64_t first, std::int64_t last, int threads);
 void prototype_cpu(const PrototypeParams&, std::int64_t first, std::int64_t last, int threads);
 void knn_cpu(const KnnParams&, std::int64_t first, std::int64_t last, int threads);
+void neighbours_cpu(const NeighboursParams&, std::int64_t first, std::int64_t last, int threads);
 void products_cpu(const ProductsParams&, std::int64_t first, std::int64_t last, int threads);
 void weights_cpu(const WeightsParams&, std::int64_t first, std::int64_t last, int threads);
 
@@ -206,5 +226,7 @@ std::size_t prototype_cuda_bytes(const PrototypeParams&);
 const char* prototype_cuda(const PrototypeParams&, void* memory, std::size_t bytes, int blocks, void* stream);
 std::size_t knn_cuda_bytes(const KnnParams&);
 const char* knn_cuda(const KnnParams&, void* memory, std::size_t bytes, int blocks, void* stream);
+std::size_t neighbours_cuda_bytes(const NeighboursParams&);
+const char* neighbours_cuda(const NeighboursParams&, void* memory, std::size_t bytes, int blocks, void* stream);
 
 }  // namespace fastxfer

@@ -22,6 +22,7 @@ COSTS = ("seconds", "images", "images_scored", "flops", "joules")
 
 _SECONDS = {"second": 1.0, "minute": 60.0, "hour": 3600.0, "day": 86400.0}
 _EXAMPLES = '"2 gpu-hours", "30 minutes", "3 runs" or "1e6 images"'
+_MONEY = ("usd", "eur")
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,11 @@ class Budget:
     text: str
 
 
-def parse_budget(text: str) -> Budget:
-    """ "2 gpu-hours", "30 minutes", "3 runs", "1e6 images"; `UsageError` for anything else."""
+def parse_budget(text: str, *, gpu_hour: float | None = None) -> Budget:
+    """ "2 gpu-hours", "30 minutes", "3 runs", "1e6 images"; `UsageError` for anything else.
+
+    gpu_hour: what an hour of a device costs; with it "50 usd" (or eur) is so many hours of a device
+    """
     match = re.fullmatch(r"\s*([0-9][0-9_,.]*(?:[eE][+-]?[0-9]+)?)\s*([A-Za-z-]+)\s*", text)
     if match is None:
         raise UsageError(f"--budget '{text}' is no number and unit: for example {_EXAMPLES}")
@@ -56,7 +60,14 @@ def parse_budget(text: str) -> Budget:
         return Budget(amount, f"{unit}s", text)
     if span in _SECONDS and of_device in ("", "gpu", "device", "cpu"):
         return Budget(amount * _SECONDS[span], "device-seconds" if of_device else "seconds", text)
-    known = ["runs", "images", *(f"{span}s" for span in _SECONDS), *(f"gpu-{span}s" for span in _SECONDS)]
+    if unit in _MONEY:
+        if gpu_hour is None:
+            raise UsageError(
+                f"--budget '{text}': what a GPU-hour costs is not known here. Give the budget in gpu-hours, or, to "
+                "`fastxfer select`, --gpu-hour PRICE"
+            )
+        return Budget(3600.0 * amount / gpu_hour, "device-seconds", text)
+    known = ["runs", "images", *_MONEY, *(f"{span}s" for span in _SECONDS), *(f"gpu-{span}s" for span in _SECONDS)]
     raise UsageError(f"--budget '{text}': unknown unit '{match[2]}'.{nearest(match[2], known)} For example {_EXAMPLES}")
 
 

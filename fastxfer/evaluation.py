@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from fastxfer import ops
 from fastxfer.episodes import Episodes, sample_episodes
 from fastxfer.errors import DataError, UsageError, nearest
+from fastxfer.influences import Influences, sampling_of
 from fastxfer.metrics import NEED_PROBABILITIES, PER_CLASS, class_metrics, measure
 from fastxfer.probes import Probe, check_metrics
-from fastxfer.progress import progress, say
+from fastxfer.progress import Advance, progress, say
 from fastxfer.protocol import Protocol, params_of
 from fastxfer.results import CELL, Cell, ResultStore, complete
 from fastxfer.store import EmbeddingStore
@@ -57,7 +58,7 @@ def evaluate(
         source = source_of(store, backbone, target.name)
         for probe in sorted(probes, key=_features_of):
             pool = pool_of(store, backbone, target, [episodes], backend, probe)
-            frames += list(_episode_rows(pool, source, backbone, probe, target, episodes, metrics))
+            frames += list(_episode_rows(pool, source, backbone, probe, target, episodes, metrics, Influences(target)))
     return pd.concat(frames, ignore_index=True)
 
 
@@ -89,13 +90,14 @@ def run_protocol(
     backbones: Sequence[str] | None = None,
     targets: Sequence[str] | None = None,
     backend: str = "auto",
+    advance: Advance | None = None,
 ) -> RunSummary:
     """Run a few-shot study on all the store holds (or the named backbones and targets) and append its rows.
 
     Episodes that the results have already are not solved again; each finished (backbone, target, shots, probe) is on
     disk before the next begins. A target that is too small for the protocol is an error if it was named. Else it takes
     part with `fewer_queries` (unless a number of queries was asked for) or `drop_scarce`, which its rows tell, or, if
-    that does not help, is left out; the summary lists both.
+    that does not help, is left out; the summary lists both. advance: is told of every episode, in place of a bar of its own.
     """
     summary = RunSummary()
     plan = backbones_of(store, targets, backbones)
@@ -104,7 +106,7 @@ def run_protocol(
     for name in plan:
         target = store.target(name)
         try:
-            drawn = _draw(target, protocol, probes)
+            drawn = draw(target, protocol, probes)
         except (DataError, UsageError) as error:
             if targets:
                 raise
@@ -123,19 +125,19 @@ def run_protocol(
         kind = UsageError if kinds == {UsageError} else DataError
         raise kind("none of the store's targets can serve: " + "; ".join(s["reason"] for s in summary.skipped))
 
-    work: list[tuple[str, str, str, Probe, Episodes, tuple[str, ...]]] = []
+    work: list[tuple[str, str, str, Probe, Episodes, tuple[str, ...], dict[Cell, int]]] = []
     for target, episodes in chosen:
         metrics = protocol.metrics_of(episodes.spec)
         check_metrics(probes, metrics)
         for backbone in plan[target.name]:
             source = source_of(store, backbone, target.name)
             for probe in probes:
-                cells = _cells(source, backbone, probe, target, episodes, metrics, protocol.per_class)
+                cells = cells_of(source, backbone, probe, target, episodes, metrics, protocol.per_class)
                 summary.cells.update(cells)
-                done = min(results.episodes_done(cell, episodes.hash) for cell in cells)
-                if done < episodes.n_episodes:
-                    rest = episodes.window(done, episodes.n_episodes)
-                    work.append((backbone, target.name, source, probe, rest, metrics))
+                done = {cell: results.episodes_done(cell, episodes.hash) for cell in cells}
+                if min(done.values()) < episodes.n_episodes:
+                    rest = episodes.window(min(done.values()), episodes.n_episodes)
+                    work.append((backbone, target.name, source, probe, rest, metrics, done))
 
     # Backbone by backbone, target by target, features by features, so that one pool serves all its shots and probes. How it makes its inner
     # products depends on the whole study, not on what is left of it, so that a resumed run finds the same bits.
@@ -143,32 +145,31 @@ def run_protocol(
     studied = {t.name: (t, [e for other, e in chosen if other is t]) for t, _ in chosen}
     made_for: tuple[str, str, tuple[str, ...]] | None = None
     pool: ops.Pool | None = None
-    with progress("solving episodes", sum(item[4].n_episodes for item in work), "episodes") as advance:
-        for backbone, name, source, probe, episodes, metrics in work:
+    total = sum(item[4].n_episodes for item in work)
+    with nullcontext(advance) if advance else progress("solving episodes", total, "episodes") as told:
+        for backbone, name, source, probe, episodes, metrics, done in work:
             started = time.perf_counter()
             target, all_episodes = studied[name]
             if pool is None or made_for != (backbone, name, _features_of(probe)):
                 pool = None  # the old one goes before the new one comes
                 made_for = (backbone, name, _features_of(probe))
                 pool = pool_of(store, backbone, target, all_episodes, backend, probe)
-            rows = pd.concat(
-                list(
-                    _episode_rows(pool, source, backbone, probe, target, episodes, metrics, advance, protocol.per_class)
-                ),
-                ignore_index=True,
+            influences = Influences(target, done)
+            parts = _episode_rows(
+                pool, source, backbone, probe, target, episodes, metrics, influences, told, protocol.per_class
             )
-            rows = _not_there(rows, results)
+            rows = _not_there(pd.concat(list(parts), ignore_index=True), done)
             summary.seconds += time.perf_counter() - started
-            results.append(rows)
-            summary.rows += len(rows)
+            # New ones only: another process may do the same work.
+            summary.rows += results.append_new(rows, influences.sums())
             summary.episodes += episodes.n_episodes
             summary.unconverged += int((~rows["converged"]).sum())
             summary.undefined += int(rows["value"].isna().sum())
     return summary
 
 
-def _draw(target: Target, protocol: Protocol, probes: Sequence[Probe]) -> list[Episodes]:
-    """The study's episodes of a target, one list a number of shots, if probes and target can serve."""
+def draw(target: Target, protocol: Protocol, probes: Sequence[Probe]) -> list[Episodes]:
+    """The protocol's episodes of a target, one list a number of shots; an error if target or probes can not serve."""
     drawn = [
         sample_episodes(target, protocol.spec(target, shots), protocol.seed, protocol.episodes)
         for shots in protocol.shots
@@ -187,7 +188,7 @@ def _ease(target: Target, protocol: Protocol, probes: Sequence[Probe]) -> tuple[
         eased = replace(protocol, **more)
         if eased != protocol:
             with suppress(DataError, UsageError):
-                return " ".join(f"--{name.replace('_', '-')}" for name in more), _draw(target, eased, probes)
+                return " ".join(f"--{name.replace('_', '-')}" for name in more), draw(target, eased, probes)
     return "", []
 
 
@@ -312,7 +313,7 @@ def _key(
     }
 
 
-def _cells(
+def cells_of(
     source: str,
     backbone: str,
     probe: Probe,
@@ -321,23 +322,27 @@ def _cells(
     metrics: Sequence[str],
     per_class: bool,
 ) -> list[Cell]:
+    """The cells that a probe fills on some episodes of a target, of whatever window."""
     names = [*metrics]
     if per_class:
         classes = [target.class_names[c] for c in episodes.classes[0]]
         names += [f"{m}:{c}" for m in class_metrics(metrics, episodes.spec.per_label) for c in classes]
     return [
-        tuple(_key(source, backbone, probe, params, target, episodes, metric)[name] for name in CELL)
+        _cell(_key(source, backbone, probe, params, target, episodes, metric))
         for params in probe.settings(episodes.n_fitted)
         for metric in names
     ]
 
 
-def _not_there(rows: pd.DataFrame, results: ResultStore) -> pd.DataFrame:
+def _cell(key: dict[str, Any]) -> Cell:
+    return tuple(key[name] for name in CELL)
+
+
+def _not_there(rows: pd.DataFrame, done: dict[Cell, int]) -> pd.DataFrame:
     """Rows but those of cells that hold the episode already: a run may ask for one metric more than the last."""
     keep = np.ones(len(rows), bool)
     for cell, positions in rows.groupby(list(CELL), sort=False, observed=True).indices.items():
-        done = results.episodes_done(tuple(cell), str(rows["episodes_hash"].iloc[positions[0]]))
-        keep[positions] = rows["episode"].to_numpy()[positions] >= done
+        keep[positions] = rows["episode"].to_numpy()[positions] >= done[tuple(cell)]
     return rows[keep]
 
 
@@ -349,10 +354,12 @@ def _episode_rows(
     target: Target,
     episodes: Episodes,
     metrics: Sequence[str],
+    influences: Influences,
     advance: Callable[[int], None] = lambda n: None,
     per_class: bool = False,
 ) -> Iterator[pd.DataFrame]:
     probe, groups = decided(probe, pool, target, episodes), patient_codes(target)
+    sampling = sampling_of(episodes, target)
     n_settings = len(probe.settings(episodes.n_fitted))
     step = max(1, WINDOW_SCORES // (n_settings * episodes.n_queries * episodes.ways))
     for start in range(0, episodes.n_episodes, step):
@@ -364,7 +371,10 @@ def _episode_rows(
             for metric in metrics:
                 scores = answer.probabilities if metric in NEED_PROBABILITIES else answer.scores
                 assert scores is not None  # check_metrics has seen to it
-                measured.append((metric, *measure(metric, scores, window.query_labels)))
+                values, undefined = measure(metric, scores, window.query_labels)
+                measured.append((metric, values, undefined))
+                cell = _cell(_key(source, backbone, probe, answer.params, target, episodes, metric))
+                influences.add(cell, scores, window.query_labels, values, window.query, numbers, sampling)
             for metric in each:
                 values = PER_CLASS[metric](answer.scores, window.query_labels)
                 classes = [target.class_names[c] for c in window.classes[0]]

@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 PARTIAL = ".partial"
+# What files of weights are called.
+WEIGHTS = (".safetensors", ".pt", ".pth", ".tar", ".npz", ".bin", ".ckpt")
 
 
 @contextmanager

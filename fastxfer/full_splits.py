@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,10 @@ from numpy.typing import NDArray
 from fastxfer.errors import DataError
 from fastxfer.evaluation import backbones_of, source_of
 from fastxfer.files import available_memory
+from fastxfer.influences import Influences
 from fastxfer.metrics import METRICS, class_metrics
 from fastxfer.probes import Probe, Solution, variant_of
-from fastxfer.progress import progress, say
+from fastxfer.progress import Advance, progress, say
 from fastxfer.protocol import dropped_of
 from fastxfer.results import CELL, NO_EPISODE, ResultStore, complete
 from fastxfer.statistics import measure_classes, measure_split
@@ -41,6 +43,12 @@ def evaluate_full(
     Embeddings that would take more than MEMORY_SHARE of the available memory are read block by block, if the probe can:
     the same numbers.
     """
+    return _evaluate(store, backbone, target, probe, seed, per_class)[0]
+
+
+def _evaluate(
+    store: EmbeddingStore, backbone: str, target: Target, probe: Probe, seed: int, per_class: bool
+) -> tuple[pd.DataFrame, Influences]:
     train, val, test, chosen_on = _full_splits(target, seed, probe.held_out_share)
     rows_at = _reader(store, backbone, target, probe)
     n_classes = len(target.class_names)
@@ -74,7 +82,7 @@ def evaluate_full(
         "params": f"{on_val.params};chosen={chosen_on}" + (f";dropped={target.dropped}" if target.dropped else ""),
         "episodes_hash": "",
     }
-    rows = []
+    rows, influences = [], Influences(target)
     for split, rows_of, solution in (("val", val, on_val), ("test", test, on_test)):
         groups = None if target.patient is None else target.patient[rows_of]
         ranked = probe.probabilities(solution.scores, target.multi_label)
@@ -85,10 +93,13 @@ def evaluate_full(
             "l2_at_edge": bool(probe.at_edge(position)),
         }
         measured = measure_split(metrics, ranked, target.labels[rows_of], groups=groups)
+        for row in measured:
+            cell = tuple({**common, **solved, **row}[name] for name in CELL)
+            influences.add(cell, ranked[None], target.labels[rows_of], np.array([row["value"]]), rows_of[None])
         for metric in class_metrics(metrics, target.multi_label) if per_class else ():
             measured += measure_classes(metric, target.class_names, ranked, target.labels[rows_of], groups=groups)
         rows += [{**common, **solved, **row} for row in measured]
-    return complete(pd.DataFrame(rows))
+    return complete(pd.DataFrame(rows)), influences
 
 
 def run_full(
@@ -100,31 +111,46 @@ def run_full(
     targets: Sequence[str] | None = None,
     seed: int = 0,
     per_class: bool = False,
+    advance: Advance | None = None,
 ) -> int:
     """`evaluate_full` on all the store holds (or what is named), appended row set by row set; returns rows added.
 
-    What the results have already is not redone: a probe whose test rows of this seed are there is done.
+    What the results have already is not redone. advance: is told of every probe, in place of a bar of its own.
     """
     plan = backbones_of(store, targets, backbones)
-    have = results.read(["backbone", "target", "probe", "params", "seed", "shots", "split", "metric"])
-    if per_class:
-        have = have[have["metric"].astype(str).str.contains(":")]
-    have = have[(have["shots"] == "full") & (have["split"] == "test") & (have["seed"] == seed)]
-    variants = [(variant_of(params), dropped_of(params)) for params in have["params"]]
-    done = set(zip(have["backbone"], have["target"], have["probe"], variants, strict=True))
+    done = full_done(results, probe, seed, per_class)
     work = []
     for name, some in plan.items():
         target = store.target(name)
-        work += [(b, target) for b in some if (b, name, probe.name, (probe.variant, target.dropped)) not in done]
+        work += [(b, target) for b in some if (b, name, target.dropped) not in done]
     added = 0
-    with progress(f"full {probe.name} probes", len(work), "probes") as advance:
+    with nullcontext(advance) if advance else progress(f"full {probe.name} probes", len(work), "probes") as told:
         for backbone, target in work:
-            rows = evaluate_full(store, backbone, target, probe, seed=seed, per_class=per_class)
-            rows = rows[[cell not in results for cell in rows[list(CELL)].itertuples(index=False, name=None)]]
-            results.append(rows)
-            added += len(rows)
-            advance(1)
+            rows, influences = _evaluate(store, backbone, target, probe, seed, per_class)
+            added += results.append_new(rows, influences.sums())
+            told(1)
     return added
+
+
+def full_done(results: ResultStore, probe: Probe, seed: int, per_class: bool = False) -> set[tuple[str, str, str]]:
+    """(backbone, target, its `dropped`) of the full probes whose test rows of this seed are there."""
+    named = (dict(zip(CELL, map(str, cell), strict=True)) for cell in results.cells())
+    wanted = {"shots": "full", "split": "test", "seed": str(seed), "probe": probe.name}
+    return {
+        (cell["backbone"], cell["target"], dropped_of(cell["params"]))
+        for cell in named
+        if wanted.items() <= cell.items()
+        and variant_of(cell["params"]) == probe.variant
+        and (":" in cell["metric"] or not per_class)
+    }
+
+
+def chosen_l2(results: ResultStore) -> dict[tuple[str, str], float]:
+    """(backbone, target) -> the penalty that the full logistic probe, the plain one, chose."""
+    rows = results.read(["backbone", "target", "probe", "shots", "params", "split", "l2"])
+    rows = rows[(rows["probe"] == "logistic") & (rows["shots"] == "full") & (rows["split"] == "test")]
+    plain = rows[~rows["params"].astype(str).str.contains("transform=|class_weight=|preset=|dropped=")]
+    return {(str(r.backbone), str(r.target)): float(r.l2) for r in plain.itertuples()}
 
 
 def _reader(

@@ -17,6 +17,9 @@ from fastxfer.probes import FIELD_GRID, PROBES, KnnProbe, LogisticProbe, Probe, 
 KORNBLITH_GRID = tuple(10.0 ** (-6 + i / 4) for i in range(45))
 # lambda = 10^-6 … 10^6, eight a decade.
 CLIP_GRID = tuple(10.0 ** (-6 + i / 8) for i in range(97))
+# What full probes choose from on validation unless told otherwise.
+FULL_L2 = tuple(10.0 ** (-6 + i / 2) for i in range(17))
+FULL_K = (1, 5, 20, 100)
 
 
 @dataclass(frozen=True)
@@ -158,6 +161,34 @@ def probes_for(command: str, names: Sequence[str], **options: Any) -> list[Probe
     return found
 
 
+def full_probe_for(
+    command: str, name: str, *, l2: Sequence[float] = (), k: Sequence[int] = (), **options: Any
+) -> Probe:
+    """The probe that `fastxfer probe` or `knn` runs under a name, by default with the grids FULL_L2 and FULL_K.
+
+    `temperature` (0: a plain vote) and `index` are knn's. Errors as of `probes_for`.
+    """
+    own = {word: options.pop(word) for word in ("temperature", "index") if word in options}
+    plain = name not in PRESETS
+    if command == "probe":
+        given: dict[str, Any] = {"l2": tuple(l2) or (FULL_L2 if plain else ())}
+    else:
+        given = {"k": tuple(k) or (FULL_K if plain else ())}
+    (chosen,) = probes_for(command, [name], **given, **options)
+    if isinstance(chosen, KnnProbe):
+        chosen = replace(chosen, index=own.get("index") or chosen.index)
+        if (temperature := own.get("temperature")) is not None:
+            if options.get("vote") not in (None, "temperature"):
+                raise UsageError(
+                    f"--temperature goes with --vote temperature, not with --vote {options['vote']}: leave one of them out"
+                )
+            if not plain:
+                raise UsageError("--temperature: a preset brings its own settings. Leave it out, or name a plain probe")
+            chosen = replace(chosen, temperature=temperature or None)
+    return chosen
+
+
 def episodes_for(names: Sequence[str]) -> dict[str, Any]:
-    """The episode options that go with the named probes: those of a preset that is named alone."""
-    return PRESETS[names[0]].episodes if len(names) == 1 and names[0] in PRESETS else {}
+    """The episode options that go with the named probes: the usual ones, or those of a preset that is named alone."""
+    usual = {"ways": None, "shots": (1, 5), "queries": None, "episodes": 1000}
+    return usual | (PRESETS[names[0]].episodes if len(names) == 1 and names[0] in PRESETS else {})

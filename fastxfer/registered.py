@@ -163,7 +163,7 @@ def facts_of(backbone: Backbone) -> dict[str, Any]:
     return {
         **backbone.provenance(),
         "dim": backbone.dim,
-        "parameters": sum(p.numel() for p in backbone.network.parameters()),
+        "parameters": backbone.parameters,
         "flops": backbone.trial.flops,
         "notes": list(backbone.notes),
     }

@@ -15,9 +15,9 @@ from torch.distributed.checkpoint import CheckpointException
 
 from fastxfer import __version__, metrics
 from fastxfer.batches import Batches, Group, Images, Transform, key_of, loader
-from fastxfer.embed.ranks import cores_here
 from fastxfer.errors import DataError, UsageError
 from fastxfer.progress import progress, say
+from fastxfer.ranks import cores_here
 from fastxfer.stopping import stop_signals
 from fastxfer.targets.table import Target
 from fastxfer.training import Normaliser, is_out_of_memory, loss_sum, predict

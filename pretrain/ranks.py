@@ -21,8 +21,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fastxfer.batches import ALONE, Group
 from fastxfer.embed.forward import device_of
-from fastxfer.embed.ranks import local_rank, team_of_environment
 from fastxfer.errors import FastxferError, UsageError
+from fastxfer.ranks import local_rank, team_of_environment
 
 T = TypeVar("T")
 

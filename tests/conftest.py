@@ -8,14 +8,21 @@ import uuid
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from fastxfer.targets import Target
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the command line does: tests run beside each other, too
+
+CHROMIUM_FLAGS = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+]  # fmt: skip
 
 REAL = Path(os.environ.get("FASTXFER_REAL") or Path(__file__).parents[2] / "shared" / "real")
 
@@ -54,6 +61,77 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Target:
     from tests.together import photos
 
     return photos(tmp_path_factory.mktemp("photos"))
+
+
+@pytest.fixture(scope="session")
+def report_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from reporting import make_store
+
+    return make_store(tmp_path_factory.mktemp("jane-secret") / "my-store")
+
+
+@pytest.fixture(scope="session")
+def report_rows() -> pd.DataFrame:
+    from reporting import make_rows
+
+    return make_rows()
+
+
+@pytest.fixture(scope="session")
+def report_page(report_store: Path, report_rows: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from reporting import RUNS, make_plan
+
+    from fastxfer.report import write_report
+
+    command = "fastxfer report --store /home/jane/secret-folder/store"
+    out = tmp_path_factory.mktemp("report")
+    return write_report(report_store, report_rows, out, plan=make_plan(), runs=RUNS, command=command)
+
+
+@pytest.fixture(scope="session")
+def nasty_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report in which every name and reason tries to be HTML."""
+    from reporting import nasty_report
+
+    return nasty_report(tmp_path_factory.mktemp("nasty"))
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=CHROMIUM_FLAGS)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def show(browser: Any) -> Iterator[Any]:
+    """Open a page offline; after the test: no word on the console, no error, no request but the file itself."""
+    heard: list[str] = []
+    requests: list[str] = []
+    contexts = []
+
+    def is_foreign(url: str, path: Path) -> bool:
+        return url != path.as_uri() and not url.startswith(("data:", "blob:"))
+
+    def open_page(path: Path, width: int = 1200, scheme: str = "light") -> Any:
+        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True)
+        contexts.append(context)
+        tab = context.new_page()
+        tab.on("console", lambda message: heard.append(f"{message.type}: {message.text}"))
+        tab.on("pageerror", lambda error: heard.append(f"error: {error}"))
+        tab.on("request", lambda request: requests.append(request.url) if is_foreign(request.url, path) else None)
+        tab.goto(path.as_uri())
+        tab.wait_for_selector("html[data-ready]", state="attached", timeout=60_000)
+        return tab
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert heard == []
+    assert requests == []
 
 
 @pytest.fixture(scope="session")

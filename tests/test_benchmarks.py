@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from benchmarks import fewshot, miniature, sample, torch_lbfgs
+from benchmarks.__main__ import _table as table
 from benchmarks.__main__ import main
 from benchmarks.embeddings import embeddings, two_halves
 from fastxfer import ops
@@ -173,6 +174,22 @@ def test_growth_entries(capsys):
     assert 0 <= memory["bytes_beyond_pool"] <= memory["limit_bytes"] == 2 * 2**30
 
 
+def test_large_probes_are_held_between_bounds(monkeypatch, capsys):
+    assert main(["large", "--tiny", "--json"]) == 0
+    entries = json.loads(capsys.readouterr().out)
+    assert [e["name"] for e in entries] == ["large/classes", "large/labels", "large/on disk"]
+    assert [len(e["l2"]) for e in entries] == [3, 45, 5]
+    assert all(e["memory_gib"] > 0 and e["passes"] > 0 for e in entries)
+    solve = ops.logistic_full
+
+    def slightly_wrong(*arguments):
+        got = solve(*arguments)
+        return got._replace(objective=got.objective * (1 - 1e-4))
+
+    monkeypatch.setattr("benchmarks.large.ops.logistic_full", slightly_wrong)
+    assert main(["large", "--tiny"]) == 1
+
+
 def test_store_entries(capsys):
     assert main(["store", "--tiny", "--json"]) == 0
     entries = json.loads(capsys.readouterr().out)
@@ -251,3 +268,17 @@ def test_the_miniature_judges_by_the_same_episodes_and_says_what_was_saved_and_l
     text = miniature.markdown({**study, "seconds": {"pretrain": 61.0}})
     assert "| films | b: 90.0 | a: 60.0 | 30.0 |" in text
     assert "Not run: 50 %" in text
+
+
+def test_compare_entries(capsys):
+    """Each question is asked of a few worlds; how often it is answered wrongly is the full size's matter."""
+    main(["compare", "--tiny", "--json"])
+    entries = json.loads(capsys.readouterr().out)
+    assert len({e["name"] for e in entries}) == len(entries) > 20
+    for e in entries:
+        least, most = e["promised"]
+        assert 0 <= least <= most <= 1
+        assert 0 <= e["rate"] <= 1
+        assert e["milliseconds"] < 1000
+    table(entries)
+    assert "new images" in capsys.readouterr().out

@@ -16,7 +16,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from fastxfer.cli import COMMANDS, main
+from fastxfer.cli import COMMANDS, SECTIONS, main
 from fastxfer.store import EmbeddingStore
 
 
@@ -50,6 +50,13 @@ def in_a_process(*words: str, **options: Any) -> subprocess.CompletedProcess[str
 # -- help --------------------------------------------------------------------------------------------------------------
 
 
+def test_every_command_is_on_the_map_once():
+    named = [name for names in SECTIONS.values() for name in names]
+    assert sorted(named) == sorted(COMMANDS)
+    shown = run("--help").output
+    assert all(f"{heading}:" in shown for heading in SECTIONS)
+
+
 SPELLINGS = """
 embed --ckpt --arch --arch-arg --target --skip-bad --store --data-root --json
 embed --pool --layer --input-size --mean --std --crop-pct --interpolation --crop-mode --dtype --precision
@@ -63,6 +70,8 @@ targets check --data-root --json
 fewshot --backbone --target --ways --shots --episodes --probe --l2 --audit --audit-out --store --data-root --backend --seed --json
 probe --backbone --target --store --data-root --seed --json
 knn --backbone --target --store --data-root --seed --json
+compare --target --backbone --ways --shots --probe --params --metric --split --between --over --margin --level --ranks --crossings --out
+compare --store --data-root --results --json
 select --out --store --data-root --json
 finetune --plan --ckpt --target --store --data-root --seed --json
 store ls --store --json

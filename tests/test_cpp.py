@@ -70,7 +70,7 @@ def test_a_team_of_threads_has_no_race(threads: Program):
     assert (done.returncode, done.stdout) == (0, "0 failures\n"), done.stdout + done.stderr[-4000:]
 
 
-@pytest.mark.parametrize("op", ["logistic", "ridge", "prototype", "knn"])
+@pytest.mark.parametrize("op", ["logistic", "ridge", "prototype", "knn", "neighbours"])
 def test_a_missing_barrier_is_noticed(threads: Program, op: str):
     whole = threads("count", op)
     assert whole.returncode == 0, whole.stderr[-4000:]

@@ -240,6 +240,9 @@ def test_halving_stops_the_worse_half_and_finishes_the_best(
     assert {p.rpartition(";")[2] for p in stopped["params"]} == {"stopped=2", "stopped=4"}
     # The same command has nothing to do but to look; without --halving the others are finished from where they are.
     monkeypatch.undo()
+    again = run_all(runs, results, halving=True)
+    assert [o["state"] for o in again] == ["lost", "already there", "lost", "lost"]
+    assert len(results.read()) == len(rows)
     last = run_all(runs, results)
     assert [o["state"] for o in last] == ["done", "already there", "done", "done"]
     assert last[0]["images"] == 64

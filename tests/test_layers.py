@@ -11,26 +11,17 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 FLOORS = [
-    {"errors", "files", "progress", "images", "backend", "crew", "stopping"},
-    {
-        "metrics",
-        "targets",
-        "store",
-        "episodes",
-        "results",
-        "reference",
-        "plans",
-        "transforms",
-        "projection",
-        "budgets",
-        "frames",
-    },
-    {"ops", "ops_full", "backbones", "clipping", "batches", "protocol", "statistics", "hyperrule", "choosing"},
-    {"training", "probes", "estimators", "embed", "registered", "proximity", "paper"},
-    {"evaluation", "full_splits", "finetune", "presets"},
-    {"selection", "report", "audit", "scale", "transferability"},
-    {"demo"},
-    {"cli", "pretrain"},
+    set(rooms.split())
+    for rooms in (
+        "errors files progress images backend crew stopping",
+        "metrics targets store episodes results reference plans transforms projection budgets frames",
+        "ops ops_full backbones clipping batches protocol statistics hyperrule choosing influences ranks",
+        "training probes estimators embed registered proximity paper",
+        "evaluation full_splits finetune presets comparing",
+        "selection report audit doctor scale transferability",
+        "demo study exports",
+        "cli pretrain",
+    )
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 # The noun that all rooms share lives in targets/; the kinds of rows in results/: same floor, looked at sideways.
@@ -52,7 +43,18 @@ SIDEWAYS = {
     ("estimators", "probes"),
 }
 DOORS = {
-    "torch": {"backbones", "batches", "clipping", "embed", "training", "finetune", "pretrain", "ops"},
+    "torch": {
+        "backbones",
+        "batches",
+        "clipping",
+        "embed",
+        "training",
+        "finetune",
+        "pretrain",
+        "ops",
+        "ops_full",
+        "exports",
+    },
     "zarr": {"store"},
     "click": {"cli"},
     "plotly": {"report"},

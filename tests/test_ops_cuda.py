@@ -63,11 +63,11 @@ def test_episodes_that_float_could_not_finish_are_solved_in_double(monkeypatch):
     """The second pass takes the right episodes and puts them back where they belong."""
     call = world("float32", True, False)
     whole = OPS["logistic"](cuda, call, "cpu")
-    launch, seen = cuda._launch, []
+    launch, seen = cuda.launch, []
 
-    def clumsy(params, pool, count, place, wide=False):
+    def clumsy(params, count, place, wide=False, threads=1):
         seen.append((count, wide))
-        launch(params, pool, count, place, wide)
+        launch(params, count, place, wide=wide, threads=threads)
 
     run = cuda._run
 
@@ -77,7 +77,7 @@ def test_episodes_that_float_could_not_finish_are_solved_in_double(monkeypatch):
             got[0][[2, 5]], got[3][[2, 5], 1] = np.nan, False
         return got
 
-    monkeypatch.setattr(cuda, "_launch", clumsy)
+    monkeypatch.setattr(cuda, "launch", clumsy)
     monkeypatch.setattr(cuda, "_run", forgetful)
     again = OPS["logistic"](cuda, call, "cpu")
     assert seen == [(EPISODES, False), (2, True)]

@@ -16,7 +16,7 @@ from threadpoolctl import threadpool_limits
 from fastxfer import ops, reference
 from fastxfer.crew import Crew, blas_threads, crew
 from fastxfer.errors import UsageError
-from fastxfer.ops_full import INDEXES, check, knn_full, logistic, logistic_full, neighbours, rows, solver
+from fastxfer.ops_full import INDEXES, check, device, knn_full, logistic, logistic_full, neighbours, rows, solver
 from fastxfer.ops_full.history import History
 from fastxfer.ops_full.losses import loss_of
 
@@ -459,6 +459,33 @@ def test_knn_of_huge_tiny_and_zero_vectors():
     x = np.array([[1e30, 0], [0, 1e-30], [0, 0]], np.float32)
     got = knn_full(x, np.arange(3), np.array([[1e-30, 0], [0, 1e30]], np.float32), 3, k=[1]).scores[0]
     np.testing.assert_array_equal(got, [[1, 0, 0], [0, 1, 0]])
+
+
+@pytest.mark.parametrize("shares", [1, 2, 7])
+@pytest.mark.parametrize(("n", "q", "dim", "k"), [(1, 1, 1, 1), (9, 3, 5, 9), (200, 70, 33, 20), (130, 65, 8, 1)])
+def test_the_fused_search_is_a_sort_of_all_products(n, q, dim, k, shares):
+    """The core that a GPU runs, on this machine's memory: few images a share, tiles that are not full, equal images."""
+    rng = np.random.default_rng(0)
+    x, query = (rng.normal(size=(rows, dim)).astype(np.float32) for rows in (n, q))
+    x[1::3] = x[: len(x[1::3])]
+    products = query.astype(np.float64) @ x.T.astype(np.float64)
+    rows = np.argsort(-products, axis=1, kind="stable")[:, :k]
+    similarity, near = device.nearest(*device.tensors("cpu", x, query), k, min(shares, n))
+    np.testing.assert_array_equal(near, rows)
+    np.testing.assert_allclose(similarity, np.take_along_axis(products, rows, 1), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("place", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_knn_by_the_fused_search_is_that_by_faiss(monkeypatch, place):
+    x, y, query = data(2500, 40, 6, q=150)
+    x[100:200] = x[:100]
+    faiss = knn_full(x, y, query, 6, k=[1, 30]).scores
+    if place == "cpu":
+        monkeypatch.setattr(neighbours, "_flat", lambda _, x: neighbours._fused(x, "cpu"))
+        monkeypatch.setattr(device, "blocks_at_once", lambda place: 7)
+    else:
+        monkeypatch.setattr(neighbours, "_flat", lambda _, x: neighbours._fused(x, "cuda"))
+    np.testing.assert_allclose(knn_full(x, y, query, 6, k=[1, 30]).scores, faiss, atol=1e-5)
 
 
 def test_knn_multi_label_counts_the_known():

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from helpers import blobs_embeddings, blobs_store, blobs_target
-from test_report import browser, show  # noqa: F401
 from test_store import make_store
 
 from fastxfer.cli import main
@@ -194,7 +193,7 @@ def test_by_a_column_that_says_it_too(blobs: Target) -> None:
 
 
 @pytest.mark.browser
-def test_a_browser_draws_it_without_a_network(blobs: Target, show: Any) -> None:  # noqa: F811
+def test_a_browser_draws_it_without_a_network(blobs: Target, show: Any) -> None:
     from playwright.sync_api import expect
 
     assert run("plot", "embeddings", "good", "blobs", "--beside", "bad").exit_code == 0

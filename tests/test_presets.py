@@ -191,7 +191,7 @@ def test_all_way_k_shot(tmp_path, name, shots):
     store = blobs_store(tmp_path / "store", blobs_target(n_train=100, n_val=5), backbones={"one": 2.0})
     target = store.target("blobs")
     options = episodes_for([name])
-    assert options == {"ways": "all", "shots": shots, "episodes": 5}
+    assert options == {"ways": "all", "shots": shots, "queries": None, "episodes": 5}
     protocol = Protocol(**options)
     smaller = [set()] * 5
     x, y = store.embeddings("one", "blobs").astype(float), target.labels

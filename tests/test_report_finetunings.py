@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
-from test_report import browser, make_rows, show, store  # noqa: F401  fixtures
+from reporting import CURVE, make_rows
 
 from fastxfer.errors import DataError
 from fastxfer.report import read_curves, write_report
 from fastxfer.report.costs import operations
-
-CURVE = "step,lr,loss,split,accuracy,auc\n0,0,2.3,,,\n1,0.1,2.1,val,0.25,0.6\n2,0.1,1.9,,,\n3,0.01,1.5,val,0.5,0.75\n"
 
 
 @pytest.fixture
@@ -38,12 +35,12 @@ def tuned(rows: pd.DataFrame, **values: float) -> pd.DataFrame:
     return pd.concat([rows, *(seconds.assign(metric=metric, value=value) for metric, value in values.items())])
 
 
-def test_costs_in_all_units(store: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_costs_in_all_units(report_store: Path, tmp_path: Path) -> None:
     rows = tuned(few_rows(), images=32000.0, images_scored=1000.0, flops=2.5e15, joules=1.8e6)
     stopped = rows[rows["probe"] == "finetune"]
     stopped = stopped[stopped["metric"].isin(["seconds", "accuracy"]) & (stopped["split"] != "test")]
     rows = pd.concat([rows, stopped.assign(params=stopped["params"].astype(str) + ";stopped=20", value=0.999)])
-    page = write_report(store, rows, tmp_path / "r", plan=None, command="fastxfer report").read_text()
+    page = write_report(report_store, rows, tmp_path / "r", plan=None, command="fastxfer report").read_text()
     assert (
         "The fine-tunings took 32,000 images forward and backward, 1,000 more forward, 2.5 PFLOP of computing and 0.5 kWh. "
         "1 run more was stopped by validation on the way."
@@ -75,18 +72,3 @@ def test_what_is_no_curve_is_named(content: str, curves: Path) -> None:
         read_curves(curves)
     with pytest.raises(DataError, match="no learning curves in"):
         read_curves(curves / "none")
-
-
-@pytest.mark.browser
-def test_curves_of_several_runs_in_one_figure(show: Any, store: Path, curves: Path, tmp_path: Path) -> None:  # noqa: F811
-    page = write_report(
-        store, few_rows(), tmp_path / "r", plan=None, command="fastxfer report", curves=read_curves(curves)
-    )
-    tab = show(page)
-    assert tab.locator("#learning-figure .panel").count() == 2
-    scores = tab.locator("#learning-figure .plot").first
-    assert scores.locator("svg .scatterlayer .trace path.js-line").count() == 2
-    assert scores.get_attribute("aria-label").startswith(
-        "On val images by step. pre-trained ends at 0.5. random ends at 0.3"
-    )
-    assert tab.locator("#learning-figure .legendtext").all_text_contents() == ["pre-trained", "random"] * 2

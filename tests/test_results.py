@@ -16,7 +16,7 @@ import pytest
 
 from fastxfer import results
 from fastxfer.errors import DataError
-from fastxfer.results import CELL, FORMAT, KEY, NO_EPISODE, SCHEMA, ResultStore, complete, results_path
+from fastxfer.results import CELL, FORMAT, KEY, NO_EPISODE, SCHEMA, ImageSums, ResultStore, complete, results_path
 
 
 def rows(episodes=range(10), **changes) -> pd.DataFrame:
@@ -235,7 +235,7 @@ def test_where_locks_do_not_hold_equal_parts_are_still_refused(tmp_path, monkeyp
     """A file system without flock: the second writer looked before the first one wrote."""
     one, two = ResultStore.open(tmp_path), ResultStore.open(tmp_path)
     one.append(rows())
-    monkeypatch.setattr(two, "_refresh", lambda: None)
+    monkeypatch.setattr(two, "refresh", lambda: None)
     with pytest.raises(DataError, match="another process has just written these rows"):
         two.append(rows())
     assert len(files(tmp_path)) == 1
@@ -290,3 +290,76 @@ def test_rows_stay_small(tmp_path):
     size = sum(p.stat().st_size for p in tmp_path.iterdir())
     assert n_rows == 200_000
     assert size / n_rows * 1e6 < 30e6
+
+
+def sums(images=range(4), n=3, seed=0) -> ImageSums:
+    images, rng = np.asarray(list(images)), np.random.default_rng(seed)
+    halves = rng.normal(size=(2, len(images)))
+    return ImageSums(10, images, images // 2 * 2, np.full(len(images), n), halves.sum(axis=0), halves[0])
+
+
+def test_images_are_read_as_they_were_written_and_parts_add_up(tmp_path):
+    store = ResultStore.open(tmp_path)
+    assert list(store.read_images().columns) == [*CELL, "image", "group", "episodes", "n", "sum", "odd"]
+    one, other = cell_of(rows()), cell_of(rows(shots="5", seed=3))
+    store.append(pd.concat([rows(), rows(shots="5", seed=3)]), {one: sums(), other: sums([7, 1000])})
+    store.append(rows(range(10, 20)), {one: sums([2, 3, 4], seed=1)})
+    got = ResultStore.open(tmp_path).read_images()
+    of_one = got[got["shots"] == "1"]
+    assert tuple(of_one.iloc[0][list(CELL)]) == one
+    assert of_one[["image", "group", "episodes", "n"]].to_numpy().tolist() == [
+        [0, 0, 20, 3], [1, 0, 20, 3], [2, 2, 20, 6], [3, 2, 20, 6], [4, 4, 20, 3]
+    ]  # fmt: skip
+    expected = np.zeros((2, 5))
+    for part in (sums(), sums([2, 3, 4], seed=1)):
+        expected[:, part.image] += part.sum, part.odd
+    np.testing.assert_allclose(of_one[["sum", "odd"]].to_numpy().T, expected, rtol=1e-6)
+    assert store.read_images([other])["image"].tolist() == [7, 1000]
+    assert store.read_images([other])["seed"].tolist() == [3, 3]
+    assert store.read_images([cell_of(rows(shots="9"))]).empty
+
+
+def test_images_without_rows_are_nobodys(tmp_path, monkeypatch):
+    """Killed between the two parts: the images aren't read, and the next run puts its own in their place."""
+    store, cell = ResultStore.open(tmp_path), cell_of(rows())
+
+    def killed(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as broken:
+        broken.setattr(results.os, "link", killed)
+        with pytest.raises(KeyboardInterrupt):
+            store.append(rows(), {cell: sums(n=99)})
+    assert [name[:6] for name in files(tmp_path)] == ["images"]
+    assert ResultStore.open(tmp_path).read_images().empty
+    store.append(rows(), {cell: sums()})
+    assert ResultStore.open(tmp_path).read_images()["n"].tolist() == [3] * 4
+    with pytest.raises(ValueError, match="images of cells without rows"):
+        store.append(rows(shots="5"), {cell: sums()})
+
+
+def test_rows_without_images_stay_and_a_damaged_part_of_images_is_named(tmp_path):
+    store = ResultStore.open(tmp_path)
+    store.append(rows())
+    store.append(rows(shots="5"), {cell_of(rows(shots="5")): sums()})
+    assert set(store.read_images()["shots"]) == {"5"}
+    (part,) = tmp_path.glob("images-*.parquet")
+    part.write_bytes(part.read_bytes()[:-20])
+    with pytest.raises(DataError, match=rf"{part.name}' is damaged .*Delete it"):
+        store.read_images()
+    assert len(store.read()) == 20
+
+
+def test_images_stay_small(tmp_path):
+    """A million lines under 12 MB: a study's cells on 5,000 test images, each asked a random number of times."""
+    store, rng = ResultStore.open(tmp_path), np.random.default_rng(0)
+    image = np.sort(rng.choice(20_000, 5000, replace=False))
+    frames, images = [], {}
+    for b in range(10):
+        frame, n = rows(range(2), backbone=f"b{b}"), rng.poisson(70, 5000)
+        halves = rng.normal(size=(2, 5000)) * np.sqrt(n) / 75
+        frames.append(frame)
+        images[cell_of(frame)] = ImageSums(5000, image, image, n, halves.sum(axis=0), halves[0])
+    store.append(pd.concat(frames), images)
+    (part,) = tmp_path.glob("images-*.parquet")
+    assert part.stat().st_size / 50_000 * 1e6 < 12e6

@@ -6,11 +6,21 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
+from statsmodels.stats.proportion import proportion_confint
 
-from fastxfer import metrics
-from fastxfer.metrics import accuracy
-from fastxfer.results import NO_EPISODE, complete
-from fastxfer.statistics import EPISODES, TEST_IMAGES, bootstrap_interval, measure_classes, summarise
+from fastxfer.metrics.influence import influence
+from fastxfer.results import CELL, NO_EPISODE, complete
+from fastxfer.statistics import (
+    EPISODES,
+    EPISODES_AND_IMAGES,
+    TEST_IMAGES,
+    measure_classes,
+    score_interval,
+    split_interval,
+    summarise,
+    variance_over_images,
+)
+from fastxfer.statistics.sequences import confidence_sequence
 
 
 def rows(values, **changes) -> pd.DataFrame:
@@ -89,73 +99,117 @@ def binary(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     return np.stack([-z / 2, z / 2], axis=1), labels
 
 
-@pytest.mark.parametrize("metric", ["accuracy", "auc"])
-def test_bootstrap_is_scipys(metric):
-    from fastxfer.metrics import METRICS
-
-    scores, labels = binary(150)
-    got = bootstrap_interval(metric, scores, labels, resamples=2000)
-    theirs = stats.bootstrap(
-        (np.arange(150),),
-        lambda i: float(METRICS[metric](scores[i], labels[i])),
-        method="percentile",
-        n_resamples=2000,
-        vectorized=False,
-        rng=1,
-    ).confidence_interval
-    width = theirs.high - theirs.low
-    assert got == pytest.approx((theirs.low, theirs.high), abs=0.1 * width)
-    assert got[0] < float(METRICS[metric](scores, labels)) < got[1]
-    assert got == bootstrap_interval(metric, scores, labels, resamples=2000)
-    assert got != bootstrap_interval(metric, scores, labels, resamples=2000, seed=1)
+def test_a_share_of_images_has_wilsons_interval():
+    """statsmodels' Wilson interval, but for (n − 1) / n in the variance and a t quantile of n − 1."""
+    for right, n in ((170, 200), (30, 40), (999, 1000)):
+        theirs = proportion_confint(right, n, method="wilson")
+        p = right / n
+        exact = score_interval(np.array(p), np.array(p * (1 - p) / n), np.array(np.inf), n, 0.95)
+        assert exact == pytest.approx(theirs)
+        scores = np.eye(2)[(np.arange(n) >= right).astype(int)]
+        assert split_interval("accuracy", scores, np.zeros(n, int)) == pytest.approx(theirs, abs=0.02 * (1 - theirs[0]))
 
 
-def test_groups_are_resampled_whole():
-    """Ten copies of every image of a patient are worth one image, not ten."""
+@pytest.mark.parametrize("metric", ["accuracy", "balanced_accuracy"])
+def test_all_right_is_not_certainty(metric):
+    """No wrong image shows how the share varies; the bound still falls with the number of images, or of patients."""
+    labels = np.arange(40) % 2
+    scores = np.eye(2)[labels]
+    low, high = split_interval(metric, scores, labels)
+    assert (low, high) == pytest.approx(proportion_confint(40, 40, method="wilson"), abs=1e-6)
+    few, _ = split_interval(metric, scores, labels, groups=np.arange(40) // 4)
+    assert few == pytest.approx(proportion_confint(10, 10, method="wilson")[0], abs=1e-6)
+    assert few < low
+
+
+def test_copies_of_a_patients_images_are_worth_one():
     scores, labels = binary(60)
-    patients = np.arange(60)
-    once = bootstrap_interval("accuracy", scores, labels, groups=patients, resamples=2000)
     copies = np.tile(np.arange(60), 10)
-    grouped = bootstrap_interval(
-        "accuracy", scores[copies], labels[copies], groups=np.array([f"p{i}" for i in copies]), resamples=2000
-    )
-    naive = bootstrap_interval("accuracy", scores[copies], labels[copies], resamples=2000)
-    width = once[1] - once[0]
-    assert grouped[1] - grouped[0] == pytest.approx(width, rel=0.1)
-    assert naive[1] - naive[0] < 0.45 * width
+    once = split_interval("accuracy", scores, labels, groups=np.arange(60))
+    grouped = split_interval("accuracy", scores[copies], labels[copies], groups=np.array([f"p{i}" for i in copies]))
+    naive = split_interval("accuracy", scores[copies], labels[copies])
+    assert grouped == pytest.approx(once, abs=0.003)
+    assert naive[1] - naive[0] < 0.45 * (once[1] - once[0])
 
 
-def test_every_group_that_is_drawn_comes_with_all_its_images(monkeypatch):
-    labels = np.array([0, 1, 1, 0, 1, 0])
-    groups = np.array(["b", "a", "b", "c", "c", "c"])
-    seen = []
-
-    def spy(scores, labels):
-        seen.append(scores[:, 0].astype(int))
-        return np.asarray(0.5)
-
-    monkeypatch.setitem(bootstrap_interval.__globals__["METRICS"], "accuracy", spy)
-    bootstrap_interval("accuracy", np.arange(6.0)[:, None].repeat(2, axis=1), labels, groups=groups, resamples=50)
-    for rows_drawn in seen:
-        count = np.bincount(rows_drawn, minlength=6)
-        assert count[0] == count[2]
-        assert count[3] == count[4] == count[5]
-        assert count[0] + count[1] + count[3] == 3
-
-
-def test_undefined_metrics_have_no_interval():
-    scores = np.random.default_rng(0).normal(size=(30, 2))
-    assert np.isnan(bootstrap_interval("auc", scores, np.zeros(30, int))).all()
-    labels = np.full((30, 2), np.nan)
-    assert np.isnan(bootstrap_interval("average_precision", scores, labels)).all()
-
-
-def test_rare_positives_leave_some_resamples_out():
+def test_where_no_method_holds_there_is_no_interval():
     rng = np.random.default_rng(0)
-    scores, labels = rng.normal(size=(40, 1)), np.zeros((40, 1))
+    scores = rng.normal(size=(60, 2))
+    labels = np.zeros(60, int)
+    assert np.isnan(split_interval("auc", scores, labels)).all()  # undefined
     labels[:2] = 1
-    low, high = bootstrap_interval("auc", scores, labels)
-    assert 0 <= low < high <= 1
+    assert np.isnan(split_interval("auc", scores, labels)).all()  # two positives
+    labels[2] = 1
+    assert np.isfinite(split_interval("auc", scores, labels)).all()
+    assert np.isnan(split_interval("balanced_accuracy", scores, labels)).all()  # three images make half of it
+    assert np.isnan(split_interval("auc", np.eye(2)[labels], labels)).all()  # nothing is ranked wrong
+    assert np.isnan(split_interval("accuracy", scores, labels, groups=np.arange(60) % 9)).all()  # nine patients
+    assert np.isnan(split_interval("calibration_error", np.full((60, 2), 0.5), labels)).all()
+    assert np.isnan(split_interval("average_precision", scores, np.full((60, 2), np.nan))).all()
+
+
+def test_few_positives_are_not_taken_at_their_word():
+    """Five placement values next to each other look as if the AUC were known; the interval is wide all the same."""
+    labels = np.repeat([1, 0], [5, 200])
+    z = np.r_[np.full(5, 1.2), np.random.default_rng(0).normal(size=200)]
+    scores = np.stack([-z, z], axis=1)
+    low, high = split_interval("auc", scores, labels)
+    delong = 1.96 * np.sqrt((influence("auc", scores, labels) ** 2).sum())
+    assert high - low > 3 * 2 * delong
+    many = np.repeat(np.arange(205), 40)
+    low, high = split_interval("auc", scores[many], labels[many])
+    delong = 1.96 * np.sqrt((influence("auc", scores[many], labels[many]) ** 2).sum())
+    assert high - low < 1.25 * 2 * delong
+
+
+@pytest.mark.parametrize("patients", [False, True])
+def test_variance_over_images_is_that_of_pairs_of_episodes(patients):
+    """Products of an even and an odd episode of one group, averaged over all such pairs."""
+    rng = np.random.default_rng(0)
+    slopes = rng.normal(size=(7, 12)) * (rng.random((7, 12)) < 0.6)
+    group = np.arange(12) // (3 if patients else 1)
+    odd, total = slopes[1::2].sum(axis=0), slopes.sum(axis=0)
+    got = variance_over_images(np.zeros(12, int), group, np.ones(12, int), total, odd, np.array([7]))
+    of_group = np.zeros((7, group.max() + 1))
+    np.add.at(of_group, (slice(None), group), slopes)
+    expected = np.mean([of_group[i] @ of_group[j] for i in range(0, 7, 2) for j in range(1, 7, 2)])
+    n = len(of_group[0])
+    assert got.variance[0] == pytest.approx(expected * (n / (n - 1) if patients else 1))
+    assert got.groups[0] == got.effective[0] == n
+    once = variance_over_images(np.zeros(12, int), group, np.ones(12, int), total, odd * 0, np.array([1]))
+    assert once.variance[0] == pytest.approx((of_group.sum(axis=0) ** 2).sum() * (n / (n - 1) if patients else 1))
+
+
+def test_cells_without_an_interval_say_why():
+    def images(**changes):
+        lines = rows(np.zeros(40)).drop(columns=["episode", "value"])[list(CELL)]
+        return lines.assign(
+            **{"image": np.arange(40), "group": np.arange(40), "episodes": 20, "rarity": 0.0, "n": 10}
+            | {"sum": np.tile([0.02, -0.02], 20), "odd": np.tile([0.01, -0.01], 20)}
+            | changes
+        )
+
+    values = np.random.default_rng(0).normal(0.7, 0.05, 20)
+    for frame, lines, words in (
+        (rows(values), images(), ""),
+        (rows(values), None, "made before"),
+        (rows(values), images(shots="5"), "made before"),
+        (rows(values), images(group=np.arange(40) % 9), "fewer than 10 patients or test images"),
+        (rows(values, metric="auc"), images(metric="auc", rarity=np.nan), "too few positives or negatives"),
+        (rows(values, metric="balanced_accuracy"), images(metric="balanced_accuracy", rarity=np.nan), "too few test"),
+        (rows(values, metric="calibration_error"), images(), "a metric without influences"),
+        (rows(values, metric="auc:a"), images(), "means over classes alone"),
+        (rows(values[:1]), images(), "one episode"),
+        (rows(values * np.nan), images(), "no value is defined"),
+        (rows(np.ones(20), metric="auc"), images(metric="auc"), "nothing is ranked wrong"),
+    ):
+        line = summarise(frame, images=lines).iloc[0]
+        assert words in line["reason"]
+        assert bool(line["reason"]) == bool(words)
+        assert np.isnan(line["low_images"]) == np.isnan(line["high_images"]) == bool(words)
+        assert line["interval_images"] == EPISODES_AND_IMAGES
+        if not words:
+            assert line["low_images"] < line["low"] < line["high"] < line["high_images"]
 
 
 def test_the_t_interval_covers():
@@ -169,56 +223,48 @@ def test_the_t_interval_covers():
     assert 0.93 < covered < 0.97
 
 
-def test_the_bootstrap_covers():
-    rng = np.random.default_rng(2)
-    covered = []
-    for study in range(150):
-        right = rng.random(200) < 0.7
-        scores = np.where(right[:, None], [1.0, 0.0], [0.0, 1.0])
-        low, high = bootstrap_interval("accuracy", scores, np.zeros(200, int), resamples=200, seed=study)
-        covered.append(low <= 0.7 <= high)
-        assert accuracy(scores, np.zeros(200, int)) == pytest.approx(right.mean())
-    assert 0.88 < np.mean(covered) < 0.99
-
-
-@pytest.mark.parametrize("metric", ["accuracy", "balanced_accuracy"])
-def test_all_right_is_not_certainty(metric):
-    """No resample of images that are all right holds a wrong one; the exact bound still falls with their number."""
-    labels = np.arange(40) % 2
-    scores = np.eye(2)[labels]
-    exact = stats.binomtest(40, 40).proportion_ci(method="exact").low
-    assert bootstrap_interval(metric, scores, labels) == pytest.approx((exact, 1), abs=1e-12)
-    patients = labels + 2 * (np.arange(40) // 10)
-    few = stats.binomtest(8, 8).proportion_ci(method="exact").low
-    assert bootstrap_interval(metric, scores, labels, groups=patients) == pytest.approx((few, 1), abs=1e-12)
-    one_wrong = scores.copy()
-    one_wrong[0] = one_wrong[0, ::-1]
-    assert bootstrap_interval(metric, one_wrong, labels)[0] < 39 / 40
-
-
-@pytest.mark.parametrize("metric", ["auc", "average_precision"])
-@pytest.mark.parametrize("kind", ["two", "many", "multi", "nan"])
-def test_resampled_ranking_is_that_of_the_repeated_queries(metric, kind):
-    rng = np.random.default_rng(5)
-    n, c = 60, 2 if kind == "two" else 6
-    scores = np.round(rng.normal(size=(n, c)), 1).astype(np.float32)  # with ties
-    labels = rng.integers(0, c, n)
-    if kind in ("multi", "nan"):
-        labels = np.where(rng.random((n, c)) < 0.2, np.nan, (rng.random((n, c)) < 0.1).astype(float))
-    if kind == "nan":
-        scores[7, 1] = np.nan
-    counts = np.stack([np.bincount(rng.integers(0, n, n), minlength=n) for _ in range(40)]).astype(np.int32)
-    repeated = [np.repeat(np.arange(n), count) for count in counts]
-    expected = [float(metrics.METRICS[metric](scores[rows], labels[rows])) for rows in repeated]
-    got = metrics.resampled(metric, scores, labels, counts)
-    np.testing.assert_allclose(got, expected, rtol=1e-12)
-    assert np.isfinite(expected).any()
-
-
-def test_each_class_alone_is_resampled_as_the_mean_of_all():
+def test_each_class_alone_has_the_interval_of_its_own_question():
     rng = np.random.default_rng(3)
     labels = np.where(rng.random((60, 3)) < 0.2, np.nan, (rng.random((60, 3)) < 0.5).astype(float))
     scores = rng.normal(size=(60, 3)) + np.nan_to_num(labels)
     for i, row in enumerate(measure_classes("auc", ("a", "b", "c"), scores, labels)):
-        low, high = bootstrap_interval("auc", scores[:, [i]], labels[:, [i]])
-        np.testing.assert_allclose([row["low"], row["high"]], [low, high], atol=1e-12)
+        expected = split_interval("auc", scores[:, [i]], labels[:, [i]])
+        assert (row["low"], row["high"]) == pytest.approx(expected)
+        assert row["low"] < row["value"] < row["high"]
+    one = rng.integers(0, 3, 60)
+    for metric in ("recall", "f1", "average_precision"):
+        for row in measure_classes(metric, ("a", "b", "c"), scores + np.eye(3)[one], one):
+            assert row["low"] < row["value"] < row["high"]
+
+
+@pytest.mark.parametrize("level", [0.9, 0.95])
+def test_a_confidence_sequence_is_where_neither_bet_has_won(level):
+    x = np.random.default_rng(0).beta(7, 3, 300)
+    low, high = confidence_sequence(x, 0.02, level)
+    assert low < x.mean() < high
+    for m, side in ((low, 1), (high, -1)):
+        capital, count, total, squares = 1.0, 1, 0.5, 0.25
+        for value in x:  # as the paper has it, one bet after another
+            capital *= 1 + side * min(0.75, 0.02 / (squares / count)) * (value - m)
+            count, total = count + 1, total + value
+            squares += (value - total / count) ** 2
+        assert capital == pytest.approx(2 / (1 - level), rel=1e-3)
+    assert confidence_sequence(np.r_[x, np.nan], 0.02, level) == pytest.approx((low, high))
+    assert confidence_sequence(x[:0], 0.02) == (0, 1)
+    assert confidence_sequence(np.ones(2000), 0.01)[0] > 0.99
+
+
+def test_looking_after_every_episode_misses_seldom():
+    """200 studies that look 15 times each: the t interval is wrong sometime in a fifth of them, the sequence in hardly any."""
+    rng = np.random.default_rng(4)
+    missed, t_missed = 0, 0
+    for _ in range(200):
+        x = rng.binomial(75, rng.beta(14, 6, 400)) / 75
+        at = np.unique(np.geomspace(10, 400, 15).astype(int))
+        bounds = np.array([confidence_sequence(x[:n], 0.01) for n in at])
+        missed += bool(((bounds[:, 0] > 0.7) | (bounds[:, 1] < 0.7)).any())
+        means = np.cumsum(x)[at - 1] / at
+        sds = np.sqrt(np.cumsum(x**2)[at - 1] / at - means**2)
+        t_missed += bool((np.abs(means - 0.7) > 1.96 * sds / np.sqrt(at - 1)).any())
+    assert missed <= stats.binom.ppf(0.999, 200, 0.05)
+    assert t_missed > 0.12 * 200

@@ -3,6 +3,7 @@
 // core/): the linker would keep one copy of it, perhaps this one, for all.
 #include "../core/knn.h"
 #include "../core/logistic.h"
+#include "../core/neighbours.h"
 #include "../core/prototype.h"
 #include "../core/ridge.h"
 #include "dense.h"
@@ -54,6 +55,14 @@ void knn(const KnnParams& p, std::int64_t e, void* memory) {
     p.episodes.gram_is_double ? knn_episode<double>(Team{}, p, e, memory) : knn_episode<float>(Team{}, p, e, memory);
 }
 
+std::size_t neighbours_memory(const NeighboursParams& p) {
+    return neighbours_bytes<Team>(p);
+}
+
+void neighbours(const NeighboursParams& p, std::int64_t item, void* memory) {
+    neighbours_item(Team{}, p, item, memory);
+}
+
 void products(const ProductsParams& p, std::int64_t e) {
     p.is_double ? products_episode<double>(p, e) : products_episode<float>(p, e);
 }
@@ -95,9 +104,23 @@ void centre_one(const CentreParams& p, std::int64_t i) {
 namespace fastxfer {
 extern const CpuKernels FX_KERNELS;
 const CpuKernels FX_KERNELS = {
-    FX_TEXT(FX_KERNELS),      FX_NAMESPACE::logistic_memory,  FX_NAMESPACE::logistic,       FX_NAMESPACE::ridge_memory,
-    FX_NAMESPACE::ridge,      FX_NAMESPACE::prototype_memory, FX_NAMESPACE::prototype,      FX_NAMESPACE::knn_memory,
-    FX_NAMESPACE::knn,        FX_NAMESPACE::products,         FX_NAMESPACE::weights_memory, FX_NAMESPACE::weights,
-    FX_NAMESPACE::logits_few, FX_NAMESPACE::gradient_few,     FX_NAMESPACE::examine,        FX_NAMESPACE::centre_one,
+    FX_TEXT(FX_KERNELS),
+    FX_NAMESPACE::logistic_memory,
+    FX_NAMESPACE::logistic,
+    FX_NAMESPACE::ridge_memory,
+    FX_NAMESPACE::ridge,
+    FX_NAMESPACE::prototype_memory,
+    FX_NAMESPACE::prototype,
+    FX_NAMESPACE::knn_memory,
+    FX_NAMESPACE::knn,
+    FX_NAMESPACE::neighbours_memory,
+    FX_NAMESPACE::neighbours,
+    FX_NAMESPACE::products,
+    FX_NAMESPACE::weights_memory,
+    FX_NAMESPACE::weights,
+    FX_NAMESPACE::logits_few,
+    FX_NAMESPACE::gradient_few,
+    FX_NAMESPACE::examine,
+    FX_NAMESPACE::centre_one,
 };
 }  // namespace fastxfer

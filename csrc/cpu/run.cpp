@@ -121,6 +121,11 @@ void knn_cpu(const KnnParams& params, std::int64_t first, std::int64_t last, int
     run_op(use.knn_bytes, use.knn, params, first, last, threads);
 }
 
+void neighbours_cpu(const NeighboursParams& params, std::int64_t first, std::int64_t last, int threads) {
+    const CpuKernels& use = cpu_kernels();
+    run_op(use.neighbours_bytes, use.neighbours, params, first, last, threads);
+}
+
 void products_cpu(const ProductsParams& params, std::int64_t first, std::int64_t last, int threads) {
     const CpuKernels& use = cpu_kernels();
 #pragma omp parallel for num_threads(threads) schedule(dynamic)

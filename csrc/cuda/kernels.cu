@@ -5,6 +5,7 @@
 
 #include "../core/knn.h"
 #include "../core/logistic.h"
+#include "../core/neighbours.h"
 #include "../core/prototype.h"
 #include "../core/ridge.h"
 
@@ -48,12 +49,45 @@ struct BlockTeam {
     }
 };
 
-// Blocks take episodes in turn, each with memory of its own.
-template <class Params, class Solve>
-__device__ void share_out(const Params& params, char* memory, std::size_t bytes, const Solve& solve) {
+// Tiles of both go through shared memory, a few columns at a time; a thread adds up 8 x 4 entries in its registers.
+__device__ __noinline__ void tile_products(const BlockTeam& team, int rows, const float* A, int columns, const float* B,
+                                           std::int64_t dim, float* out) {
+    constexpr int depth = 16, tall = 8, wide = 4, across = neighbour_tile / wide, row_of_banks = neighbour_tile + 4;
+    static_assert(threads == neighbour_tile / tall * across, "every thread has its entries");
+    __shared__ float left[depth][row_of_banks], right[depth][row_of_banks];
+    const int row = team.rank() / across * tall, column = team.rank() % across * wide;
+    float sum[tall][wide] = {};
+    for (std::int64_t first = 0; first < dim; first += depth) {
+        for (int at = team.rank(); at < neighbour_tile * depth; at += threads) {
+            const int line = at / depth, k = at % depth;
+            const bool inside = first + k < dim;
+            left[k][line] = inside && line < rows ? A[line * dim + first + k] : 0.0f;
+            right[k][line] = inside && line < columns ? B[line * dim + first + k] : 0.0f;
+        }
+        team.sync();
+        for (int k = 0; k < depth; ++k) {
+            float a[tall], b[wide];
+            for (int r = 0; r < tall; ++r) a[r] = left[k][row + r];
+            for (int c = 0; c < wide; ++c) b[c] = right[k][column + c];
+            for (int r = 0; r < tall; ++r) {
+                for (int c = 0; c < wide; ++c) sum[r][c] += a[r] * b[c];
+            }
+        }
+        team.sync();
+    }
+    for (int r = 0; r < tall && row + r < rows; ++r) {
+        for (int c = 0; c < wide && column + c < columns; ++c) {
+            out[(row + r) * neighbour_tile + column + c] = sum[r][c];
+        }
+    }
+}
+
+// Blocks take items (episodes, mostly) in turn, each with memory of its own.
+template <class Solve>
+__device__ void share_out(std::int64_t count, char* memory, std::size_t bytes, const Solve& solve) {
     __shared__ double partial[warps];
     const BlockTeam team{partial};
-    for (std::int64_t e = blockIdx.x; e < params.episodes.count; e += gridDim.x) {
+    for (std::int64_t e = blockIdx.x; e < count; e += gridDim.x) {
         solve(team, e, memory + blockIdx.x * bytes);
         team.sync();
     }
@@ -61,28 +95,34 @@ __device__ void share_out(const Params& params, char* memory, std::size_t bytes,
 
 template <class Real, class Gram>
 __global__ void __launch_bounds__(threads) logistic_kernel(LogisticParams params, char* memory, std::size_t bytes) {
-    share_out(params, memory, bytes, [&](const BlockTeam& team, std::int64_t e, void* block) {
+    share_out(params.episodes.count, memory, bytes, [&](const BlockTeam& team, std::int64_t e, void* block) {
         logistic_episode<Real, Gram>(team, params, e, block);
     });
 }
 
 template <class Gram>
 __global__ void __launch_bounds__(threads) ridge_kernel(RidgeParams params, char* memory, std::size_t bytes) {
-    share_out(params, memory, bytes,
+    share_out(params.episodes.count, memory, bytes,
               [&](const BlockTeam& team, std::int64_t e, void* block) { ridge_episode<Gram>(team, params, e, block); });
 }
 
 template <class Gram>
 __global__ void __launch_bounds__(threads) prototype_kernel(PrototypeParams params, char* memory, std::size_t bytes) {
-    share_out(params, memory, bytes, [&](const BlockTeam& team, std::int64_t e, void* block) {
+    share_out(params.episodes.count, memory, bytes, [&](const BlockTeam& team, std::int64_t e, void* block) {
         prototype_episode<Gram, Gram>(team, params, e, block);
     });
 }
 
 template <class Gram>
 __global__ void __launch_bounds__(threads) knn_kernel(KnnParams params, char* memory, std::size_t bytes) {
-    share_out(params, memory, bytes,
+    share_out(params.episodes.count, memory, bytes,
               [&](const BlockTeam& team, std::int64_t e, void* block) { knn_episode<Gram>(team, params, e, block); });
+}
+
+__global__ void __launch_bounds__(threads)
+    neighbours_kernel(NeighboursParams params, std::int64_t items, char* memory, std::size_t bytes) {
+    share_out(items, memory, bytes,
+              [&](const BlockTeam& team, std::int64_t e, void* block) { neighbours_item(team, params, e, block); });
 }
 
 template <class Kernel, class... Arguments>
@@ -148,6 +188,14 @@ std::size_t knn_cuda_bytes(const KnnParams& p) {
 const char* knn_cuda(const KnnParams& p, void* memory, std::size_t bytes, int blocks, void* stream) {
     const auto kernel = p.episodes.gram_is_double ? knn_kernel<double> : knn_kernel<float>;
     return launch(kernel, p.episodes.count, blocks, stream, p, static_cast<char*>(memory), bytes);
+}
+
+std::size_t neighbours_cuda_bytes(const NeighboursParams& p) {
+    return neighbours_bytes<BlockTeam>(p);
+}
+
+const char* neighbours_cuda(const NeighboursParams& p, void* memory, std::size_t bytes, int blocks, void* stream) {
+    return launch(neighbours_kernel, p.items(), blocks, stream, p, p.items(), static_cast<char*>(memory), bytes);
 }
 
 }  // namespace fastxfer

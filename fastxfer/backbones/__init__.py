@@ -88,6 +88,11 @@ class Backbone:
         """Whether its architecture is a user's file, about whose inside nothing may be assumed."""
         return ".py" in self.architecture
 
+    @property
+    def parameters(self) -> int:
+        """How many numbers the network has learnt, its head left out."""
+        return sum(p.numel() for p in self.network.parameters())
+
     def provenance(self) -> dict[str, Any]:
         """What the store keeps beside the embeddings."""
         return {

@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from fastxfer.errors import DataError, nearest
+from fastxfer.files import WEIGHTS
 
 _NUMBERS = (int, float, list), "a number, or one a channel"
 _WORDS_BESIDE: dict[str, tuple[Any, str]] = {
@@ -33,7 +34,7 @@ _WORDS_BESIDE: dict[str, tuple[Any, str]] = {
     "crop_pct": ((int, float), "a number"),
     "crop_mode": (str, "words"),
 }
-SUFFIXES = (".safetensors", ".pt", ".pth", ".tar", ".npz", ".bin", ".ckpt")
+SUFFIXES = WEIGHTS
 _PREFIXES = ("module.", "_orig_mod.")
 # What training scripts keep beside the weights and what holds no code: timm's arguments, NumPy's best accuracy.
 _HARMLESS: list[Any] = [

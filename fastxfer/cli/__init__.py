@@ -27,17 +27,31 @@ COMMANDS = {
     "probe": ("probe", "Linear probe on the full train split."),
     "knn": ("probe", "Nearest neighbours from the full train split."),
     "probes": ("probes", "List and explain probes and presets (published protocols)."),
+    "compare": ("compare", "Which backbone is surely better, pair by pair; ranks; where curves cross."),
     "transferability": ("transferability", "Score how well backbones should transfer, from train embeddings alone."),
     "proximity": ("proximity", "How near a source is to targets, by their embeddings."),
     "paper": ("paper", "The paper's cells, beside ours."),
     "scale": ("scale", "What model and data size bring, near and far, at few and many shots."),
     "select": ("select", "Choose what deserves a fine-tuning, from validation rows only."),
     "finetune": ("finetune", "Fine-tune what a plan selected, or one checkpoint on one target."),
+    "study": ("study", "Run a whole study from one TOML file, and tell how far it is."),
+    "results": ("results", "List, export and merge result rows."),
     "store": ("store", "List, verify, export, copy and remove embeddings."),
     "report": ("report", "Write the HTML report."),
     "plot": ("plot", "Draw embeddings as points of a plane."),
     "pretrain": ("pretrain", "Pre-train a backbone."),
+    "doctor": ("doctor", "What this machine can do, what is missing, how to get it."),
     "demo": ("demo", "The whole road on real images that packages ship."),
+}
+
+
+# The map that --help draws: headings, and the commands under them in the order of the road.
+SECTIONS = {
+    "The road": ("targets", "embed", "fewshot", "probe", "knn", "compare", "select", "finetune", "report"),
+    "Whole studies": ("study", "results"),
+    "What to expect before fine-tuning": ("proximity", "transferability", "scale", "paper"),
+    "A closer look": ("backbones", "probes", "episodes", "store", "plot"),
+    "Before and beside": ("pretrain", "doctor", "demo"),
 }
 
 
@@ -62,8 +76,10 @@ class _Commands(click.Group):
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+        widest = max(map(len, COMMANDS))
+        for heading, names in SECTIONS.items():
+            with formatter.section(heading):
+                formatter.write_dl([(name.ljust(widest), COMMANDS[name][1]) for name in names])
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         # --debug is understood anywhere on the line, since one remembers it only after the failure.

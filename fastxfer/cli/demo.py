@@ -127,6 +127,7 @@ def _learned(store_path: str) -> dict[str, Any]:
     """
     from fastxfer.report.answer import stand
     from fastxfer.report.cells import aggregate
+    from fastxfer.report.comparisons import compared
     from fastxfer.report.costs import costs
     from fastxfer.report.facts import gather
     from fastxfer.report.flags import flags
@@ -135,9 +136,9 @@ def _learned(store_path: str) -> dict[str, Any]:
 
     results = ResultStore.open(results_path(store_path))
     rows, facts = results.read(), gather(store_path)
-    cells = aggregate(rows)
+    cells = aggregate(rows, results.read_images)
     spent = costs(rows, cells, results.runs(), facts)
-    few = stand(cells).few
+    few = stand(cells, compared(rows, results.read_images, cells)).few
     doubts = {flag.target: f", {flag.head.lower()}" for flag in flags(cells, facts)}
     parts = []
     for target, standing in few.items():

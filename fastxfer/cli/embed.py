@@ -196,8 +196,12 @@ def _one_each(option: str, given: tuple[str, ...], ckpts: tuple[str, ...], share
 @click.option(
     "--compile",
     "compiled",
-    is_flag=True,
-    help="torch.compile each network first: tens of seconds, needs g++ on a CPU, and gains little there (docs/embeddings.md).",
+    type=click.Choice(["plain", "graphs"]),
+    is_flag=False,
+    flag_value="plain",
+    default="",
+    help="torch.compile each network first: tens of seconds, needs g++ on a CPU, and gains little there (docs/embeddings.md). "
+    "graphs = as a CUDA graph.",
 )
 @click.option("--plan", "as_plan", is_flag=True, help="Only foretell time, memory and bytes; nothing is written.")
 @click.option("--skip-bad", is_flag=True, help="Leave out images that cannot be decoded, instead of stopping.")
@@ -221,7 +225,7 @@ def embed(
     workers: int | None,
     block_rows: int | None,
     cache: str,
-    compiled: bool,
+    compiled: str,
     as_plan: bool,
     skip_bad: bool,
     store_path: str,

@@ -129,7 +129,7 @@ def fewshot(
 
     if (audit is None) != (audit_out is None):
         raise UsageError("--audit N and --audit-out FILE.npz go together")
-    usual = {"ways": None, "shots": (1, 5), "queries": None, "episodes": 1000, **episodes_for(probes)}
+    usual = episodes_for(probes)
     episodes = usual["episodes"] if episodes is None else episodes
     protocol = Protocol(
         ways=usual["ways"] if ways is None else ways,

@@ -29,7 +29,6 @@ from fastxfer.errors import UsageError
 from fastxfer.hyperrule import AUGMENTATIONS, HEADS
 
 if TYPE_CHECKING:
-    from fastxfer.results import ResultStore
     from fastxfer.targets import Target
 
 
@@ -197,15 +196,16 @@ def finetune(
         entries = [entry for entry in entries if not only or entry.number in only]
     kept = ResultStore.open(results or results_path(store_path))
 
-    from fastxfer.embed import team_of_environment
     from fastxfer.finetune import Machine, Study, prepare, prepare_checkpoint, run_all
+    from fastxfer.full_splits import chosen_l2
+    from fastxfer.ranks import team_of_environment
 
     study = Study(
         seed=seed,
         protocol=protocol,
         labels=labels if _is_given(ctx, "labels") else None,
         overrides=overrides,
-        l2=_chosen_l2(kept) if head == "probe" and head_l2 is None else {},
+        l2=chosen_l2(kept) if head == "probe" and head_l2 is None else {},
     )
     if plan_file is not None:
         store, leaks = open_store(store_path, drop_leaks, data_root, [entry.target for entry in entries])
@@ -291,11 +291,3 @@ def _as_in_store(target: Target, store_path: str) -> Target:
     except DataError:  # no store there
         return target
     return as_embedded(store.target(target.name), target, store) if target.name in store.targets() else target
-
-
-def _chosen_l2(results: ResultStore) -> dict[tuple[str, str], float]:
-    """(backbone, target) -> the penalty of the full logistic probe, the plain one."""
-    rows = results.read(["backbone", "target", "probe", "shots", "params", "split", "l2"])
-    rows = rows[(rows["probe"] == "logistic") & (rows["shots"] == "full") & (rows["split"] == "test")]
-    plain = rows[~rows["params"].astype(str).str.contains("transform=|class_weight=|preset=|dropped=")]
-    return {(str(r.backbone), str(r.target)): float(r.l2) for r in plain.itertuples()}

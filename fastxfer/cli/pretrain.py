@@ -177,8 +177,8 @@ def pretrain(
     if Path(recipe.source).exists():
         recipe = replace(recipe, source=_register(Path(recipe.source), data_root))
 
-    from fastxfer.embed import team_of_environment
     from fastxfer.progress import say
+    from fastxfer.ranks import team_of_environment
     from fastxfer.targets import load_target
     from pretrain.logs import open_logs
     from pretrain.loop import pretrain as run

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +22,6 @@ from fastxfer.cli.common import (
     versions,
 )
 from fastxfer.cli.probes import class_weight_option, per_class_option, transform_option, vote_option
-from fastxfer.errors import UsageError
 
 if TYPE_CHECKING:
     from fastxfer.probes import Probe
@@ -68,10 +66,9 @@ def probe(
     Example:
       fastxfer probe --target pets
     """
-    from fastxfer.presets import PRESETS, probes_for
+    from fastxfer.presets import full_probe_for
 
-    grid = l2 or (() if name in PRESETS else tuple(10 ** (-6 + i / 2) for i in range(17)))
-    (chosen,) = probes_for("probe", [name], l2=grid, transform=transform, class_weight=class_weight)
+    chosen = full_probe_for("probe", name, l2=l2, transform=transform, class_weight=class_weight)
     _run("probe", chosen, backbones, targets, per_class, drop_leaks, data_root, store_path, results, seed, as_json)
 
 
@@ -118,17 +115,9 @@ def knn(
     Example:
       fastxfer knn --target pets --k 1 20
     """
-    from fastxfer.presets import PRESETS, probes_for
+    from fastxfer.presets import full_probe_for
 
-    k = k or (() if name in PRESETS else (1, 5, 20, 100))
-    (chosen,) = probes_for("knn", [name], k=k, transform=transform, vote=vote)
-    if temperature is not None and vote not in (None, "temperature"):
-        raise UsageError(f"--temperature goes with --vote temperature, not with --vote {vote}: leave one of them out")
-    if temperature is not None:
-        if name in PRESETS:
-            raise UsageError("--temperature: a preset brings its own settings. Leave it out, or name a plain probe")
-        chosen = replace(chosen, temperature=temperature or None)  # type: ignore[call-arg]
-    chosen = replace(chosen, index=index)  # type: ignore[call-arg]
+    chosen = full_probe_for("knn", name, k=k, temperature=temperature, vote=vote, transform=transform, index=index)
     _run("knn", chosen, backbones, targets, per_class, drop_leaks, data_root, store_path, results, seed, as_json)
 
 

@@ -56,6 +56,7 @@ def report(
         runs=rows.runs(),
         data_root=data_root,
         curves=read_curves(curve_folder) if curve_folder else (),
+        read_images=rows.read_images,
     )
     size = page.stat().st_size
     if as_json:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from fastxfer.embed.again import embed_again
 from fastxfer.embed.plan import Plan, Plans, plan
-from fastxfer.embed.ranks import team_of_environment
 from fastxfer.embed.run import Embedded, embed
+from fastxfer.ranks import team_of_environment
 
 __all__ = ["Embedded", "Plan", "Plans", "embed", "embed_again", "plan", "team_of_environment"]

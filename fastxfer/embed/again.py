@@ -39,6 +39,6 @@ def embed_again(
         store,
         batch_size=told.get("batch_size"),
         dtype=str(told["dtype"]),
-        compiled=bool(told.get("compiled")),
+        compiled=str(told.get("compiled") or "").replace("True", "plain"),  # which was the only way once
     )
     return done

@@ -13,28 +13,30 @@ from numpy.typing import NDArray
 
 from fastxfer.backbones import PRECISIONS, Backbone
 from fastxfer.backbones.lean import TOLERANCE, lean
-from fastxfer.embed.ranks import local_rank
 from fastxfer.errors import DataError, UsageError
 from fastxfer.progress import say
+from fastxfer.ranks import local_rank
 
 # On a CPU a forward pass does about this much: small networks want several images at once, large ones are as fast with one,
 # whose activations stay in the cache from layer to layer.
 _CPU_FLOPS = 4e9
 _CPU_MOST = 64
 _GPU_BATCH = 256
+# Ways of `--compile`, and torch.compile's name for them: "graphs" replays a batch's kernels as one CUDA graph.
+COMPILED = {"plain": "default", "graphs": "reduce-overhead"}
 
 
 class Forward:
     """uint8 pixels (b, c, h, w) -> embeddings (b, dim) float32, `batch` images at a time.
 
-    compiled: by torch.compile, beyond what is done anyway
+    compiled: by torch.compile, beyond what is done anyway: one of COMPILED, or "" for not at all
 
     Of a backbone that shares its network with others, the embeddings of all of them, beside each other.
 
     Safe to call from several threads at once on a CPU, where each call computes in its own thread.
     """
 
-    def __init__(self, backbone: Backbone, device: torch.device, batch: int, compiled: bool = False) -> None:
+    def __init__(self, backbone: Backbone, device: torch.device, batch: int, compiled: str = "") -> None:
         self.backbone = backbone
         self.device = device
         self.batch = batch
@@ -45,7 +47,7 @@ class Forward:
             with _exact(backbone.precision):
                 self._network, _ = lean(self._network, backbone.trial, batch)
         if compiled:
-            self._compile()
+            self._compile(COMPILED[compiled])
 
     def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Embeddings of whole batches; DataError if one image is more than the device's memory holds."""
@@ -65,10 +67,10 @@ class Forward:
                 torch.cuda.empty_cache()
                 say(f"the device's memory ran out: {self._at_once} images at once from here on")
 
-    def _compile(self) -> None:
+    def _compile(self, mode: str) -> None:
         """Let torch.compile make one program of the network, for batches of this size, now and not in the first batch."""
         plain = self._network
-        self._network = torch.compile(plain)
+        self._network = torch.compile(plain, mode=mode)
         generator = np.random.default_rng(0)
         pixels = generator.integers(0, 256, (self.batch, *self.backbone.preprocessing.input_size), dtype=np.uint8)
         started = time.perf_counter()

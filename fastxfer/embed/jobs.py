@@ -78,7 +78,7 @@ class EmbedJob(Job):
         batch: int,
         dtype: str,
         device: torch.device,
-        compiled: bool = False,
+        compiled: str = "",
     ) -> None:
         self.backbone, self.device, self.compiled = backbone, device, compiled
         self.name, self.dim, self.dtype = backbone.name, backbone.dim, dtype
@@ -87,6 +87,8 @@ class EmbedJob(Job):
         self.maker, self.columns = id(backbone.shared or backbone), backbone.columns
         self.attributes = {
             **backbone.provenance(),
+            "parameters": backbone.parameters,
+            "flops": backbone.trial.flops,
             "dtype": dtype,
             "code_version": __version__,
             "torch_version": torch.__version__,
@@ -94,7 +96,7 @@ class EmbedJob(Job):
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
             "threads": 1 if device.type == "cpu" else torch.get_num_threads(),
             "batch_size": batch,
-            **({"compiled": True} if compiled else {}),
+            **({"compiled": compiled} if compiled else {}),
         }
         self._forward: Forward | None = None
 

@@ -13,9 +13,9 @@ from fastxfer.backbones import Backbone
 from fastxfer.embed.cache import bytes_needed
 from fastxfer.embed.checks import path_of
 from fastxfer.embed.forward import Forward, default_batch, device_of, one_thread_each
-from fastxfer.embed.ranks import cores_here
 from fastxfer.errors import DataError
 from fastxfer.images import decode_content, read_content
+from fastxfer.ranks import cores_here
 from fastxfer.store import EmbeddingStore
 from fastxfer.targets.table import Target
 

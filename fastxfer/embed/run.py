@@ -19,12 +19,12 @@ from fastxfer.backbones import Backbone
 from fastxfer.embed.cache import CachedPixels, bytes_needed, check_room, content_store, keep_target, pixel_store
 from fastxfer.embed.checks import check_images, join
 from fastxfer.embed.feed import Feed, Pixels
-from fastxfer.embed.forward import default_batch, device_of, one_thread_each
+from fastxfer.embed.forward import COMPILED, default_batch, device_of, one_thread_each
 from fastxfer.embed.jobs import ContentJob, EmbedJob, Job, PixelJob, begin, writer
-from fastxfer.embed.ranks import cores_here
 from fastxfer.embed.reuse import Digests, Reuse, find, read_digests
 from fastxfer.errors import DataError, UsageError
 from fastxfer.progress import Advance, progress, say, shares
+from fastxfer.ranks import cores_here
 from fastxfer.store import BLOCK_ROWS, EmbeddingStore, Team, check_name
 from fastxfer.targets.changes import digest_of_sizes
 from fastxfer.targets.table import Target
@@ -73,7 +73,7 @@ def embed(
     device: str = "auto",
     block_rows: int | None = None,
     cache: str = "off",
-    compiled: bool = False,
+    compiled: str = "",
     team: Team | None = None,
 ) -> list[Embedded]:
     """Embed the images of `targets` by one or several backbones, only the row blocks that the store lacks.
@@ -87,7 +87,8 @@ def embed(
     dtype:      of the stored embeddings
     block_rows: rows written at once, some of which are the most that a kill can cost [256, more for millions of images]
     team:       this process's place among several that share the work, block by block
-    compiled:   let torch.compile make one program of each network first, which takes some tens of seconds
+    compiled:   "plain" lets torch.compile make one program of each network first, which takes some tens of seconds;
+                "graphs" lets it replay that program as a CUDA graph
     cache:      "disk" keeps the pixels inside the store, "ram" in this process, for backbones to come; "off" does not
 
     Raises DataError for undecodable or missing images (named, as far as two seconds show them before anything is
@@ -104,6 +105,10 @@ def embed(
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UsageError(f"two backbones are called {', '.join(twice)}: give them different names with --name")
     place = device_of(device)
+    if compiled not in ("", *COMPILED):
+        raise UsageError(f"--compile {compiled}: one of {', '.join(COMPILED)}")
+    if compiled == "graphs" and place.type != "cuda":
+        raise UsageError(f"--compile graphs: CUDA graphs need a CUDA device, and this is {place}: use --compile plain")
     threads = workers or (cores_here() if place.type == "cpu" else min(16, cores_here()))
     jobs: list[Job] = [
         EmbedJob(b, store, min(batch_size or default_batch(b, place), block_rows or BLOCK_ROWS), dtype, place, compiled)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import nn
@@ -27,6 +28,7 @@ from fastxfer.finetune.images import pipeline
 from fastxfer.finetune.state import State
 from fastxfer.finetune.task import Part, Task
 from fastxfer.hyperrule import PRESETS, Settings
+from fastxfer.influences import Influences
 from fastxfer.metrics import measure, softmax
 from fastxfer.plans import PlanEntry
 from fastxfer.progress import progress, say
@@ -113,11 +115,12 @@ class Run:
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """Where a run is now; images: trained on in this call; rows: of the finished run, or None."""
+    """Where a run is now; images: trained on in this call; rows and influences: of the finished run, or None."""
 
     state: State
     images: int
     rows: pd.DataFrame | None
+    influences: Influences | None = None
 
     def score(self, metric: str, at: int | None = None) -> float:
         """A metric on val as it was at a step, else as it was measured last; NaN if it never was."""
@@ -230,16 +233,14 @@ class _Training:
                     signals.answer()  # KeyboardInterrupt, unless somebody has handled it
                     paused = False
         finished = not paused and state.step == settings.schedule.steps
-        rows = None
-        if finished:
-            rows = self._rows()
-        elif not paused and task.val is not None:
+        rows, influences = self._rows() if finished else (None, None)
+        if not finished and not paused and task.val is not None:
             self._watch(task.val)
         if not finished:
             self._save()
         if curve is not None:
             self._write_curve(curve)
-        return Outcome(state, state.cost.images - before, rows)
+        return Outcome(state, state.cost.images - before, rows, influences)
 
     def _steps(self, last: int, stop: Callable[[int], bool], stopped: Callable[[], bool]) -> bool:
         """Train up to step `last`; True if it was asked to stop before."""
@@ -337,9 +338,11 @@ class _Training:
         first = self.task.metrics[0]
         say(f"{self.run.title}, step {self.state.step:,}: {part.split} {first.replace('_', ' ')} {values[first]:.4f}")
 
-    def _rows(self) -> pd.DataFrame:
+    def _rows(self) -> tuple[pd.DataFrame, Influences]:
         task, cost = self.task, self.state.cost
         rows: list[dict[str, Any]] = []
+        influences = Influences(task.target)
+        episodes = None if task.interval else np.array([task.episode])
         for part in task.scored:
             scores = self._scores(part)
             patient = task.target.patient
@@ -352,12 +355,16 @@ class _Training:
                     for m in task.metrics
                     for value, undefined in [measure(m, scores, part.labels)]
                 ]
+            for row in found:
+                cell = tuple({**self.run.key(), "split": part.split, **row}[name] for name in CELL)
+                value = np.array([row["value"]])
+                influences.add(cell, scores[None], part.labels, value, part.rows[None], episodes, task.sampling)
             rows += [{"split": part.split, **row} for row in found]
             values = {row["metric"]: row["value"] for row in found}
             self.state.scores.append({"step": self.state.step, "split": part.split, **values})
         cost.flops = forward_flops(self.network, self.input_size) * (3 * cost.images + cost.images_scored)
         rows += cost_rows(self.state)
-        return complete(pd.DataFrame([{**self.run.key(), **row} for row in rows]))
+        return complete(pd.DataFrame([{**self.run.key(), **row} for row in rows])), influences
 
     def _write_curve(self, path: Path) -> None:
         measured = {m: [""] * self.state.step for m in ("split", *self.task.metrics)}

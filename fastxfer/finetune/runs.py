@@ -14,7 +14,6 @@ import numpy as np
 
 from fastxfer.backbones import SUFFIXES, load_backbone
 from fastxfer.budgets import Budget, Ledger, Rates, stopped_params
-from fastxfer.embed import team_of_environment
 from fastxfer.episodes import sample_episodes
 from fastxfer.errors import DataError, FastxferError, UsageError
 from fastxfer.finetune.run import Machine, Outcome, Run, stopped_rows, train
@@ -24,7 +23,8 @@ from fastxfer.hyperrule import Settings, settle
 from fastxfer.plans import CRITERIA, PlanEntry
 from fastxfer.progress import say
 from fastxfer.protocol import Protocol
-from fastxfer.results import ResultStore
+from fastxfer.ranks import team_of_environment
+from fastxfer.results import CELL, ResultStore
 from fastxfer.store import EmbeddingStore
 from fastxfer.store.locks import hold
 from fastxfer.targets import Target, load_target
@@ -171,8 +171,8 @@ def run_all(
     conductor.check_budget(waiting)
     outcomes = [_outcome(run) for run in runs]
     of = {id(run): outcome for run, outcome in zip(runs, outcomes, strict=True)}
-    for group in _by_target(runs) if halving else [[run] for run in runs]:
-        conductor.do([(run, of[id(run)]) for run in group])
+    for group in competing(runs, halving):
+        conductor.do([(run, of[id(run)]) for run in group], halving)
     return outcomes
 
 
@@ -191,13 +191,25 @@ def _outcome(run: Run) -> dict[str, Any]:
     }
 
 
-def _by_target(runs: Sequence[Run]) -> list[list[Run]]:
-    """Runs that compete: of the same target, shots, seed and episode; in the order of their first."""
+def competing(runs: Sequence[Run], halving: bool) -> list[list[Run]]:
+    """Runs that go on together: each alone, or, halved, those of the same target, shots, seed and episode, in the order of
+    their first."""
+    if not halving:
+        return [[run] for run in runs]
     groups: dict[tuple[Any, ...], list[Run]] = {}
     for run in runs:
         task = run.task
         groups.setdefault((task.target.name, task.ways, task.shots, task.seed, task.episode), []).append(run)
     return list(groups.values())
+
+
+def has_lost(run: Run, results: ResultStore) -> bool:
+    """Whether a run was stopped by halving, since others on its target did better."""
+    (cell, *_) = run.cells(stopped_params(run.params, 0))
+    at = CELL.index("params")
+    alike = (c for c in results.cells() if (*c[:at], *c[at + 1 :]) == (*cell[:at], *cell[at + 1 :]))
+    words = str(cell[at]).removesuffix("0")
+    return any(str(c[at]).startswith(words) and results.holds(c, run.task.episode) for c in alike)
 
 
 def _check_halving(runs: Iterable[Run]) -> None:
@@ -301,7 +313,7 @@ class _Conductor:
     def _checkpoint(self, run: Run) -> Path:
         return self.running / f"{run.file_name}-{digest(*run.key().values())}.pt"
 
-    def do(self, waiting: list[tuple[Run, dict[str, Any]]]) -> None:
+    def do(self, waiting: list[tuple[Run, dict[str, Any]]], halving: bool) -> None:
         """Do a group of competing runs with their outcomes, unless another process has it, or the budget is spent."""
         key = digest(*(value for run, _ in waiting for value in run.key().values()))
         with ExitStack() as stack:
@@ -314,7 +326,7 @@ class _Conductor:
                 return
             # Another process may have done some since.
             self.results = ResultStore.open(self.results.path)
-            here = [(run, outcome) for run, outcome in waiting if not self._is_there(run, outcome)]
+            here = [(run, outcome) for run, outcome in waiting if not self._is_over(run, outcome, halving)]
             if not here:
                 return
             if self._may_begin():
@@ -322,12 +334,13 @@ class _Conductor:
             elif self.budget is not None:
                 say(f"the budget of {self.budget.text} is spent: {here[0][0].title} is left for another time")
 
-    def _is_there(self, run: Run, outcome: dict[str, Any]) -> bool:
+    def _is_over(self, run: Run, outcome: dict[str, Any], halving: bool) -> bool:
         if run.is_done(self.results):
             outcome["state"] = "already there"
             say(f"already there: {run.title}, {run.params}, seed {run.task.seed}")
-            return True
-        return False
+        elif halving and has_lost(run, self.results):
+            outcome["state"] = "lost"
+        return outcome["state"] != "left"
 
     def _compete(self, runs: list[tuple[Run, dict[str, Any]]]) -> None:
         """Successive halving (Jamieson & Talwalkar 2016) down to one run, which is finished; of a single run, just that."""
@@ -359,7 +372,7 @@ class _Conductor:
         )
         outcome.update(state="lost", **{f"val_{criterion}": score})
         if not run.is_done(self.results, stopped_params(run.params, got.state.step)):
-            self.results.append(stopped_rows(run, got))
+            self.results.append_new(stopped_rows(run, got))
 
     def _train(self, run: Run, outcome: dict[str, Any], until: int | None = None) -> Outcome | None:
         """Go on with a run; None if the budget ended first."""
@@ -369,7 +382,8 @@ class _Conductor:
         is_spent(got.images)  # books the rest
         steps = run.settings.schedule.steps
         if got.rows is not None:
-            self.results.append(got.rows)
+            assert got.influences is not None
+            self.results.append_new(got.rows, got.influences.sums())
             checkpoint.unlink(missing_ok=True)
             shown = got.rows[got.rows["split"] != "val"] if run.task.scored[-1].split == "test" else got.rows
             outcome.update(state="done", **dict(zip(shown["metric"], shown["value"], strict=True)))

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from fastxfer.episodes import Episodes
 from fastxfer.errors import DataError
+from fastxfer.influences import WHOLE_SPLIT, Sampling, sampling_of
 from fastxfer.protocol import params_of
 from fastxfer.results import NO_EPISODE
 from fastxfer.targets import Target
@@ -37,8 +38,8 @@ class Task:
 
     n_classes:  of the head; classes without a train image included
     seed:       of the study, in the rows; `stream` is that of this run's own randomness
-    interval:   whether rows carry a bootstrap interval over images, as those without episodes do
     extra:      what `params` say behind the settings
+    sampling:   how the images that are scored were chosen
     """
 
     target: Target
@@ -53,6 +54,7 @@ class Task:
     episode: int
     episodes_hash: str
     extra: str
+    sampling: Sampling = WHOLE_SPLIT
 
     @property
     def multi_label(self) -> bool:
@@ -60,6 +62,7 @@ class Task:
 
     @property
     def interval(self) -> bool:
+        """Whether rows carry an interval over images, as those without episodes do."""
         return self.episode == NO_EPISODE
 
     @property
@@ -114,6 +117,7 @@ def episode_tasks(target: Target, episodes: Episodes, metrics: Sequence[str]) ->
     """A task an episode: its support is trained on, its queries are scored, as the probes' are."""
     spec, ways = episodes.spec, episodes.ways
     alike = 2 if spec.per_label else 1  # axes of labels that all episodes share
+    sampling = sampling_of(episodes, target)
     tasks = []
     for i in range(episodes.n_episodes):
         support, query = (
@@ -136,6 +140,7 @@ def episode_tasks(target: Target, episodes: Episodes, metrics: Sequence[str]) ->
                 episode=episodes.first + i,
                 episodes_hash=episodes.hash,
                 extra=params_of("", spec, target.dropped),
+                sampling=sampling,
             )
         )
     return tasks

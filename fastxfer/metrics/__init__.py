@@ -1,4 +1,4 @@
-"""Metrics of scores against labels, vectorised over any leading axes (episodes, l2 values, resamples).
+"""Metrics of scores against labels, vectorised over any leading axes (episodes, l2 values).
 
 Shapes: `scores` (..., n_queries, n_classes); `labels` (..., n_queries) class indices, −1 or NaN where unknown, or
 (..., n_queries, n_classes) floats with 1 / 0 / NaN for a multi-label target. Leading axes of labels may be absent or 1:
@@ -215,22 +215,6 @@ def measure(metric: str, scores: Array, labels: Array) -> tuple[Array, Array]:
     if _second_only(metric, scores, labels):
         return values, np.isnan(values).astype(np.int32)
     return values, np.isnan(each).sum(axis=-1, dtype=np.int32)
-
-
-def resampled(metric: str, scores: Array, labels: Array, counts: Array, *, per_class: bool = False) -> Array:
-    """(n_resamples,) AUC or average precision where query i is there counts[r, i] times (n_resamples, n_queries) int32.
-
-    What `METRICS[metric]`, or `PER_CLASS[metric]` (n_resamples, n_classes), gives for the repeated queries, but each
-    class is sorted once for all resamples.
-    """
-    which = ("auc", "average_precision").index(metric)
-    code = _codes(scores, labels)
-    each = kernels.resampled_rank(
-        np.require(_floats(scores), np.float64, ["C", "W"]),
-        np.require(code, requirements=["C", "W"]),
-        np.require(counts, np.int32, ["C", "W"]),
-    )[which]
-    return each if per_class else _macro(metric, each, scores, labels)
 
 
 def _macro(metric: str, each: Array, scores: Array, labels: Array) -> Array:

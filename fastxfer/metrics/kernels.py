@@ -108,48 +108,6 @@ def rank(scores: Any, code: Any) -> Any:
 
 
 @numba.njit(cache=True, nogil=True)
-def resampled_rank(scores: Any, code: Any, counts: Any) -> Any:
-    """scores and code (q, c), counts (n, q) of each query in each resample -> (2, n, c): AUC and average precision."""
-    q, c = scores.shape
-    n = len(counts)
-    out = np.full((2, n, c), np.nan)
-    known, positive, last = np.empty(q, np.int64), np.empty(q, np.bool_), np.empty(q, np.bool_)
-    for j in range(c):
-        order = np.argsort(-scores[:, j])  # NaN comes last
-        k = 0
-        for i in order:
-            if code[i, j] >= 0:
-                known[k], positive[k] = i, code[i, j] == 1
-                k += 1
-        for at in range(k):  # of its equals
-            last[at] = at == k - 1 or scores[known[at], j] != scores[known[at + 1], j]
-        for e in range(n):
-            at = k - 1
-            while at >= 0 and np.isnan(scores[known[at], j]) and counts[e, known[at]] == 0:
-                at -= 1
-            if at < 0 or np.isnan(scores[known[at], j]):
-                continue
-            hits, wrong, new_hits, new_wrong, twice_won, precision = 0, 0, 0, 0, 0.0, 0.0
-            for at in range(k):
-                count = counts[e, known[at]]
-                if positive[at]:
-                    new_hits += count
-                else:
-                    new_wrong += count
-                if last[at]:
-                    if new_hits > 0:
-                        # The negatives below these and, by half, those beside them are counted from above.
-                        twice_won -= float(new_hits) * (2 * wrong + new_wrong)
-                        precision += new_hits * ((hits + new_hits) / (hits + new_hits + wrong + new_wrong))
-                    hits, wrong, new_hits, new_wrong = hits + new_hits, wrong + new_wrong, 0, 0
-            if hits > 0:
-                out[1, e, j] = precision / hits
-                if wrong > 0:
-                    out[0, e, j] = 1.0 + twice_won / (2.0 * hits * wrong)
-    return out
-
-
-@numba.njit(cache=True, nogil=True)
 def calibrate(scores: Any, labels: Any, edges: Any, eps: float) -> Any:
     """Probabilities, labels (n or 1, q) with −1 unknown, edges of the bins -> (3, n): squared distance, log loss, gap.
 

@@ -1,8 +1,4 @@
-"""Calls of the compiled ops on a CUDA device: torch holds the memory and names the stream.
-
-`place` is where torch keeps things; "cuda" is what users get. On "cpu" the same addresses go to the CPU's ops, which is
-how this module is tested where no device is.
-"""
+"""The compiled ops of episodes on a CUDA device; `place` as in `fastxfer.ops_full.device`."""
 
 from __future__ import annotations
 
@@ -16,12 +12,9 @@ from numpy.typing import NDArray
 from fastxfer.backend import compiled
 from fastxfer.ops.cpu import NO_WEIGHT, Call
 from fastxfer.ops.pool import Pool, first_places, windows
+from fastxfer.ops_full.device import launch, tensors
 
 Array = NDArray[Any]
-
-# Memory for the blocks of threads that work at the same time, and as many blocks as are worth having.
-WORK_BYTES = 2 * 2**30
-BLOCKS_PER_PROCESSOR = 8
 
 
 def logistic(
@@ -32,7 +25,7 @@ def logistic(
     import torch
 
     order = np.argsort(-l2, kind="stable")
-    sorted_l2, where, weight = _tensors(place, l2[order], order.astype(np.int32), class_weight)
+    sorted_l2, where, weight = tensors(place, l2[order], order.astype(np.int32), class_weight)
 
     def solve(episodes: Any, count: int, scores: Any, wide: bool = False) -> list[Any]:
         shape = (count, len(l2))
@@ -46,7 +39,7 @@ def logistic(
             episodes, len(l2), sorted_l2.data_ptr(), where.data_ptr(), tol, max_iter,
             weight.data_ptr() if len(class_weight) else 0, balanced, *addresses,
         )  # fmt: skip
-        _launch(params, call[0], count, place, wide)
+        launch(params, count, place, wide=wide, threads=call[0].threads)
         return [scores, *out]
 
     narrow = _run(call, len(l2), place, solve)
@@ -64,11 +57,12 @@ def ridge(call: Call, l2: Array, place: str = "cuda") -> list[Array]:
     """scores, doubtful"""
     import torch
 
-    (penalties,) = _tensors(place, l2)
+    (penalties,) = tensors(place, l2)
 
     def solve(episodes: Any, count: int, scores: Any) -> list[Any]:
         doubtful = torch.empty(count, dtype=torch.bool, device=place)
-        _launch(compiled.RidgeAt(episodes, len(l2), penalties.data_ptr(), doubtful.data_ptr()), call[0], count, place)
+        params = compiled.RidgeAt(episodes, len(l2), penalties.data_ptr(), doubtful.data_ptr())
+        launch(params, count, place, threads=call[0].threads)
         return [scores, doubtful]
 
     return _run(call, len(l2), place, solve)
@@ -76,27 +70,21 @@ def ridge(call: Call, l2: Array, place: str = "cuda") -> list[Array]:
 
 def prototype(call: Call, cosine: bool, place: str = "cuda") -> Array:
     def solve(episodes: Any, count: int, scores: Any) -> list[Any]:
-        _launch(compiled.PrototypeAt(episodes, cosine), call[0], count, place)
+        launch(compiled.PrototypeAt(episodes, cosine), count, place, threads=call[0].threads)
         return [scores]
 
     return _run(call, 1, place, solve)[0]
 
 
 def knn(call: Call, k: Array, temperature: float, place: str = "cuda", *, by_distance: bool = False) -> Array:
-    (ks,) = _tensors(place, k)
+    (ks,) = tensors(place, k)
 
     def solve(episodes: Any, count: int, scores: Any) -> list[Any]:
         params = compiled.KnnAt(episodes, len(k), ks.data_ptr(), int(k[-1]), temperature, by_distance)
-        _launch(params, call[0], count, place)
+        launch(params, count, place, threads=call[0].threads)
         return [scores]
 
     return _run(call, len(k), place, solve)[0]
-
-
-def _tensors(place: str, *arrays: Array) -> tuple[Any, ...]:
-    import torch
-
-    return tuple(torch.from_numpy(np.ascontiguousarray(a)).to(place) for a in arrays)
 
 
 def _take(call: Call, which: Array) -> Call:
@@ -118,26 +106,13 @@ def _run(call: Call, settings: int, place: str, solve: Callable[[Any, int, Any],
     return [np.concatenate([p[i] for p in parts]) for i in range(len(parts[0]))]
 
 
-def _launch(params: Any, pool: Pool, count: int, place: str, wide: bool = False) -> None:
-    import torch
-
-    if place == "cpu":
-        params.run(pool.threads)
-        return
-    size = compiled.cuda_bytes(params, wide)
-    blocks = BLOCKS_PER_PROCESSOR * torch.cuda.get_device_properties(place).multi_processor_count
-    blocks = max(1, min(blocks, count, WORK_BYTES // max(size, 1)))
-    memory = torch.empty(blocks * size, dtype=torch.uint8, device=place)
-    compiled.cuda_run(params, wide, memory.data_ptr(), size, blocks, torch.cuda.current_stream().cuda_stream)
-
-
 def _images(pool: Pool, place: str) -> dict[str, Any]:
     """The pool's arrays on the device, copied there once."""
     if pool.device is None:
         pool.device = dict(
             zip(
                 ("centred", "offset", "inverse_length", "square"),
-                _tensors(place, pool.centred, pool.offset, pool.inverse_length, pool.square),
+                tensors(place, pool.centred, pool.offset, pool.inverse_length, pool.square),
                 strict=True,
             )
         )
@@ -151,7 +126,7 @@ def _batches(call: Call, settings: int, place: str) -> Iterator[tuple[Any, int, 
     pool, support, labels, query, ways = call
     (count, m), q = support.shape, query.shape[1]
     on = _images(pool, place)
-    s, y, asked = _tensors(place, support, labels, query)
+    s, y, asked = tensors(place, support, labels, query)
     is_double = pool.dtype == np.float64
     label_step = 0 if len(labels) == 1 else m
 
@@ -177,7 +152,7 @@ def _batches(call: Call, settings: int, place: str) -> Iterator[tuple[Any, int, 
         block = own[:, :m] @ own.transpose(1, 2)
         images = [on[name][rows].contiguous() for name in ("offset", "inverse_length", "square")]
         places = first_places(rows.cpu().numpy())
-        at_support, at_query = _tensors(place, places[:, :m].copy(), places[:, m:].copy())
+        at_support, at_query = tensors(place, places[:, :m].copy(), places[:, m:].copy())
         own_labels, out = (y if len(labels) == 1 else y[window].contiguous()), scores(n)
         episodes = compiled.EpisodesAt(
             n, m, q, ways, block.data_ptr(), is_double, m + q, m * (m + q),

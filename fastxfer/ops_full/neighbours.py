@@ -1,4 +1,4 @@
-"""`knn_full`: nearest neighbours among the full train split, by FAISS."""
+"""`knn_full`: nearest neighbours among the full train split, by FAISS, or on a GPU without it by a kernel of our own."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fastxfer.backend import compiled, resolve_backend
 from fastxfer.crew import crew
 from fastxfer.errors import UsageError
 from fastxfer.ops_full.check import check, check_finite
@@ -88,7 +89,7 @@ def knn_full(
 
     index: "flat" is exact. "ivf" (√m lists, an eighth of them searched) and "hnsw" are approximate, for millions of
     images; their `recall` is measured against flat on up to 200 queries. A GPU is used where faiss-gpu finds one
-    (hnsw has none). `UsageError` for arguments that do not fit.
+    (hnsw has none); where that isn't installed, flat has a kernel of its own. `UsageError` for arguments that do not fit.
 
     Memory: 4·d·(m + q) bytes for unit vectors and as much for an approximate index (hnsw: 256·m more), 12·q·k for the
     neighbours.
@@ -147,11 +148,13 @@ def _search(x: Array, query: Array, k: int, index: str) -> tuple[Array, Array, f
 
 
 def _flat(faiss: Any, x: Array) -> Search:
-    """Exact search among the rows of x where they lie; on a GPU, among a copy there."""
+    """Exact search among the rows of x where they lie; on a GPU, among a copy there: by faiss-gpu, else by our own kernel."""
     if _gpus(faiss):
         index = _on_gpu(faiss.IndexFlatIP(x.shape[1]))
         index.add(x)
         return lambda query, k: index.search(query, k)
+    if compiled is not None and resolve_backend("auto") == "cuda":
+        return _fused(x, "cuda")
 
     def search(query: Array, k: int) -> tuple[Array, Array]:
         def some(start: int) -> tuple[Array, Array]:
@@ -166,6 +169,14 @@ def _flat(faiss: Any, x: Array) -> Search:
         return similarity, rows
 
     return search
+
+
+def _fused(x: Array, place: str) -> Search:
+    """Exact search by the kernel that never writes the matrix of products, among a copy of x at a place of torch's."""
+    from fastxfer.ops_full.device import nearest, tensors
+
+    (images,) = tensors(place, x)
+    return lambda query, k: nearest(images, tensors(place, query)[0], k)
 
 
 def _approximate(faiss: Any, x: Array, index: str) -> Any:

@@ -37,7 +37,7 @@ def paper_results() -> pd.DataFrame:
 def paper_runs() -> pd.DataFrame:
     """Every fine-tuning of the paper: (1440,) rows, one a (target, source, model, shots, seed), `value` its headline metric.
 
-    Runs of one target, shots and seed were fine-tuned on the same images.
+    Few-shot runs of one target, shots and seed were fine-tuned on the same draw of images, whatever the network.
     """
     return _table("paper_runs.csv").copy()
 

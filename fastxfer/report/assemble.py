@@ -16,7 +16,14 @@ from fastxfer.files import write_whole
 from fastxfer.report import cells as c
 from fastxfer.report import sections
 from fastxfer.report.answer import answer, by_target, stand
-from fastxfer.report.costs import costs, costs_section
+from fastxfer.report.comparisons import (
+    Comparisons,
+    compared,
+    comparison_section,
+    crossings_section,
+    documents,
+)
+from fastxfer.report.costs import costs, costs_section, points
 from fastxfer.report.facts import Facts, gather
 from fastxfer.report.flags import Flag, flags
 from fastxfer.report.html import Markup, content_policy, embed_json, join, tag
@@ -35,6 +42,8 @@ COLUMNS = (
     "metric",
     "interval",
 )
+# The page's script, in this order.
+SCRIPTS = ("base", "filters", "panels", "curves", "methods", "pairs", "finetunings", "costs", "table", "start")
 COLOURS = 7  # --b0 … of report.css; beyond them they repeat, with other markers and dashes
 
 
@@ -49,6 +58,8 @@ def write_report(
     runs: Sequence[Mapping[str, Any]] = (),
     data_root: str | Path | None = None,
     curves: Sequence[Mapping[str, Any]] = (),
+    read_images: c.ReadImages | None = None,
+    study: str = "",
 ) -> Path:
     """Write `out`/index.html, one file that opens without a network, and return its path.
 
@@ -58,14 +69,18 @@ def write_report(
     plan:       the content of plan.json, or None
     command:    the command line that made it; paths in it are shortened to their last part
     runs:       what `ResultStore.runs` remembers of the commands that made the rows: date, command, stage, seconds
+    read_images: `ResultStore.read_images`: what test images did, for intervals and comparisons over new images, too
+    study:      name and hash of the study whose rows these are, if of one
     curves:     learning curves of fine-tunings, as `read_curves` gives them
     data_root:  where `targets check --save` kept its findings, which become flags; None: they aren't looked for
 
     Raises `DataError` where there are no rows. An existing index.html is replaced whole or not at all.
     """
-    cells = c.aggregate(results)
+    cells = c.aggregate(results, read_images)
     facts = gather(store_path, data_root)
-    page = _page(results, cells, facts, plan, runs, command, title, curves)
+    facts.study = study
+    comparisons = compared(results, read_images, cells)
+    page = _page(results, cells, comparisons, facts, plan, runs, command, title, curves)
     write_whole(Path(out) / "index.html", page.encode())
     return Path(out) / "index.html"
 
@@ -73,6 +88,7 @@ def write_report(
 def _page(
     results: pd.DataFrame,
     cells: pd.DataFrame,
+    comparisons: Comparisons,
     facts: Facts,
     plan: dict[str, Any] | None,
     runs: Sequence[Mapping[str, Any]],
@@ -95,22 +111,28 @@ def _page(
     rows = sections.outcomes(plan, cells) if plan else []
     spent = costs(results, cells, runs, facts)
     made = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
-    document = {
+    probe = next(iter(c.probes(cells, full=False)), None)
+    ways_of = {target: of.ways for target, of in c.usual(cells).items() if of.ways is not None}
+    shots_shown = c.main_shots(cells[cells["probe"] == probe], str(c.main_ways(cells))) or c.FULL
+    document: dict[str, Any] = {
         "labels": labels,
         "cells": _columns(cells),
         "defaults": {
-            "waysOf": {t: w for t, g in cells.groupby("target") if (w := c.main_ways(g)) is not None},
+            "waysOf": ways_of,
             "seed": c.main_seed(cells),
             "split": c.main_split(cells),
-            "probe": next(iter(c.probes(cells, full=False)), None),
+            "probe": probe,
+            "shots": shots_shown,
         },
         "classes": {t: len(f.class_names) for t, f in facts.targets.items() if not f.multi_label},
         "outcomes": [_finite(r) for r in rows],
+        **documents(comparisons),
+        "costs": [_finite(point) for point in points(results, cells, facts)],
         "learning": [dict(curve) for curve in curves],
         "metricNames": {m: c.metric_name(m) for m in [*cells["metric"].unique(), *(str(v["metric"]) for v in curves)]},
     }
     raised = flags(cells, facts)
-    standings = stand(cells)
+    standings = stand(cells, comparisons)
     counts = [
         plural(len(labels), "backbone"),
         plural(cells["target"].nunique(), "target"),
@@ -123,6 +145,7 @@ def _page(
         ("answer", "Answer", "The answer", answer(standings, raised, name)),
         ("curves", "Shots", shots, _curves()),
         ("targets", "Targets", "Target by target", by_target(cells, standings, raised, name)),
+        *_paired(comparisons, shots_shown),
         ("methods", "Methods", "Probes, neighbours, fine-tuning", _methods(cells)),
         (
             "selection",
@@ -135,13 +158,13 @@ def _page(
             if curves
             else []
         ),
-        ("costs", "Costs", "What it cost", costs_section(spent, facts, name, shown)),
+        ("costs", "Costs", "What it cost", join(costs_section(spent, facts, name, shown), _trade(document["costs"]))),
         ("flags", "Flags", "Flags", _flags(raised)),
         ("table", "Cells", "Every cell", _cell_table()),
         ("provenance", "Provenance", "Provenance", sections.provenance(cells, facts, runs, command, made, name, shown)),
     ]
     files = resources.files("fastxfer.report")
-    script = files.joinpath("report.js").read_text(encoding="utf-8")
+    script = _script(*(files.joinpath(f"js/{name}.js").read_text(encoding="utf-8") for name in SCRIPTS))
     head = tag(
         "head",
         tag("meta", charset="utf-8"),
@@ -165,6 +188,14 @@ def _page(
         ),
         tag("main", [_section(key, heading, content) for key, _, heading, content in parts]),
         tag(
+            "div",
+            tag("p", id="chosen-words", role="status"),
+            tag("button", "Show all", type="button", id="all"),
+            class_="chosen",
+            id="chosen",
+            hidden=True,
+        ),
+        tag(
             "footer",
             tag("p", "Made by fastxfer. This file holds aggregates only; it makes no request to any network."),
         ),
@@ -173,6 +204,11 @@ def _page(
         tag("script", Markup(script)),
     )
     return "<!doctype html>\n" + tag("html", head, body, lang="en") + "\n"
+
+
+def _script(*parts: str) -> str:
+    """The parts as one script that adds no name to the page's own."""
+    return '"use strict";\n(() => {\n' + "\n".join(parts) + "})();\n"
 
 
 SELECTION = (
@@ -190,7 +226,16 @@ def _section(key: str, heading: str, content: Any) -> Markup:
 def _figure(key: str, caption: str, *, legend: bool = False) -> Markup:
     return tag(
         "figure",
-        tag("div", class_="legend", id=f"{key}-legend", role="group", aria_label="Backbones shown") if legend else None,
+        tag(
+            "div",
+            class_="legend",
+            id=f"{key}-legend",
+            role="group",
+            aria_label="Backbones shown",
+            data_lines=key == "curves",
+        )
+        if legend
+        else None,
         tag("div", id=f"{key}-figure", class_="panels"),
         tag("figcaption", caption, " ", tag("span", id=f"{key}-note")),
         id=f"{key}-box",
@@ -209,6 +254,7 @@ def _curves() -> Markup:
         ("metric", "Metric"),
         ("split", "Split"),
         ("seed", "Seed"),
+        ("shots", "Shots, where one is shown"),
         ("target", "Target"),
     ]
     return join(
@@ -222,12 +268,21 @@ def _curves() -> Markup:
         ),
         _figure(
             "curves",
-            "Mean in percent against shots per class, on a log scale. Bands are 95 % intervals; over many episodes they "
-            "are often narrower than the line. Each panel has its own vertical scale. A dotted line marks chance where "
+            "Mean in percent against shots per class, on a log scale. Bands are 95 % intervals: the inner one over episodes, "
+            "often narrower than the line, the outer, paler one over episodes and test images, where it is known. Each panel has its own vertical scale. A dotted line marks chance where "
             "it is near. Names in the legend are buttons: they show or hide a backbone in all figures.",
             legend=True,
         ),
     )  # fmt: skip
+
+
+def _paired(found: Comparisons, shots: str) -> list[tuple[str, str, str, Markup]]:
+    parts = []
+    if found:
+        parts.append(("compare", "Pairs", "Backbones in pairs", comparison_section(found, shots, _figure)))
+    if len(found.crossings):
+        parts.append(("crossings", "Crossings", "Where curves cross", crossings_section(found, _figure)))
+    return parts
 
 
 def _methods(cells: pd.DataFrame) -> Markup:
@@ -245,6 +300,21 @@ def _methods(cells: pd.DataFrame) -> Markup:
         "What the whole train split gives, by method. Lines are 95 % intervals over images. Metric, split and target "
         "are those chosen above.",
         legend=True,
+    )
+
+
+def _trade(known: list[dict[str, Any]]) -> Markup | None:
+    if not any(math.isfinite(v) for p in known for k in ("seconds", "flops", "parameters") if (v := p[k]) is not None):
+        return None
+    return join(
+        tag("h3", "Cost against accuracy"),
+        tag("form", _control("cost", "Cost in"), class_="controls", aria_label="Cost of the figures below"),
+        _figure(
+            "trade",
+            "Up and to the left is better. Filled marks are the front: nothing that costs less is as good. The cost of a "
+            "probe is that of embedding all images of its target, once for all shots and probes; solving the probes "
+            "takes little more, and the same for every backbone. The cost of a fine-tuning (star) is that of one run.",
+        ),
     )
 
 
@@ -272,8 +342,8 @@ def _cell_table() -> Markup:
             tag("table", tag("thead"), tag("tbody"), id="cells"),
             class_="scroll",
             tabindex="0",
-            role="region",
-            aria_label="Every cell",
+            role="group",
+            aria_label="Table of every cell",
         ),
         tag("p", tag("button", "Show all rows", type="button", id="more", hidden=True)),
     )
@@ -295,7 +365,7 @@ def _columns(cells: pd.DataFrame) -> dict[str, Any]:
     for column in COLUMNS:
         codes, levels = pd.factorize(cells[column])
         document[column] = {"codes": codes.tolist(), "levels": levels.tolist()}
-    for column in ("mean", "low", "high"):
+    for column in ("mean", "low", "high", "low_images", "high_images"):
         document[column] = [None if not math.isfinite(v) else round(float(v), 6) for v in cells[column]]
     document["n"] = [int(v) for v in cells["n"]]
     document["queries"] = [int(v) for v in cells["n_queries"]]

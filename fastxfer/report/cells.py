@@ -6,25 +6,24 @@ Nothing here computes a metric: means and intervals come from `fastxfer.statisti
 from __future__ import annotations
 
 import math
-import re
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
 
 from fastxfer.budgets import COSTS, FINETUNE, is_stopped
+from fastxfer.comparing.cells import PROBE_ORDER, SPLIT_ORDER, add_choices, natural_key, ordered
+from fastxfer.comparing.pairs import EQUIVALENT
 from fastxfer.errors import DataError
 from fastxfer.metrics import LOWER_IS_BETTER
-from fastxfer.probes import probe_options
-from fastxfer.protocol import episode_options
-from fastxfer.results import CELL
+from fastxfer.results import CELL, Cell
 from fastxfer.statistics import summarise
+
+ReadImages = Callable[[Collection[Cell]], pd.DataFrame]
 
 SECONDS = "seconds"
 FULL = "full"
-METRIC_ORDER = ("accuracy", "auc", "balanced_accuracy", "average_precision", "f1")
-PROBE_ORDER = ("logistic", "ridge", "prototype", "knn", FINETUNE)
-SPLIT_ORDER = ("test", "val", "train")
 METRIC_NAMES = {
     "accuracy": "accuracy",
     "balanced_accuracy": "balanced accuracy",
@@ -38,24 +37,10 @@ def metric_name(metric: str) -> str:
     return METRIC_NAMES.get(metric, metric.replace("_", " "))
 
 
-def natural_key(text: str) -> list[tuple[int, float, str]]:
-    """Sorts "5" before "10" and both before "all"; for shots, ways and params ("l2=0.04")."""
-    parts = re.split(r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)", str(text))
-    return [(0, float(p), "") if re.fullmatch(r"\d.*", p) else (1, 0.0, p) for p in parts if p]
+def aggregate(results: pd.DataFrame, read_images: ReadImages | None = None) -> pd.DataFrame:
+    """`summarise` with the columns of `fastxfer.comparing.cells.add_choices`, in the order of tables.
 
-
-def ordered(values: pd.Series, preference: tuple[str, ...]) -> list[str]:
-    """Distinct values: the preferred ones first, in that order, then the others naturally sorted."""
-    present = {str(v) for v in values.unique()}
-    return [p for p in preference if p in present] + sorted(present - set(preference), key=natural_key)
-
-
-def aggregate(results: pd.DataFrame) -> pd.DataFrame:
-    """`summarise(results)` with plain text columns and three more:
-
-    label:  (str) the backbone's name, with its source where the name alone is ambiguous
-    main:   (bool) whether `metric` is the one its target is discussed in
-    chosen: (bool) whether `params` are those shown for this probe unless another choice is asked for
+    read_images: `ResultStore.read_images`; None: no few-shot cell has an interval over test images
     """
     # Tables and standings go from the largest mean down, so metrics whose smallest value is best have no place in them.
     # Values of single classes ("auc:NAME") are there for the reader's own tables.
@@ -66,21 +51,16 @@ def aggregate(results: pd.DataFrame) -> pd.DataFrame:
     rows = results[~results["metric"].isin(left_out) & ~of_a_class & ~stopped]
     if rows.empty:
         raise DataError("report: there are no results to report; `fastxfer fewshot` or `fastxfer probe` makes some")
-    cells = summarise(rows)
-    for column in CELL:
-        if column != "seed":
-            cells[column] = cells[column].astype(str)
+    images = None
+    if read_images is not None:
+        images = read_images(set(rows[list(CELL)].drop_duplicates().itertuples(index=False, name=None)))
+    cells = summarise(rows, images=images)
     # A list of episodes that has since been extended leaves a shorter cell behind: the longest one counts.
     cells = cells.sort_values("n", ascending=False, kind="stable").drop_duplicates(list(CELL))
     cells = cells[np.isfinite(cells["mean"])]
     if cells.empty:
         raise DataError("report: every result is NaN; `fastxfer targets check` shows what is wrong with the labels")
-    sources = cells.groupby("backbone")["source"].nunique()
-    ambiguous = cells["backbone"].map(sources) > 1
-    cells["label"] = np.where(ambiguous, cells["backbone"] + " (" + cells["source"] + ")", cells["backbone"])
-    main = {t: ordered(g["metric"], METRIC_ORDER)[0] for t, g in cells.groupby("target")}
-    cells["main"] = cells["metric"] == cells["target"].map(main)
-    cells["chosen"] = _chosen(cells)
+    cells = add_choices(cells)
     order = pd.DataFrame(
         {
             "target": cells["target"],
@@ -92,26 +72,14 @@ def aggregate(results: pd.DataFrame) -> pd.DataFrame:
     return cells.loc[order.sort_values(["target", "split", "shots", "mean"]).index].reset_index(drop=True)
 
 
-def _chosen(cells: pd.DataFrame) -> np.ndarray:
-    """Of several params of a probe: the best on validation rows, else (none there) the middle one of the grid.
+@dataclass(frozen=True)
+class Verdict:
+    """One backbone against another in a setting: difference and its interval in points, from the first one's side."""
 
-    Never the best on test rows: that would make every number shown too high. Params that speak of another kind of
-    episodes, or of other features or another way to choose, are no grid: the plainest kind is chosen from.
-    """
-    setting = ["source", "backbone", "target", "ways", "shots", "seed", "probe"]
-    chosen = np.ones(len(cells), dtype=bool)
-    for positions in cells.groupby(setting, sort=False).indices.values():
-        group = cells.iloc[positions]
-        kinds = {str(p): episode_options(str(p)) + probe_options(str(p)) for p in group["params"].unique()}
-        plainest = min(kinds.values(), key=lambda kind: (len(kind), kind))
-        params = sorted((p for p, kind in kinds.items() if kind == plainest), key=natural_key)
-        validation = group[(group["split"] == "val") & group["main"] & group["params"].isin(params)]
-        if len(validation):
-            best = validation.loc[validation["mean"].idxmax(), "params"]
-        else:
-            best = params[len(params) // 2]
-        chosen[positions] = (group["params"] == best).to_numpy()
-    return chosen
+    word: str  # "better", "worse", or as in `fastxfer.comparing`: "equivalent", "undecided"
+    difference: float
+    low: float
+    high: float
 
 
 @dataclass(frozen=True)
@@ -123,6 +91,7 @@ class Standing:
     shots: str
     probe: str
     table: pd.DataFrame
+    verdicts: Mapping[str, Verdict] = field(default_factory=dict)  # the leader against others, where they were compared
 
     @property
     def best(self) -> pd.Series:
@@ -139,9 +108,23 @@ class Standing:
 
     @property
     def tied(self) -> list[str]:
-        """Backbones whose interval overlaps the leader's: not told apart from it by these rows."""
+        """Backbones that these rows do not tell from the leader: by paired comparison, else by overlapping intervals."""
         others = self.table.iloc[1:]
+        if self.verdicts:
+            return [str(b) for b in others["label"] if b not in self.verdicts or self.verdicts[b].word != "better"]
         return [str(b) for b in others.loc[others["high"] >= self.best["low"], "label"]]
+
+    @property
+    def alike(self) -> list[str]:
+        """Backbones that are as good as the leader: no difference that matters is left."""
+        return [
+            str(b) for b in self.table.iloc[1:]["label"] if b in self.verdicts and self.verdicts[b].word == EQUIVALENT
+        ]
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether all that are not told from the leader are as good as it."""
+        return bool(self.tied) and self.tied == self.alike
 
     @property
     def has_intervals(self) -> bool:
@@ -149,7 +132,7 @@ class Standing:
 
     @property
     def decided(self) -> bool:
-        return len(self.table) > 1 and self.has_intervals and not self.tied
+        return len(self.table) > 1 and (bool(self.verdicts) or self.has_intervals) and not self.tied
 
 
 def main_split(cells: pd.DataFrame) -> str:
@@ -196,6 +179,31 @@ def main_shots(cells: pd.DataFrame, ways: str) -> str | None:
     if not shots:
         return None
     return "5" if "5" in shots else str(shots[len(shots) // 2])
+
+
+@dataclass(frozen=True)
+class Usual:
+    """The settings in which a target is discussed; None where it has no such cells.
+
+    ways, probe, shots: of few-shot cells; full: the probe on the whole train split
+    """
+
+    ways: str | None
+    probe: str | None
+    shots: str | None
+    full: str | None
+
+
+def usual(cells: pd.DataFrame) -> dict[str, Usual]:
+    """Of each target: the ways that most targets have, 5 shots where there are any, the preferred probes."""
+    common, found = main_ways(cells), {}
+    for target, here in cells.groupby("target", sort=False):
+        few = here[here["shots"] != FULL]
+        ways = common if common in set(few["ways"]) else main_ways(here)
+        probe = next(iter(probes(few[few["ways"] == ways], full=False)), None)
+        shots = main_shots(few[few["probe"] == probe], ways) if ways and probe else None
+        found[str(target)] = Usual(ways, probe, shots, next(iter(probes(here, full=True)), None))
+    return found
 
 
 def probes(cells: pd.DataFrame, *, full: bool) -> list[str]:

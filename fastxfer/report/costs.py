@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from fastxfer.budgets import COSTS, is_stopped
+from fastxfer.budgets import COSTS, finished, is_stopped
 from fastxfer.report import cells as c
 from fastxfer.report.answer import Name
 from fastxfer.report.facts import Facts
@@ -105,6 +105,31 @@ def _per_run(tuned: pd.DataFrame, pairs: Iterable[tuple[str, str]]) -> list[floa
     return [
         float(next((m[k] for m, k in zip(means, ((b, t), t, b), strict=True) if k in m.index), every)) for b, t in pairs
     ]
+
+
+def points(results: pd.DataFrame, cells: pd.DataFrame, facts: Facts) -> list[dict[str, Any]]:
+    """What an answer took, for the figure of cost against accuracy: {label, target, shots, seconds, flops, parameters}.
+
+    A line with `shots` None is an embedding, from which all probes of its (backbone, target) are solved; the others are
+    fine-tunings, the mean of those that were finished. What isn't known is NaN.
+    """
+    found: list[dict[str, Any]] = []
+    labels = cells[["backbone", "target", "label"]].drop_duplicates()
+    tuned = finished(results)
+    tuned = tuned[tuned["metric"].isin(COSTS)].astype({"shots": str})
+    means = tuned.groupby(["backbone", "target", "shots", "metric"])["value"].mean().unstack("metric")
+    for backbone, target, label in labels.itertuples(index=False):
+        attributes, about = facts.embeddings.get((backbone, target), {}), facts.targets.get(target)
+        parameters = number(attributes.get("parameters"))
+        of_all = number(attributes.get("flops")) * about.n_images if about else math.nan
+        common = {"label": label, "target": target, "parameters": parameters}
+        found.append({**common, "shots": None, "seconds": number(attributes.get("seconds")), "flops": of_all})
+        for (b, t, shots), row in means.iterrows():
+            if (b, t) == (backbone, target):
+                found.append(
+                    {**common, "shots": shots, "seconds": number(row.get("seconds")), "flops": number(row.get("flops"))}
+                )
+    return found
 
 
 def _known(seconds: float) -> str:

@@ -45,6 +45,7 @@ class Facts:
     """Everything of the report that is no measured value."""
 
     store: str
+    study: str = ""
     digest: str | None = None
     embeddings: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)  # (backbone, target) -> attributes
     targets: dict[str, TargetFacts] = field(default_factory=dict)

@@ -171,6 +171,7 @@ def provenance(
     """Command, versions, digests and hashes."""
     facts_list: list[tuple[str, Any]] = [
         ("Command", tag("code", shown_command(command))),
+        *([("Study", facts.study)] if facts.study else []),
         ("Made", made),
         ("Versions", ", ".join(f"{k} {v}" for k, v in facts.versions.items())),
         (

@@ -24,6 +24,10 @@ GATE_SECONDS = 60.0
 _GATE = ".gate"
 
 
+class HeldError(DataError):
+    """Somebody else holds a lock."""
+
+
 @dataclass(frozen=True)
 class Team:
     """One of `count` processes of a job that write one array together; `rank` counts from 0."""
@@ -34,14 +38,16 @@ class Team:
 
 
 @contextmanager
-def hold(path: Path, what: str, *, wait: float = 0.0, team: Team | None = None) -> Iterator[Path]:
+def hold(
+    path: Path, what: str, *, wait: float = 0.0, team: Team | None = None, silent: float = SILENT_SECONDS
+) -> Iterator[Path]:
     """Hold the lock file `path` while the block runs, alone or with a team; `what` is said to whoever comes second.
 
     The kernel's flock decides, so a killed holder's lock is free at once. Where flock doesn't reach across machines,
-    a lock last touched by another host less than SILENT_SECONDS ago counts as held. Each of a team holds a file of its
+    a lock last touched by another host less than `silent` seconds ago counts as held. Each of a team holds a file of its
     own beside `path`, so that nobody else may come, and a second team neither.
 
-    Raises DataError naming the holder (host, process, since when) if it isn't free within `wait` seconds.
+    Raises HeldError naming the holder (host, process, since when) if it isn't free within `wait` seconds.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     own = path if team is None else path.with_name(f"{path.name}.{team.rank}-of-{team.count}")
@@ -49,10 +55,11 @@ def hold(path: Path, what: str, *, wait: float = 0.0, team: Team | None = None) 
     with ExitStack() as stack:
         while True:
             # Who looks whether others hold their locks, and then takes his, does both before the next one looks.
-            with _file(path.with_name(f"{path.name}{_GATE}"), mine(), time.monotonic() + GATE_SECONDS) as holder:
-                holder = holder or _others(path, own, team)
+            gate = path.with_name(f"{path.name}{_GATE}")
+            with _file(gate, mine(), time.monotonic() + GATE_SECONDS, silent) as holder:
+                holder = holder or _others(path, own, team, silent)
                 if holder is None:
-                    holder = stack.enter_context(_file(own, mine(team), time.monotonic()))
+                    holder = stack.enter_context(_file(own, mine(team) | {"what": what}, time.monotonic(), silent))
             if holder is None:
                 break
             if time.monotonic() >= deadline:
@@ -61,12 +68,12 @@ def hold(path: Path, what: str, *, wait: float = 0.0, team: Team | None = None) 
         yield own
 
 
-def _others(path: Path, own: Path, team: Team | None) -> dict[str, Any] | None:
+def _others(path: Path, own: Path, team: Team | None, silent: float) -> dict[str, Any] | None:
     """Who holds a lock that excludes ours."""
     for other in [path, *path.parent.glob(f"{glob.escape(path.name)}.*-of-*")]:
         if other == own:
             continue
-        holder = _look(other)
+        holder = holder_of(other, silent)
         if holder and (team is None or holder.get("job") != team.job):
             return holder
     return None
@@ -82,21 +89,21 @@ def mine(team: Team | None = None) -> dict[str, Any]:
     return told if team is None else told | {"job": team.job}
 
 
-def held(what: str, holder: dict[str, Any], otherwise: str) -> DataError:
+def held(what: str, holder: dict[str, Any], otherwise: str) -> HeldError:
     """What is said to whoever comes second."""
-    return DataError(
+    return HeldError(
         f"{what} is being written by process {holder.get('pid', '?')} on {holder.get('host', '?')} "
         f"since {holder.get('since', '?')}; wait for it, or {otherwise}"
     )
 
 
 @contextmanager
-def _file(path: Path, told: dict[str, Any], deadline: float) -> Iterator[dict[str, Any] | None]:
+def _file(path: Path, told: dict[str, Any], deadline: float, silent: float) -> Iterator[dict[str, Any] | None]:
     """Hold one lock file and yield None, or what its holder wrote if it isn't free by the deadline."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            holder = _take(descriptor, path)
+            holder = _take(descriptor, path, silent)
         except BaseException:
             os.close(descriptor)
             raise
@@ -120,7 +127,7 @@ def _file(path: Path, told: dict[str, Any], deadline: float) -> Iterator[dict[st
         os.close(descriptor)
 
 
-def _take(descriptor: int, path: Path) -> dict[str, Any] | None:
+def _take(descriptor: int, path: Path, silent: float) -> dict[str, Any] | None:
     """None if the lock is ours, else what its holder wrote; ``{"retry": True}`` if the file was replaced meanwhile."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -136,8 +143,8 @@ def _take(descriptor: int, path: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return {"retry": True}
     holder = _holder(descriptor)
-    silent = time.time() - os.fstat(descriptor).st_mtime
-    if holder and holder.get("host") != socket.gethostname() and silent < SILENT_SECONDS:
+    untouched = time.time() - os.fstat(descriptor).st_mtime
+    if holder and holder.get("host") != socket.gethostname() and untouched < silent:
         return holder
     return None
 
@@ -152,16 +159,17 @@ def _holder(descriptor: int) -> dict[str, Any]:
 
 def is_held(path: Path) -> bool:
     """Whether somebody holds a lock file, as far as can be seen from here."""
-    return _look(path) is not None
+    return holder_of(path) is not None
 
 
-def _look(path: Path) -> dict[str, Any] | None:
+def holder_of(path: Path, silent: float = SILENT_SECONDS) -> dict[str, Any] | None:
+    """What the holder of a lock file wrote of itself; None if nobody holds it, as far as can be seen from here."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
         return None
     try:
-        holder = _take(descriptor, path)
+        holder = _take(descriptor, path, silent)
         return None if holder and holder.get("retry") else holder
     finally:
         os.close(descriptor)

@@ -3,7 +3,7 @@
 from fastxfer.targets.check import check_target, check_targets
 from fastxfer.targets.describe import describe_target
 from fastxfer.targets.merge import merge_targets
-from fastxfer.targets.register import add_target, define_target, list_targets, load_target
+from fastxfer.targets.register import add_target, define_target, how_added, list_targets, load_target
 from fastxfer.targets.split import make_split
 from fastxfer.targets.table import SPLITS, Target
 
@@ -15,6 +15,7 @@ __all__ = [
     "check_targets",
     "define_target",
     "describe_target",
+    "how_added",
     "list_targets",
     "load_target",
     "make_split",

@@ -247,6 +247,12 @@ def list_targets(data_root: Path | str) -> list[dict[str, Any]]:
     return rows
 
 
+def how_added(name: str, data_root: Path | str) -> dict[str, Any] | None:
+    """What was noted when a target was added: `source`, `root`, the arguments of `add_target`; None if none was."""
+    folder = register_folder(data_root)
+    return _read_meta(folder, name) if (folder / f"{name}.json").is_file() else None
+
+
 def register_folder(data_root: Path | str) -> Path:
     return Path(data_root) / "targets"
 

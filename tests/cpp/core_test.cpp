@@ -4,16 +4,19 @@
 //   core_test                 all ops x types x shapes; exit code 1 and a line for each failure
 //   core_test count OP        how often a member of the team calls sync() in one small episode of OP
 //   core_test drop OP N       the same episode with the N-th sync() left out: for ThreadSanitizer to find
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <random>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "../../csrc/core/knn.h"
 #include "../../csrc/core/logistic.h"
+#include "../../csrc/core/neighbours.h"
 #include "../../csrc/core/prototype.h"
 #include "../../csrc/core/ridge.h"
 #include "../../csrc/cpu/dense.h"
@@ -217,6 +220,71 @@ Answer knn(World<Gram>& world, const std::vector<int>& k, int threads, bool by_d
     return answer;
 }
 
+// Lists of the nearest of n images for q queries; every third image is the one before it.
+struct Near {
+    std::vector<float> products;
+    std::vector<std::int64_t> rows;
+    long syncs = 0;
+};
+
+struct Photographs {
+    Photographs(std::int64_t n, std::int64_t q, std::int64_t dim) : n(n), q(q), dim(dim), x(n * dim), query(q * dim) {
+        std::mt19937 random(3);
+        std::normal_distribution<float> normal;
+        for (float& value : x) value = normal(random);
+        for (float& value : query) value = normal(random);
+        for (std::int64_t i = 2; i < n; i += 3) std::memcpy(&x[i * dim], &x[(i - 1) * dim], dim * sizeof(float));
+    }
+
+    Near nearest(int k, std::int64_t shares, int threads, long drop = -1) const {
+        Near near{std::vector<float>(q * shares * k, NAN), std::vector<std::int64_t>(q * shares * k, -7)};
+        const fastxfer::NeighboursParams params = {
+            n, q, dim, x.data(), query.data(), k, shares, near.products.data(), near.rows.data()};
+        for (std::int64_t e = 0; e < params.items(); ++e) {
+            const long syncs = run(
+                threads, drop,
+                [&] { return threads ? neighbours_bytes<ThreadTeam>(params) : neighbours_bytes<SerialTeam>(params); },
+                [&](const auto& team, void* block) { neighbours_item(team, params, e, block); });
+            if (e == 0 || syncs < near.syncs) near.syncs = syncs;
+        }
+        return near;
+    }
+
+    std::int64_t n, q, dim;
+    std::vector<float> x, query;
+};
+
+// Against what comes of sorting all products of a share.
+void check_nearest(const Photographs& images, int k, std::int64_t shares) {
+    const std::string name = "nearest n=" + std::to_string(images.n) + " q=" + std::to_string(images.q) +
+                             " k=" + std::to_string(k) + " shares=" + std::to_string(shares);
+    const Near alone = images.nearest(k, shares, 0), team = images.nearest(k, shares, 3);
+    expect(team.syncs > 0, name + ": members took different ways", 0);
+    for (std::int64_t j = 0; j < images.q; ++j) {
+        for (std::int64_t share = 0; share < shares; ++share) {
+            const std::int64_t first = images.n * share / shares, last = images.n * (share + 1) / shares;
+            std::vector<std::int64_t> order;
+            std::vector<double> product(images.n);
+            for (std::int64_t i = first; i < last; ++i) {
+                order.push_back(i);
+                for (std::int64_t d = 0; d < images.dim; ++d)
+                    product[i] += double(images.x[i * images.dim + d]) * images.query[j * images.dim + d];
+            }
+            std::stable_sort(order.begin(), order.end(), [&](auto a, auto b) { return product[a] > product[b]; });
+            for (int i = 0; i < k; ++i) {
+                const std::int64_t at = (j * shares + share) * k + i;
+                const std::int64_t row = i < last - first ? order[i] : -1;
+                expect(alone.rows[at] == row && team.rows[at] == row, name + " row", static_cast<double>(j));
+                const double value = row < 0 ? -INFINITY : product[row];
+                const bool same = row < 0 ? alone.products[at] == value && team.products[at] == value
+                                          : std::fabs(alone.products[at] - value) < 1e-4 &&
+                                                std::fabs(team.products[at] - value) < 1e-4;
+                expect(same, name + " product", alone.products[at]);
+            }
+        }
+    }
+}
+
 double largest_difference(const std::vector<float>& a, const std::vector<float>& b) {
     double most = a.size() == b.size() ? 0 : INFINITY, size = 1;
     for (std::size_t i = 0; i < a.size() && i < b.size(); ++i) {
@@ -368,6 +436,7 @@ long small(const std::string& op, int threads, long drop) {
     if (op == "logistic") return logistic(world, l2, 1e-5, threads, drop).syncs;
     if (op == "ridge") return ridge(world, l2, threads, drop).syncs;
     if (op == "prototype") return prototype(world, true, threads, drop).syncs;
+    if (op == "neighbours") return Photographs(70, 3, 5).nearest(4, 1, threads, drop).syncs;
     if (op == "knn") return knn(world, {1, 3}, threads, false, drop).syncs;
     std::printf("unknown op\n");
     std::exit(2);
@@ -384,6 +453,12 @@ int main(int argc, char** argv) {
     // A gap of tol bounds the solution's error by its root, times up to 100 where the penalty is weakest.
     all_shapes<float>("float", 1e-6, 1e-2);
     all_shapes<double>("double", 1e-9, 1e-5);
+    for (const auto& [n, q, dim] : {std::tuple{1, 1, 1}, std::tuple{5, 3, 7}, std::tuple{150, 66, 9}}) {
+        const Photographs images(n, q, dim);
+        for (const int k : {1, 4, 70})
+            for (const std::int64_t shares : {std::int64_t{1}, std::int64_t{n < 3 ? 1 : 3}})
+                check_nearest(images, k, shares);
+    }
     std::printf("%d failures\n", failures);
     return failures ? 1 : 0;
 }

@@ -1,7 +1,8 @@
 """Results on disk: tidy rows, one a measured value, in append-only Parquet parts; and a log of the runs that made them.
 
 A part holds whole cells (a cell is a row's key without its episode), each with a contiguous range of episodes that the
-part's footer lists. So duplicates are found, and finished work is known, by reading footers only.
+part's footer lists. So duplicates are found, and finished work is known, by reading footers only. What each test image did
+to the values of a cell lies beside them, see `fastxfer.results.images`.
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pandas as pd
@@ -24,10 +25,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fastxfer.errors import DataError
+from fastxfer.files import write_whole
+from fastxfer.results import images as image_parts
+from fastxfer.results.images import Cell, ImageSums
+
+__all__ = ["CELL", "KEY", "NO_EPISODE", "SCHEMA", "Cell", "ImageSums", "ResultStore", "complete", "results_path"]
 
 FORMAT = 3  # 1 had no column `undefined`, 2 no `l2` and `l2_at_edge`
 CELL = ("source", "backbone", "target", "ways", "shots", "seed", "probe", "params", "split", "metric")
 KEY = (*CELL[:6], "episode", *CELL[6:])
+_STUDY = "study.json"
 NO_EPISODE = -1
 
 _TEXT = pa.dictionary(pa.int32(), pa.string())
@@ -56,7 +63,6 @@ SCHEMA = pa.schema(
     ]
 )
 
-Cell = tuple[str | int, ...]
 _Span = tuple[int, int, str]  # first episode, last episode, hash of their list
 
 
@@ -66,6 +72,10 @@ def results_path(store_path: str | Path) -> Path:
     if "://" in text:
         text = text.split("://", 1)[1].replace("/", "_")
     return Path(text.rstrip("/") + "-results")
+
+
+class _TakenError(DataError):
+    """Where a file system's locks do not hold, of two writers of the same cells this one was second."""
 
 
 class ResultStore:
@@ -80,10 +90,11 @@ class ResultStore:
     def open(cls, path: str | Path) -> ResultStore:
         """Open the results in a folder, which need not exist yet; `DataError` if a part is damaged or newer."""
         store = cls(Path(path))
-        store._refresh()
+        store.refresh()
         return store
 
-    def _refresh(self) -> None:
+    def refresh(self) -> None:
+        """Look for what others have added since."""
         for part in sorted(self.path.glob("rows-*.parquet")):
             if part.name not in self._parts:
                 for cell, span in _footer(part):
@@ -115,8 +126,24 @@ class ResultStore:
     def __contains__(self, cell: Cell) -> bool:
         return cell in self._cells
 
-    def append(self, rows: pd.DataFrame) -> None:
-        """Add rows, all or none of them; `DataError` if a key is there already or twice among the new ones."""
+    def cells(self) -> Collection[Cell]:
+        """The cells that have rows, known without reading any."""
+        return self._cells.keys()
+
+    def n_rows(self, cell: Cell) -> int:
+        """How many rows a cell has."""
+        return sum(last - first + 1 for first, last, _ in self._cells.get(cell, []))
+
+    @property
+    def digest(self) -> str:
+        """Names what rows there are: another one as soon as some are added."""
+        return hashlib.sha256("\n".join(sorted(self._parts)).encode()).hexdigest()[:16]
+
+    def append(self, rows: pd.DataFrame, images: Mapping[Cell, ImageSums] | None = None) -> None:
+        """Add rows, all or none of them; `DataError` if a key is there already or twice among the new ones.
+
+        images: of some or all of their cells, what each test image did to the values of just these rows
+        """
         if rows.empty:
             return
         rows = complete(rows).reset_index(drop=True)
@@ -127,8 +154,34 @@ class ResultStore:
         if repeated.any():
             raise DataError(f"results: the same row twice: {_describe(rows.loc[repeated.idxmax()])}")
         with self._only_writer():
-            self._refresh()
-            self._write(rows, self._new_cells(rows))
+            self.refresh()
+            self._write(rows, self._new_cells(rows), images or {})
+
+    def append_new(self, rows: pd.DataFrame, images: Mapping[Cell, ImageSums] | None = None) -> int:
+        """Add those rows whose keys are not there yet; how many that were. `images` as for `append`.
+
+        Whatever another process has written of them meanwhile stays as it is: what is measured twice is equal. Of a cell
+        that is there in part, the images cannot be taken apart: it has them for the episodes that were there.
+        """
+        rows = complete(rows).reset_index(drop=True)
+        with self._only_writer():
+            self.refresh()
+            keep, whole = np.ones(len(rows), bool), set()
+            for cell, at in rows.groupby(list(CELL), sort=False, observed=True).indices.items():
+                self.episodes_done(tuple(cell), str(rows["episodes_hash"].iloc[at[0]]))  # refuses another list's
+                episodes = rows["episode"].to_numpy()[at]
+                for first, last, _ in self._cells.get(tuple(cell), []):
+                    keep[at] &= (episodes < first) | (episodes > last)
+                if keep[at].all():
+                    whole.add(tuple(cell))
+            rows = rows[keep].reset_index(drop=True)
+            try:
+                if len(rows):
+                    sums = {cell: of_cell for cell, of_cell in (images or {}).items() if cell in whole}
+                    self._write(rows, self._new_cells(rows), sums)
+            except _TakenError:
+                return 0
+        return len(rows)
 
     @contextmanager
     def _only_writer(self) -> Iterator[None]:
@@ -154,29 +207,42 @@ class ResultStore:
             cells.append((tuple(cell), (first, last, str(of_list))))
         return cells
 
-    def _write(self, rows: pd.DataFrame, cells: list[tuple[Cell, _Span]]) -> None:
+    def _write(self, rows: pd.DataFrame, cells: list[tuple[Cell, _Span]], images: Mapping[Cell, ImageSums]) -> None:
+        alien = images.keys() - {cell for cell, _ in cells}
+        if alien:
+            raise ValueError(f"images of cells without rows: {sorted(alien, key=str)[0]}")
         footer = json.dumps({"format": FORMAT, "cells": [[list(cell), *span] for cell, span in cells]}, default=int)
         # Named by what it holds, and linked rather than renamed: where a file system's locks do not hold, of two writers
         # of the same cells the second finds the name taken.
         part = self.path / f"rows-{hashlib.sha256(footer.encode()).hexdigest()[:20]}.parquet"
         table = pa.Table.from_pandas(rows, schema=SCHEMA, preserve_index=False)
         table = table.replace_schema_metadata({b"fastxfer": footer.encode()})
-        handle, name = tempfile.mkstemp(dir=self.path, prefix=".rows-", suffix=".tmp")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                pq.write_table(table, file, compression="zstd")
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(name, 0o644)
+        if images:  # first, since the rows commit them; what a killed run left under this name is replaced
+            with self._temporary() as (name, file):
+                image_parts.write(file, images)
+                _sync(file, name)
+                os.replace(name, _images_of(part))
+        with self._temporary() as (name, file):
+            pq.write_table(table, file, compression="zstd")
+            _sync(file, name)
             try:
                 os.link(name, part)
             except FileExistsError:
-                raise DataError(f"results: another process has just written these rows ({part})") from None
-        finally:
-            os.unlink(name)
+                raise _TakenError(f"results: another process has just written these rows ({part})") from None
         self._parts.add(part.name)
         for cell, span in cells:
             self._cells.setdefault(cell, []).append(span)
+
+    @contextmanager
+    def _temporary(self) -> Iterator[tuple[str, IO[bytes]]]:
+        """A file in the folder that is gone in the end, unless it was renamed."""
+        handle, name = tempfile.mkstemp(dir=self.path, prefix=".rows-", suffix=".tmp")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                yield name, file
+        finally:
+            with suppress(FileNotFoundError):
+                os.unlink(name)
 
     def log_run(self, run: dict[str, Any]) -> None:
         """Note what a command did (its line, versions, seconds): one JSON line in ``runs.jsonl``."""
@@ -204,14 +270,105 @@ class ResultStore:
                     raise DataError(f"results: '{log}', line {number} is damaged: delete that line") from None
         return found
 
+    def study(self) -> dict[str, Any]:
+        """What `set_study` noted last; {} for rows of no study. `DataError` if the note is damaged."""
+        note = self.path / _STUDY
+        if not note.is_file():
+            return {}
+        try:
+            told = json.loads(note.read_text(encoding="utf-8"))
+            return {"name": str(told["name"]), "hash": str(told["hash"]), "study": dict(told["study"])}
+        except (ValueError, KeyError, TypeError):
+            raise DataError(f"results: '{note}' is damaged: delete it, and run the study again") from None
+
+    def set_study(self, name: str, of_hash: str, study: Mapping[str, Any]) -> None:
+        """Note whose rows these are: a study's name, hash and content."""
+        told = {"name": name, "hash": of_hash, "study": dict(study)}
+        if self.study() != told:
+            write_whole(self.path / _STUDY, (json.dumps(told, indent=2, ensure_ascii=False) + "\n").encode())
+
     def read(self, columns: Sequence[str] | None = None) -> pd.DataFrame:
         """All rows; text columns are categorical. An empty frame with the right columns where there are none."""
-        self._refresh()
+        self.refresh()
         names = list(columns) if columns else SCHEMA.names
         tables = [_read_part(self.path / name, names) for name in sorted(self._parts)]
         if not tables:
             tables = [SCHEMA.empty_table().select(names)]
         return pa.concat_tables(tables).unify_dictionaries().to_pandas()
+
+    def read_images(self, cells: Collection[Cell] | None = None) -> pd.DataFrame:
+        """What each test image did to the values of the cells, all or some: one line a (cell, image).
+
+        Columns CELL, `image` (row of the target as it was evaluated), `group` (row of the first image of the same patient,
+        or the image itself), `episodes` (of the cell, the undefined ones left out; 1 without episodes) and `rarity` (of the
+        cell: what belongs to its variance over images beside the sums, `fastxfer.metrics.rarity`), `n` (how often they
+        asked the image), `sum` of its influences on the episodes' values (`fastxfer.metrics.influence`) and `odd`, the
+        part of the sum that comes from episodes of odd number. Text columns are categorical. Cells that were made before
+        this table was kept, or whose metric has no influence, have no lines.
+        """
+        self.refresh()
+        parts = [_images_of(self.path / name) for name in sorted(self._parts)]
+        return image_parts.read([part for part in parts if part.exists()], CELL, cells)
+
+
+def _images_of(part: Path) -> Path:
+    """The sibling of a part of rows that holds its images."""
+    return part.with_name(part.name.replace("rows-", "images-", 1))
+
+
+def _sync(file: IO[bytes], name: str) -> None:
+    """Bring what was written to the disk, for everybody to read."""
+    file.flush()
+    os.fsync(file.fileno())
+    os.chmod(name, 0o644)
+
+
+def merge(sources: Sequence[str | Path], into: str | Path) -> int:
+    """Put the rows of several folders of results into one, which may have rows already; how many were added.
+
+    Nothing is written unless all fit: `DataError` for a source without rows, for rows of one key that are not equal in every
+    column, for cells of different lists of episodes, and for folders of different studies. The logs of runs follow.
+    """
+    stores = {Path(path): ResultStore.open(path) for path in (*sources, into)}
+    frames = {path: store.read() for path, store in stores.items()}
+    for path in map(Path, sources):
+        if frames[path].empty:
+            raise DataError(f"no results at '{path}': there is nothing to merge")
+    studies = {path: store.study() for path, store in stores.items()}
+    names = {told["name"]: path for path, told in studies.items() if told}
+    if len(names) > 1:
+        words = ", ".join(f"'{path}' of '{name}'" for name, path in names.items())
+        raise DataError(f"results of different studies are not put into one folder: {words}")
+    text = {column: str for column in SCHEMA.names if pa.types.is_dictionary(SCHEMA.field(column).type)}
+    together = pd.concat([f.astype(text).assign(folder=str(p)) for p, f in frames.items()], ignore_index=True)
+    distinct = together.drop_duplicates(SCHEMA.names)
+    clash = distinct.duplicated(list(KEY), keep=False)
+    if clash.any():
+        one = distinct[clash].sort_values(list(KEY)).iloc[0]
+        same = distinct[clash & (distinct[list(KEY)] == one[list(KEY)]).all(axis=1)]
+        where = ", ".join(f"{row.value!r} in '{row.folder}'" for row in same.itertuples())
+        raise DataError(
+            f"{int(distinct[clash].duplicated(list(KEY)).sum()):,} rows are there twice and differ, the first: "
+            f"{_describe(one)}: {where}. Only equal rows can be merged: decide which are right, and leave the others out"
+        )
+    lists = distinct.groupby(list(CELL), observed=True)["episodes_hash"].nunique()
+    if (lists > 1).any():
+        cell = ", ".join(f"{name}={value}" for name, value in zip(CELL, lists[lists > 1].index[0], strict=True))
+        raise DataError(f"episodes of different lists under one key ({cell}): the target has changed between them")
+    target = stores[Path(into)]
+    added = sum(
+        target.append_new(frames[path], image_parts.sums_of(stores[path].read_images(), CELL))
+        for path in map(Path, sources)
+    )
+    known = target.runs()
+    for path in map(Path, sources):
+        for run in stores[path].runs():
+            if run not in known:
+                target.log_run(run)
+    for told in studies.values():
+        if told and not target.study():
+            target.set_study(told["name"], told["hash"], told["study"])
+    return added
 
 
 def complete(rows: pd.DataFrame) -> pd.DataFrame:
