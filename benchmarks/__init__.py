@@ -25,6 +25,7 @@ from benchmarks import (
     pretrain,
     probe,
     sample,
+    scaling,
     selection,
     store,
     study,
@@ -61,6 +62,7 @@ BENCHMARKS: dict[str, Callable[[Any], list[Entry]]] = {
     "compare": compare.run,
     "coverage": coverage.run,
     "study": study.run,
+    "scaling": scaling.run,
 }
 # Run only if named: minutes for an option that few use, or for what isn't timed; half an hour for a size that few have.
-ON_REQUEST = {"compile", "compare", "coverage", "large", "study"}
+ON_REQUEST = {"compile", "compare", "coverage", "large", "scaling", "study"}
