@@ -146,7 +146,7 @@ class Whole:
             support = 0.5 * rng.normal(size=(self.episodes, 1, len(self.n)))
             return own + support + 0.7 * rng.normal(size=(self.episodes, *own.shape))
 
-        truth = float(np.mean([METRICS[self.metric](scores(), labels).mean() for _ in range(2 * repetitions)]))
+        truth = float(np.mean([METRICS[self.metric](scores(), labels).mean() for _ in range(repetitions)]))
         values, sums = np.empty((repetitions, self.episodes)), {}
         for r in range(repetitions):
             s, cell, influences = scores(), _cell(r, self.metric), Influences(target)
@@ -183,7 +183,7 @@ class Until:
         for _ in range(repetitions):
             used, low, high = np.empty(0), 0.0, 1.0
             while high - low > 2 * self.half:
-                more = max(50, len(used) // 10)
+                more = max(200, len(used) // 10)
                 used = np.r_[used, rng.binomial(75, rng.beta(a, b, more)) / 75]
                 low, high = confidence_sequence(used, self.half)
             missed += not low <= self.mean <= high
@@ -253,7 +253,7 @@ def classes(n: tuple[int, ...], distance: float, rare: float = 0.0) -> Callable[
 
 
 WORLDS = (
-    Episodic("hardly an image twice", 20, 200, 40, 1.0),
+    Episodic("hardly an image twice", 10, 200, 30, 1.0),
     Episodic("shared test images", 10, 20, 200, 1.0),
     Episodic("patients", 10, 30, 200, 1.0, of_patient=3, patient_sd=1.0),
     Episodic("few images", 5, 15, 200, 1.0, band=HARD),
