@@ -156,6 +156,10 @@ def _run(
         & (rows["target"].isin(targets) if targets else True)
         & (rows["backbone"].isin(backbones) if backbones else True)
     ]
+    cells = list(shown[list(CELL)].itertuples(index=False, name=None))
+    table = summarise(shown, images=done.read_images(cells))
+    reasons = dict(zip(table[list(CELL)].itertuples(index=False, name=None), table["reason"], strict=True))
+    say_reasons(table)
     if as_json:
         emit_json(
             {
@@ -164,16 +168,17 @@ def _run(
                 "seconds": seconds,
                 "leaks": leaks.said,
                 "rows": [
-                    {**r, "interval": TEST_IMAGES, "flags": leaks.flags(r["target"], r["source"], r["split"])}
-                    for r in shown.to_dict("records")
+                    {
+                        **r,
+                        "interval": TEST_IMAGES,
+                        "reason": reasons[cell],
+                        "flags": leaks.flags(r["target"], r["source"], r["split"]),
+                    }
+                    for cell, r in zip(cells, shown.to_dict("records"), strict=True)
                 ],
             }
         )
         return
-    if len(shown):
-        say_reasons(
-            summarise(shown, images=done.read_images(set(shown[list(CELL)].itertuples(index=False, name=None))))
-        )
     shown = shown.sort_values(["target", "split", "metric", "value"])
     print_flagged(
         ["target", "backbone", "split", "metric", "value", "95 % over test images", "params"],
