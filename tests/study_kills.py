@@ -71,8 +71,9 @@ def ended_well(child: int) -> bool:
     return not os.WIFSIGNALED(status)
 
 
-def warm_up() -> None:
-    """Compile and load what the children need; neither Zarr nor Arrow, whose threads a fork would lose."""
+def warm_up(file: Path) -> None:
+    """Compile and load what the children need, Arrow apart, whose threads a fork would lose; Zarr makes its own anew."""
+    open_world(file)
     target = blobs_target(n_classes=4)
     rng = np.random.default_rng(0)
     pool = ops.Pool(rng.normal(size=(target.n_images, 4)).astype(np.float32), backend="cpu", gram=True)
@@ -112,7 +113,7 @@ def main(work: Path, trials: int, workers: int = 2, kills: int = 12) -> None:
     file = work / "study.toml"
     backbones = ", ".join(f'{{ name = "{name}" }}' for name in BACKBONES)
     file.write_text(STUDY.format(store=store, backbones=backbones))
-    warm_up()
+    warm_up(file)
     started = time.perf_counter()
     assert ended_well(fork(work_on(file, work / "undisturbed")))
     seconds = time.perf_counter() - started
