@@ -19,13 +19,14 @@ from random import Random
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from helpers import blobs_store, blobs_target
 
 from fastxfer import ops
 from fastxfer.episodes import EpisodeSpec, sample_episodes
 from fastxfer.metrics import measure
 from fastxfer.probes import make_probe
-from fastxfer.results import KEY, ResultStore
+from fastxfer.results import CELL, KEY, ResultStore
 from fastxfer.study import open_world, run_study
 
 BACKBONES = {"a": 0.8, "b": 1.2, "c": 1.6, "d": 2.0, "e": 2.4}
@@ -83,6 +84,15 @@ def warm_up(file: Path) -> None:
             measure("accuracy", answer.scores, episodes.query_labels)
 
 
+def everything(results: ResultStore) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """All rows, and what test images did to them, in an order of their own."""
+    rows, images = results.read(), results.read_images()
+    return tuple(  # type: ignore[return-value]
+        frame.sort_values([*key], ignore_index=True).astype(str)
+        for frame, key in ((rows, KEY), (images, (*CELL, "image")))
+    )
+
+
 def work_on(file: Path, results: Path) -> Callable[[], None]:
     return lambda: [run_study(open_world(file, results=str(results))), None][1]
 
@@ -119,15 +129,17 @@ def main(work: Path, trials: int, workers: int = 2, kills: int = 12) -> None:
     seconds = time.perf_counter() - started
     told = [trial(i, file, work / f"trial-{i}", workers, kills, seconds) for i in range(trials)]
     # Only now, when no more is forked, may Arrow start its threads.
-    rows = ResultStore.open(work / "undisturbed").read().sort_values(list(KEY), ignore_index=True).astype(str)
-    cells = len(ResultStore.open(work / "undisturbed").cells())
-    print(json.dumps({"cells": cells, "rows": len(rows), "seconds": seconds}), flush=True)
+    undisturbed = ResultStore.open(work / "undisturbed")
+    rows, images = everything(undisturbed)
+    told_first = {"cells": len(undisturbed.cells()), "rows": len(rows), "images": len(images), "seconds": seconds}
+    print(json.dumps(told_first), flush=True)
     for one in told:
         kept = ResultStore.open(work / f"trial-{one['trial']}")
-        mine = kept.read().sort_values(list(KEY), ignore_index=True).astype(str)
+        mine, of_images = everything(kept)
+        equal = bool(mine.equals(rows) and of_images.equals(images))
         held = list((kept.path / "running").glob("*.lock"))
         print(
-            json.dumps({**one, "rows": len(mine), "equal": bool(mine.equals(rows)), "claims_left": len(held)}),
+            json.dumps({**one, "rows": len(mine), "equal": equal, "claims_left": len(held)}),
             flush=True,
         )
 
