@@ -15,7 +15,7 @@ from typing import Any
 
 SCRIPT = Path(__file__).parents[1] / "tests" / "study_kills.py"
 # (workers, kills a trial, trials)
-SIZES = ((1, 12, 20), (2, 12, 40), (3, 24, 40))
+SIZES = ((1, 12, 10), (2, 12, 20), (3, 24, 10))
 TINY = ((2, 8, 1),)
 
 
