@@ -14,6 +14,7 @@ import statsmodels.api as sm
 from click.testing import CliRunner
 from scipy import stats
 
+from benchmarks import Options, scaling
 from fastxfer.cli import main
 from fastxfer.errors import DataError, UsageError
 from fastxfer.results import NO_EPISODE, ResultStore
@@ -375,3 +376,11 @@ def test_the_command_on_our_rows(tmp_path):
     assert CliRunner().invoke(main, [*words, "--domain", "dtd"]).exit_code == 2
     assert CliRunner().invoke(main, [*words, "--figure", "gains.png"]).exit_code == 2
     assert CliRunner().invoke(main, [*words, "--proximity", str(tmp_path / "none.csv")]).exit_code == 1
+
+
+def test_the_benchmark_says_how_often_intervals_hold(monkeypatch):
+    worlds = [(scaling._pairs, 3), (scaling._small, 1)]
+    monkeypatch.setattr(scaling, "WORLDS", [(make, count, count) for make, count in worlds])
+    entries = scaling.run(Options(tiny=True))
+    assert {e["name"].split("/")[1] for e in entries} == {"pairs", "small"}
+    assert all(0 <= e["rate"] <= 1 and e["checked"] and e["promised"][0] < e["promised"][1] for e in entries)

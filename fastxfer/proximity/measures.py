@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from fastxfer.ops_full import logistic_full, nearest_full
-from fastxfer.statistics import bootstrap_interval
+from fastxfer.statistics import split_interval
 
 Array = NDArray[Any]
 Floats = NDArray[np.float64]
@@ -187,7 +187,7 @@ def a_distance(x: Array, y: Array, *, seed: int = 0) -> Measured:
 
     Cross-validated: of FOLDS parts each is scored by a probe that has learnt from the others but one, on which it has chosen
     its penalty among L2. Equal embeddings stay in one part, so that equal samples have distance 0 exactly. The interval is
-    a bootstrap over images, the probes staying as they are.
+    over images, the probes staying as they are.
     """
     z = np.concatenate([x, y]).astype(np.float64)
     z -= z.mean(axis=0)
@@ -205,7 +205,7 @@ def a_distance(x: Array, y: Array, *, seed: int = 0) -> Measured:
         losses = [_log_loss(s[judged], of[judge]) for s in found]
         scores[held] = found[int(np.argmin(losses))][~judged]
     error = np.mean([(scores[of == c].argmax(axis=1) != c).mean() for c in (0, 1)])
-    low, high = bootstrap_interval("balanced_accuracy", scores, of, level=LEVEL, seed=seed)
+    low, high = split_interval("balanced_accuracy", scores, of, level=LEVEL)
     low, high = 4 * low - 2, 4 * high - 2
     return Measured(float(2 * (1 - 2 * error)), (high - low) / (2 * _Z), low, high)
 

@@ -26,10 +26,15 @@ def regime(shots: str) -> str:
 
 @dataclass(frozen=True, eq=False)
 class ScaleModel:
-    """A fitted model. columns: names of its coefficients, tuples; cells: what it was fitted to, with y and its fit."""
+    """A fitted model.
+
+    columns: names of its coefficients;  effects_of: name -> Z of each random effect, (n_cells, q)
+    cells:   what it was fitted to, with y and v_y (on the model's scale) and fitted, the fixed part
+    """
 
     mixed: Mixed
     columns: tuple[tuple[str, ...], ...]
+    effects_of: dict[str, Floats]
     cells: pd.DataFrame
     scale: str
 
@@ -129,9 +134,10 @@ def fit_scale(cells: pd.DataFrame, scale: str = "points") -> ScaleModel:
         "source by target": _onehot(cells, ["source", "target"]),
         "cell": np.eye(len(cells)),
     }
-    mixed = fit_mixed(y, x, v, {name: z for name, z in effects.items() if z.any()})
+    effects = {name: z for name, z in effects.items() if z.any()}
+    mixed = fit_mixed(y, x, v, effects)
     fitted = x @ mixed.beta
-    return ScaleModel(mixed, tuple(columns), cells.assign(y=y, fitted=fitted, v_y=v), scale)
+    return ScaleModel(mixed, tuple(columns), effects, cells.assign(y=y, fitted=fitted, v_y=v), scale)
 
 
 def _onehot(cells: pd.DataFrame, by: list[str]) -> Floats:

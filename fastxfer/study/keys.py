@@ -84,7 +84,9 @@ class EmbedKeys:
     cache: Literal["off", "ram", "disk"] = key(
         "off", "Whether decoded pixels are kept for backbones to come.", how=True
     )
-    compile: bool = key(False, "torch.compile each network first.", how=True)
+    compile: Literal["", "plain", "graphs"] = key(
+        "", "torch.compile each network first; graphs = as a CUDA graph.", how=True
+    )
 
 
 @dataclass(frozen=True)
