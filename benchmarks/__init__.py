@@ -13,6 +13,7 @@ from typing import Any
 
 from benchmarks import (
     compare,
+    coverage,
     embed,
     fewshot,
     gram,
@@ -59,8 +60,9 @@ BENCHMARKS: dict[str, Callable[[Any], list[Entry]]] = {
     "selection": selection.run,
     "compile": compiling.run,
     "compare": compare.run,
+    "coverage": coverage.run,
     "study": study.run,
     "scaling": scaling.run,
 }
-# Run only if named: minutes for an option that few use, or for kills rather than times; half an hour for a size that few have.
-ON_REQUEST = {"compile", "compare", "large", "scaling", "study"}
+# Run only if named: minutes for an option that few use, or for what isn't timed; half an hour for a size that few have.
+ON_REQUEST = {"compile", "compare", "coverage", "large", "scaling", "study"}

@@ -56,7 +56,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _table(entries: list[Entry]) -> None:
-    timed, counted = ([e for e in entries if ("ours_ms" in e) == is_timed] for is_timed in (True, False))
+    """Entries that were timed, then rates that were counted, then intervals that were tried."""
+    timed = [e for e in entries if "ours_ms" in e]
+    counted = [e for e in entries if "rate" in e and "promised" in e]
     if timed:
         print(f"{'':<22}{'ours':>12}{'peer':>12}{'ratio':>9}{'a core':>9}  checked  peer")
     for e in timed:
@@ -71,6 +73,10 @@ def _table(entries: list[Entry]) -> None:
             f"{e['name']:<38}{e['rate']:>8.4f}{'{:g} … {:g}'.format(*e['promised']):>16}{e['error']:>8.4f}"
             f"  {'yes' if e['checked'] else 'NO ':<7}  {e['what']}, {e['repetitions']:,} worlds"
         )
+    for e in entries:
+        if e not in timed and e not in counted:
+            rates = [f"{name} {e[name]:.1%}" for name in ("coverage", "naive", "offered", "miss_rate") if name in e]
+            print(f"{e['name']:<54}{e.get('metric', ''):<19}{'yes' if e['checked'] else 'NO '} {', '.join(rates)}")
     if entries:
         e = entries[0]
         where = f"{e['threads']} thread(s), {e['embeddings']}, " if timed else ""

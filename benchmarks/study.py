@@ -15,8 +15,8 @@ from typing import Any
 
 SCRIPT = Path(__file__).parents[1] / "tests" / "study_kills.py"
 # (workers, kills a trial, trials)
-SIZES = ((1, 12, 20), (2, 12, 40), (3, 24, 40))
-TINY = ((2, 4, 1),)
+SIZES = ((1, 12, 10), (2, 12, 20), (3, 24, 10))
+TINY = ((2, 8, 1),)
 
 
 def run(options: Any) -> list[dict[str, Any]]:

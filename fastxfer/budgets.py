@@ -40,18 +40,18 @@ class Budget:
 
 
 def parse_budget(text: str, *, gpu_hour: float | None = None) -> Budget:
-    """ "2 gpu-hours", "30 minutes", "3 runs", "1e6 images"; `UsageError` for anything else.
+    """ "2 gpu-hours", "30 minutes", "3 runs", or just "3", "1e6 images"; `UsageError` for anything else.
 
     gpu_hour: what an hour of a device costs; with it "50 usd" (or eur) is so many hours of a device
     """
-    match = re.fullmatch(r"\s*([0-9][0-9_,.]*(?:[eE][+-]?[0-9]+)?)\s*([A-Za-z-]+)\s*", text)
+    match = re.fullmatch(r"\s*([0-9][0-9_,.]*(?:[eE][+-]?[0-9]+)?)\s*([A-Za-z-]*)\s*", text)
     if match is None:
         raise UsageError(f"--budget '{text}' is no number and unit: for example {_EXAMPLES}")
     try:
         amount = float(match[1].replace(",", "").replace("_", ""))
     except ValueError:
         raise UsageError(f"--budget '{text}': '{match[1]}' is no number: for example {_EXAMPLES}") from None
-    unit = match[2].lower()
+    unit = match[2].lower() or "runs"
     unit = unit.removesuffix("s") if len(unit) > 1 else unit
     of_device, _, span = unit.rpartition("-")
     if not (math.isfinite(amount) and amount > 0):

@@ -21,11 +21,12 @@ from fastxfer.metrics import NEED_PROBABILITIES, PER_CLASS, class_metrics, measu
 from fastxfer.probes import Probe, check_metrics
 from fastxfer.progress import Advance, progress, say
 from fastxfer.protocol import Protocol, params_of
-from fastxfer.results import CELL, Cell, ResultStore, complete
+from fastxfer.results import CELL, SCHEMA, Cell, ResultStore, complete
 from fastxfer.store import EmbeddingStore
 from fastxfer.targets import Target
 from fastxfer.targets.findings import leaking_images
 from fastxfer.transforms import per_image
+from fastxfer.until import Until
 
 Array = NDArray[Any]
 
@@ -68,7 +69,8 @@ class RunSummary:
     that it asked for, whether their rows are new or were there.
 
     eased: targets too small for the study, with the reason and the options by which they took part all the same.
-    unconverged: rows of solutions short of the tolerance. undefined: rows whose value is NaN.
+    unconverged: rows of solutions short of the tolerance. undefined: rows whose value is NaN. until: what the run went by
+    if it was to stop by itself, with what it knows of the cells.
     """
 
     rows: int = 0
@@ -79,6 +81,7 @@ class RunSummary:
     unconverged: int = 0
     undefined: int = 0
     cells: set[Cell] = field(default_factory=set)
+    until: Until | None = None
 
 
 def run_protocol(
@@ -90,6 +93,7 @@ def run_protocol(
     backbones: Sequence[str] | None = None,
     targets: Sequence[str] | None = None,
     backend: str = "auto",
+    until: float | None = None,
     advance: Advance | None = None,
 ) -> RunSummary:
     """Run a few-shot study on all the store holds (or the named backbones and targets) and append its rows.
@@ -97,7 +101,11 @@ def run_protocol(
     Episodes that the results have already are not solved again; each finished (backbone, target, shots, probe) is on
     disk before the next begins. A target that is too small for the protocol is an error if it was named. Else it takes
     part with `fewer_queries` (unless a number of queries was asked for) or `drop_scarce`, which its rows tell, or, if
-    that does not help, is left out; the summary lists both. advance: is told of every episode, in place of a bar of its own.
+    that does not help, is left out; the summary lists both.
+
+    until: a half-width; a (backbone, target, shots, probe) goes on only until the means of all its cells are known so well,
+           by a confidence sequence, which is looked at now and then; its rows are those of a run with as many episodes
+    advance: is told of every episode, in place of a bar of its own.
     """
     summary = RunSummary()
     plan = backbones_of(store, targets, backbones)
@@ -139,6 +147,15 @@ def run_protocol(
                     rest = episodes.window(min(done.values()), episodes.n_episodes)
                     work.append((backbone, target.name, source, probe, rest, metrics, done))
 
+    if until is not None:
+        asked = {str(cell[-1]) for cell in summary.cells}
+        there = (
+            results.read([*CELL, "episode", "value"])
+            if any(cell in results for cell in summary.cells)
+            else SCHEMA.empty_table().to_pandas()
+        )
+        summary.until = Until(until, sorted(asked), there)
+
     # Backbone by backbone, target by target, features by features, so that one pool serves all its shots and probes. How it makes its inner
     # products depends on the whole study, not on what is left of it, so that a resumed run finds the same bits.
     work.sort(key=lambda item: (*item[:2], _features_of(item[3])))
@@ -150,21 +167,31 @@ def run_protocol(
         for backbone, name, source, probe, episodes, metrics, done in work:
             started = time.perf_counter()
             target, all_episodes = studied[name]
+            if summary.until is not None and all(map(summary.until.is_known, done)):
+                told(episodes.n_episodes)
+                continue
             if pool is None or made_for != (backbone, name, _features_of(probe)):
                 pool = None  # the old one goes before the new one comes
                 made_for = (backbone, name, _features_of(probe))
                 pool = pool_of(store, backbone, target, all_episodes, backend, probe)
-            influences = Influences(target, done)
-            parts = _episode_rows(
-                pool, source, backbone, probe, target, episodes, metrics, influences, told, protocol.per_class
-            )
-            rows = _not_there(pd.concat(list(parts), ignore_index=True), done)
-            summary.seconds += time.perf_counter() - started
-            # New ones only: another process may do the same work.
-            summary.rows += results.append_new(rows, influences.sums())
-            summary.episodes += episodes.n_episodes
-            summary.unconverged += int((~rows["converged"]).sum())
-            summary.undefined += int(rows["value"].isna().sum())
+            solved = 0
+            for window in [episodes] if summary.until is None else summary.until.windows(episodes, done):
+                influences = Influences(target, done)
+                parts = _episode_rows(
+                    pool, source, backbone, probe, target, window, metrics, influences, told, protocol.per_class
+                )
+                rows = _not_there(pd.concat(list(parts), ignore_index=True), done)
+                summary.seconds += time.perf_counter() - started
+                # New ones only: another process may do the same work.
+                summary.rows += results.append_new(rows, influences.sums())
+                solved += window.n_episodes
+                summary.unconverged += int((~rows["converged"]).sum())
+                summary.undefined += int(rows["value"].isna().sum())
+                if summary.until is not None:
+                    summary.until.add(rows)
+                started = time.perf_counter()
+            summary.episodes += solved
+            told(episodes.n_episodes - solved)
     return summary
 
 

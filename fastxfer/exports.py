@@ -147,7 +147,7 @@ def _wandb(cells: pd.DataFrame, rows: pd.DataFrame | None, about: Mapping[str, s
     told = 0
     for backbone, mine in _scalars(cells).groupby("backbone"):
         config = {"backbone": str(backbone), "source": str(mine["source"].iloc[0]), **about}
-        run = wandb.init(name=str(backbone), group=about.get("study"), config=config, reinit="finish_previous")
+        run = wandb.init(name=str(backbone), group=about.get("study"), config=config)
         run.define_metric("*", step_metric="shots")
         for step, some in mine.groupby("step"):
             values = {name: value for cell in some.itertuples() for name, value in _values(cell).items()}

@@ -36,7 +36,7 @@ def evaluate_full(
 
     Validation is the target's own `val` split, or a fifth of train, stratified, patients kept whole, drawn with `seed`.
     The best is the setting with the largest balanced accuracy (multi-label: AUC) there; among equals, the first. It is
-    refitted on train and validation together. Test takes no part in any choice. Rows carry a bootstrap interval over
+    refitted on train and validation together. Test takes no part in any choice. Rows carry an interval over
     the split's images (patients whole); `per_class`: of each class alone, too, "auc:NAME". The validation row is the
     best of several, hence somewhat flattering: it serves to choose what to fine-tune, the test row to report.
 

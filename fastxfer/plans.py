@@ -14,7 +14,10 @@ from fastxfer.errors import DataError, nearest
 PLAN_VERSION = 1
 # The metric that decides, by preference: the first that a target's validation rows have.
 CRITERIA = ("balanced_accuracy", "auc", "accuracy")
-_PLAN_KEYS = ("version", "store", "created", "policy", "budget", "metric", "entries", "rejected")
+_PLAN_KEYS = (
+    *("version", "store", "created", "policy", "budget", "metric"),
+    *("stop_gain", "chosen", "again", "entries", "rejected"),
+)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fastxfer.report import write_report
+from fastxfer.report import read_curves, read_tables, write_report
 from fastxfer.results import complete
 from fastxfer.store import EmbeddingStore
 from fastxfer.targets.table import Target
@@ -187,6 +187,23 @@ def text_of(page: Path) -> str:
     return re.sub(r"<[^>]+>", "", "".join(sections)).replace("\u00a0", " ")
 
 
+def make_gains(relation: str = "near") -> pd.DataFrame:
+    """As `fastxfer scale --figure` writes them."""
+    shots = ["1", "5", "full", "few, all"]
+    lines = [
+        {"kind": kind, "relation": relation, "shots": s, "value": value, "low": value - 1, "high": value + 1}
+        for kind in ("size", "data")
+        for s, value in zip(shots, (3.0, 2.0, 0.5, 2.5), strict=True)
+    ]
+    return pd.DataFrame(lines).assign(se=0.5, df=5, n_targets=4, n_cells=20)
+
+
+def make_claims(text: str = "Larger networks transfer better") -> pd.DataFrame:
+    """As `fastxfer scale --paper --out` writes them."""
+    claim = {"key": "1", "text": text, "verdict": "supported", "value": 5.1, "low": 3.0, "high": 7.2, "over": "seeds"}
+    return pd.DataFrame([claim, {**claim, "key": "2", "verdict": "undecided", "low": np.nan, "high": np.nan}])
+
+
 # Names that would run, load or hide something if they were not text.
 NASTY = "<script>window.pwned=1</script>%{x}&amp;\"'"
 RENAME = {
@@ -202,5 +219,26 @@ def nasty_report(folder: Path) -> Path:
     """A report in which all that users name or write tries to be HTML."""
     store = make_store(folder / "store", class_name=NASTY)
     plan = make_plan(RENAME)
-    plan["entries"][0]["reason"] = plan["rejected"][0]["reason"] = NASTY
-    return write_report(store, make_rows(20, RENAME), folder, plan=plan, command=f"fastxfer {NASTY}", title=NASTY)
+    plan["entries"][0]["reason"] = plan["rejected"][0]["reason"] = plan["policy"] = NASTY
+    rows = make_rows(20, RENAME)
+    pairs = (
+        rows[["source", "target"]]
+        .drop_duplicates()
+        .assign(reference=NASTY, measure=NASTY, value=0.5, low=0.4, high=0.6)
+    )
+    pairs.to_csv(folder / "near.csv", index=False)
+    make_gains(relation=NASTY).to_csv(folder / "gains.csv", index=False)
+    make_claims(text=NASTY).to_csv(folder / "claims.csv", index=False)
+    (folder / "curves").mkdir()
+    (folder / "curves" / "<img src=x onerror=window.pwned=1>.csv").write_text(CURVE)
+    return write_report(
+        store,
+        rows,
+        folder,
+        plan=plan,
+        command=f"fastxfer {NASTY}",
+        title=NASTY,
+        study=NASTY,
+        curves=read_curves(folder / "curves"),
+        tables=read_tables([folder / f"{name}.csv" for name in ("near", "gains", "claims")]),
+    )

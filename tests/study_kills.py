@@ -19,13 +19,14 @@ from random import Random
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from helpers import blobs_store, blobs_target
 
 from fastxfer import ops
 from fastxfer.episodes import EpisodeSpec, sample_episodes
 from fastxfer.metrics import measure
 from fastxfer.probes import make_probe
-from fastxfer.results import KEY, ResultStore
+from fastxfer.results import CELL, KEY, ResultStore
 from fastxfer.study import open_world, run_study
 
 BACKBONES = {"a": 0.8, "b": 1.2, "c": 1.6, "d": 2.0, "e": 2.4}
@@ -71,8 +72,9 @@ def ended_well(child: int) -> bool:
     return not os.WIFSIGNALED(status)
 
 
-def warm_up() -> None:
-    """Compile and load what the children need; neither Zarr nor Arrow, whose threads a fork would lose."""
+def warm_up(file: Path) -> None:
+    """Compile and load what the children need, Arrow apart, whose threads a fork would lose; Zarr makes its own anew."""
+    open_world(file)
     target = blobs_target(n_classes=4)
     rng = np.random.default_rng(0)
     pool = ops.Pool(rng.normal(size=(target.n_images, 4)).astype(np.float32), backend="cpu", gram=True)
@@ -80,6 +82,15 @@ def warm_up() -> None:
     for name in ("prototype", "ridge", "knn"):
         for answer in make_probe(name).answer(pool, episodes):
             measure("accuracy", answer.scores, episodes.query_labels)
+
+
+def everything(results: ResultStore) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """All rows, and what test images did to them, in an order of their own."""
+    rows, images = results.read(), results.read_images()
+    return tuple(  # type: ignore[return-value]
+        frame.sort_values([*key], ignore_index=True).astype(str)
+        for frame, key in ((rows, KEY), (images, (*CELL, "image")))
+    )
 
 
 def work_on(file: Path, results: Path) -> Callable[[], None]:
@@ -112,21 +123,23 @@ def main(work: Path, trials: int, workers: int = 2, kills: int = 12) -> None:
     file = work / "study.toml"
     backbones = ", ".join(f'{{ name = "{name}" }}' for name in BACKBONES)
     file.write_text(STUDY.format(store=store, backbones=backbones))
-    warm_up()
+    warm_up(file)
     started = time.perf_counter()
     assert ended_well(fork(work_on(file, work / "undisturbed")))
     seconds = time.perf_counter() - started
     told = [trial(i, file, work / f"trial-{i}", workers, kills, seconds) for i in range(trials)]
     # Only now, when no more is forked, may Arrow start its threads.
-    rows = ResultStore.open(work / "undisturbed").read().sort_values(list(KEY), ignore_index=True).astype(str)
-    cells = len(ResultStore.open(work / "undisturbed").cells())
-    print(json.dumps({"cells": cells, "rows": len(rows), "seconds": seconds}), flush=True)
+    undisturbed = ResultStore.open(work / "undisturbed")
+    rows, images = everything(undisturbed)
+    told_first = {"cells": len(undisturbed.cells()), "rows": len(rows), "images": len(images), "seconds": seconds}
+    print(json.dumps(told_first), flush=True)
     for one in told:
         kept = ResultStore.open(work / f"trial-{one['trial']}")
-        mine = kept.read().sort_values(list(KEY), ignore_index=True).astype(str)
+        mine, of_images = everything(kept)
+        equal = bool(mine.equals(rows) and of_images.equals(images))
         held = list((kept.path / "running").glob("*.lock"))
         print(
-            json.dumps({**one, "rows": len(mine), "equal": bool(mine.equals(rows)), "claims_left": len(held)}),
+            json.dumps({**one, "rows": len(mine), "equal": equal, "claims_left": len(held)}),
             flush=True,
         )
 

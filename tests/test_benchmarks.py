@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from benchmarks import fewshot, miniature, sample, torch_lbfgs
+from benchmarks import coverage, fewshot, miniature, sample, torch_lbfgs
 from benchmarks.__main__ import _table as table
 from benchmarks.__main__ import main
 from benchmarks.embeddings import embeddings, two_halves
@@ -110,6 +110,32 @@ def test_the_torch_peer_comes_to_the_same_gap(dtype, gap):
     theirs = scores - scores.mean(axis=2, keepdims=True)
     centred = ours - ours.mean(axis=1, keepdims=True), theirs - theirs.mean(axis=1, keepdims=True)
     np.testing.assert_allclose(*centred, atol=0.02 * np.abs(ours).max())
+
+
+def test_intervals_hold_the_truth_as_often_as_they_say(capsys):
+    """The worlds of the full benchmark, 150 times each: within the band and three binomial standard errors."""
+    assert main(["coverage", "--tiny", "--json"]) == 0
+    entries = {e["name"]: e for e in json.loads(capsys.readouterr().out)}
+    assert all(e["checked"] for e in entries.values())
+    assert all(e["offered"] > 0.9 for e in entries.values() if "offered" in e)
+    for name in ("shared test images, over images too", "few images, over images too"):
+        assert entries[name]["naive"] < 0.8 < entries[name]["coverage"]  # what this is all about
+    until = entries["until 0.5 points"]
+    assert until["miss_rate"] <= 0.05
+    assert until["episodes_used"] < 2.5 * until["episodes_of_a_z_interval"]
+
+
+def test_intervals_that_are_too_narrow_are_noticed(monkeypatch, capsys):
+    right = coverage.split_interval
+
+    def narrow(*args, **kwargs):
+        low, high = right(*args, **kwargs)
+        return low + (high - low) / 4, high - (high - low) / 4
+
+    monkeypatch.setattr(coverage, "split_interval", narrow)
+    monkeypatch.setattr(coverage, "WORLDS", [w for w in coverage.WORLDS if w.name == "100 images"])
+    assert main(["coverage", "--tiny"]) == 1
+    assert "NO" in capsys.readouterr().out
 
 
 def test_an_unknown_name_is_refused(capsys):

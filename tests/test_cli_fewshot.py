@@ -99,12 +99,31 @@ def test_the_cells_shown_are_those_asked_for(world: Path) -> None:
     ]
     one = run_json("fewshot", "--store", "full", "--episodes", "1", "--target", "pair", "--shots", "1")["cells"]
     assert {c["low"] for c in one} == {None}  # one episode has no interval
+    assert {c["low_images"] for c in one} == {None}
+    assert all(c["reason"].startswith("one episode") for c in one)
     table = run(*common, "--ways", "3")
     assert table.exit_code == 0
-    for word in ("95 % over episodes", "logistic", "good", "l2=0.333333"):
+    for word in ("95 % over episodes", "95 % over episodes and test images", "logistic", "good", "l2=0.333333"):
         assert word in table.stdout
     assert "0 rows added" in table.stderr
     assert "backend: " in table.stderr
+
+
+def test_until_stops_by_itself_and_both_intervals_have_a_name(world: Path) -> None:
+    common = ("fewshot", "--store", "full", "--target", "blobs", "--probe", "prototype", "--shots", "5")
+    found = run_json(*common, "--episodes", "3000", "--until", "ci 1.5")
+    for cell in found["cells"]:
+        assert cell["until"]["known"]
+        assert cell["until"]["high"] - cell["until"]["low"] <= 0.03
+        assert cell["until"]["low"] < cell["low"] < cell["mean"] < cell["high"] < cell["until"]["high"]
+        assert cell["low_images"] < cell["low"] < cell["high"] < cell["high_images"]
+        assert (cell["interval"], cell["interval_images"]) == ("episodes", "episodes and test images")
+        assert 100 <= cell["n"] < 3000
+    assert run_json(*common, "--episodes", "3000", "--until", "ci 1.5")["rows_added"] == 0
+    short = run(*common, "--episodes", "3000", "--seed", "5", "--until", "ci 1.5", "--episodes", "100")
+    assert "2 of 2 means are not known so well yet: give more --episodes" in short.stderr
+    wrong = run(*common, "--until", "width 1")
+    assert (wrong.exit_code, "--until 'width 1' is no such condition" in wrong.stderr) == (2, True)
 
 
 def test_whole_query_split_and_other_metrics(world: Path) -> None:
@@ -123,7 +142,8 @@ def test_probe_knn_and_select(world: Path) -> None:
     assert probed["rows_added"] == 2 * 2 * len(metrics)
     assert len(probed["rows"]) == probed["rows_added"]
     assert {(r["split"], r["metric"]) for r in probed["rows"]} == {(s, m) for s in ("val", "test") for m in metrics}
-    assert all(r["low"] <= r["value"] <= r["high"] for r in probed["rows"])
+    assert all(r["interval"] == "test images" for r in probed["rows"])
+    assert all(r["reason"] if r["low"] is None else r["low"] <= r["value"] <= r["high"] for r in probed["rows"])
     assert run_json("probe", "--store", "full", "--target", "blobs", "--l2", "0.1")["rows_added"] == 0
     near = run_json("knn", "--store", "full", "--backbone", "good", "--target", "blobs", "--k", "1", "3")
     assert near["rows_added"] == 2 * len(metrics)

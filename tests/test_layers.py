@@ -16,7 +16,7 @@ FLOORS = [
         "errors files progress images backend crew stopping",
         "metrics targets store episodes results reference plans transforms projection budgets frames",
         "ops ops_full backbones clipping batches protocol statistics hyperrule choosing influences ranks",
-        "training probes estimators embed registered proximity paper",
+        "training probes estimators embed registered until proximity paper",
         "evaluation full_splits finetune presets comparing",
         "selection report audit doctor scale transferability",
         "demo study exports",

@@ -270,8 +270,9 @@ def test_names_from_users_are_text(nasty_page):
     assert "&lt;script&gt;window.pwned=1&lt;/script&gt;" in html
 
 
-def test_a_missing_store_is_flagged(report_rows, tmp_path):
-    html = write_report(tmp_path / "gone", report_rows, tmp_path, plan=None, command="x").read_text(encoding="utf-8")
+def test_a_missing_store_is_flagged(tmp_path):
+    page = write_report(tmp_path / "gone", few_rows({"a": [0.5, 0.6]}), tmp_path, plan=None, command="x")
+    html = page.read_text(encoding="utf-8")
     assert "The store could not be read" in html
     assert "fastxfer select --out plan.json" in html
 
@@ -290,7 +291,8 @@ def invoke(*words: str) -> Any:
 
 
 def test_command_writes_and_says_where(tmp_path):
-    results = results_of(make_rows(5), tmp_path / "store")
+    rows = make_rows(5)
+    results = results_of(rows[rows["target"] == "dtd10"], tmp_path / "store")
     (results.path / "plan.json").write_text(json.dumps(make_plan()))
     run = invoke("--store", str(tmp_path / "store"), "--out", str(tmp_path / "out"), "--json")
     assert run.exit_code == 0, run.output

@@ -135,7 +135,7 @@ def test_the_best_of_every_target_comes_before_the_closest_rivals() -> None:
         assert named(plan.rejected) == [*expected[budget:], "a on birds"]
         for entry in plan.rejected[:-1]:
             assert entry.reason.endswith(f"; left out: the budget of {budget} is spent")
-    assert plan.budget == 5
+    assert plan.budget.amount == 5
 
 
 def test_those_chosen_outright_come_before_near_ties_however_far_behind() -> None:

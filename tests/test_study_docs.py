@@ -110,6 +110,8 @@ def test_the_example_of_the_page_runs_from_images_to_the_report(tmp_path: Path, 
 
 
 if __name__ == "__main__":
-    head, table, tail = re.split(r"(?<=test_study_docs.py -->\n)|(?=<!-- end of keys)", PAGE.read_text(encoding="utf-8"))
+    head, table, tail = re.split(
+        r"(?<=test_study_docs.py -->\n)|(?=<!-- end of keys)", PAGE.read_text(encoding="utf-8")
+    )
     top = "| table | key | kind | default | in the hash | meaning |\n|---|---|---|---|---|---|\n"
     PAGE.write_text(head + top + "\n".join(key_lines()) + "\n" + tail, encoding="utf-8")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,7 +27,9 @@ from fastxfer.cli.common import (
     store_option,
     versions,
 )
+from fastxfer.cli.intervals import interval_words, rows_of, say_reasons
 from fastxfer.cli.probes import choice_options, class_weight_option, per_class_option, transform_option, vote_option
+from fastxfer.progress import say
 
 
 @click.command(cls=ManyValues)
@@ -44,7 +47,13 @@ from fastxfer.cli.probes import choice_options, class_weight_option, per_class_o
     help="Query images a class [default: 15; with `--ways all`, the whole query split]. Per label: positives, and as "
     "many negatives.",
 )
-@click.option("--episodes", type=int, help="Episodes a cell [default: 1000, or the preset's].")
+@click.option("--episodes", type=int, help="Episodes a cell, with --until at most [default: 1000, or the preset's].")
+@click.option(
+    "--until",
+    metavar='"ci P"',
+    help="Stop where the mean over episodes is known to ± P points, by a 95 % confidence sequence: as many episodes as "
+    "that takes, and no more.",
+)
 @click.option(
     "--probe",
     "probes",
@@ -102,7 +111,7 @@ from fastxfer.cli.probes import choice_options, class_weight_option, per_class_o
 @json_option
 def fewshot(
     backbones: tuple[str, ...], targets: tuple[str, ...], ways: int | Literal["all"] | None, shots: tuple[int, ...],
-    queries: int | Literal["all"] | None, episodes: int | None, probes: tuple[str, ...], l2: tuple[float, ...],
+    queries: int | Literal["all"] | None, episodes: int | None, until: str | None, probes: tuple[str, ...], l2: tuple[float, ...],
     l2_by: str, folds: int | None, criterion: str | None, class_weight: str | None, transform: tuple[str, ...], k: tuple[int, ...],
     vote: str | None, metrics: tuple[str, ...], per_class: bool, split: str, labels: str, query_prior: str, imbalance: float | None,
     fewer_queries: bool, drop_scarce: bool, audit: int | None, audit_out: Path | None, drop_leaks: str | None,
@@ -115,6 +124,7 @@ def fewshot(
     \b
     Examples:
       fastxfer fewshot --episodes 5000
+      fastxfer fewshot --episodes 20000 --until "ci 0.5"
       fastxfer fewshot --shots 5 --probe logistic --l2-by cv --transform centre l2
       fastxfer fewshot --backbone r50x1 --target pets --ways all --shots 1 5 10 --probe logistic
     """
@@ -122,11 +132,12 @@ def fewshot(
     from fastxfer.evaluation import run_protocol
     from fastxfer.ops import resolve_backend
     from fastxfer.presets import episodes_for, probes_for
-    from fastxfer.progress import say
     from fastxfer.protocol import Protocol
     from fastxfer.results import CELL, ResultStore, results_path
     from fastxfer.statistics import summarise
+    from fastxfer.until import parse_until
 
+    half_width = None if until is None else parse_until(until)
     if (audit is None) != (audit_out is None):
         raise UsageError("--audit N and --audit-out FILE.npz go together")
     usual = episodes_for(probes)
@@ -172,7 +183,14 @@ def fewshot(
         audited = _audit(store, protocol, chosen, backbones, targets, audit, audit_out, resolved)
     started = time.perf_counter()
     summary = run_protocol(
-        store, rows, protocol, chosen, backbones=backbones or None, targets=targets or None, backend=resolved
+        store,
+        rows,
+        protocol,
+        chosen,
+        backbones=backbones or None,
+        targets=targets or None,
+        backend=resolved,
+        until=half_width,
     )
     rows.log_run(
         {
@@ -185,8 +203,8 @@ def fewshot(
             "versions": versions(),
         }
     )
-    table = summarise(rows.read())
-    shown = table[[cell in summary.cells for cell in table[list(CELL)].itertuples(index=False, name=None)]]
+    shown = summarise(rows_of(rows.read(), summary.cells), images=rows.read_images(summary.cells))
+    sequences = _sequences(summary, shown[list(CELL)].itertuples(index=False, name=None))
     if summary.unconverged:
         say(f"{summary.unconverged:,} values come from solutions that did not reach the tolerance (column `converged`)")
     if summary.undefined:
@@ -203,15 +221,27 @@ def fewshot(
                 "leaks": leaks.said,
                 "audit": audited,
                 "cells": [
-                    {**cell, "flags": leaks.flags(cell["target"], cell["source"], cell["split"])}
-                    for cell in shown.to_dict("records")
+                    {**cell, **more, "flags": leaks.flags(cell["target"], cell["source"], cell["split"])}
+                    for cell, more in zip(shown.to_dict("records"), sequences, strict=True)
                 ],
             }
         )
         return
     shown = shown.sort_values(["target", "ways", "metric", "shots", "probe", "mean"])
     print_flagged(
-        ["target", "ways", "shots", "backbone", "probe", "params", "metric", "mean", "95 % over episodes", "episodes"],
+        [
+            "target",
+            "ways",
+            "shots",
+            "backbone",
+            "probe",
+            "params",
+            "metric",
+            "mean",
+            "95 % over episodes",
+            "95 % over episodes and test images",
+            "episodes",
+        ],
         [
             [
                 r.target,
@@ -222,17 +252,33 @@ def fewshot(
                 r.params,
                 r.metric,
                 f"{r.mean:.4f}",
-                f"{r.low:.4f} … {r.high:.4f}",
+                interval_words(r.low, r.high),
+                interval_words(r.low_images, r.high_images),
                 int(r.n),
             ]
             for r in shown.itertuples()
         ],
         [leaks.flags(r.target, r.source, r.split) for r in shown.itertuples()],
     )
+    say_reasons(shown)
     say(
         f"{summary.rows:,} rows added in {summary.seconds:.1f} s of solving; results lie in {rows.path}. "
         "`fastxfer report` draws them."
     )
+
+
+def _sequences(summary: Any, cells: Iterable[Any]) -> list[dict[str, Any]]:
+    """With --until, what it knows of each cell: {"until": {"low", "high", "known"}}; said, if some are not known so well."""
+    if summary.until is None:
+        return [{} for _ in cells]
+    found = []
+    for cell in cells:
+        low, high = summary.until.interval(cell)
+        found.append({"until": {"low": low, "high": high, "known": high - low <= 2 * summary.until.half_width}})
+    short = sum(not f["until"]["known"] for f in found)
+    if short:
+        say(f"{short:,} of {len(found):,} means are not known so well yet: give more --episodes to go on from here")
+    return found
 
 
 def _audit(

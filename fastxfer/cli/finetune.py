@@ -34,6 +34,11 @@ if TYPE_CHECKING:
 
 @click.command(cls=ManyValues)
 @click.option("--plan", "plan_file", type=click.Path(path_type=Path), help="Plan that `fastxfer select` wrote.")
+@click.option(
+    "--follow",
+    is_flag=True,
+    help="When the plan's runs are done, plan again as it was made, until nothing is worth a run.",
+)
 @click.option("--only", type=click.IntRange(min=1), multiple=True, help="Only these entries of the plan (1, 2, …).")
 @click.option("--ckpt", help="Checkpoint, registered name or timm name, instead of a plan.")
 @click.option("--arch", help="timm architecture of --ckpt, where it doesn't say.")
@@ -119,7 +124,7 @@ if TYPE_CHECKING:
 @json_option
 @click.pass_context
 def finetune(
-    ctx: click.Context, plan_file: Path | None, only: tuple[int, ...], ckpt: str | None, arch: str | None,
+    ctx: click.Context, plan_file: Path | None, follow: bool, only: tuple[int, ...], ckpt: str | None, arch: str | None,
     arch_arg: tuple[str, ...], name: str | None, source: str | None, targets: tuple[str, ...], preset: str,
     shots: tuple[int, ...], ways: int | Literal["all"] | None, queries: int | Literal["all"] | None, episodes: int | None,
     labels: str, query_prior: str, imbalance: float | None, fewer_queries: bool, drop_scarce: bool, steps: int | None,
@@ -137,6 +142,7 @@ def finetune(
     \b
     Example:
       fastxfer finetune --plan plan.json --budget "2 gpu-hours" --halving
+      fastxfer finetune --plan plan.json --follow
       fastxfer finetune --plan plan.json --only 1 --steps 100 --batch-size 32 --image-size 32
       fastxfer finetune --ckpt bit.pt --target digits --preset paper --shots 1 5 --episodes 5
     """
@@ -145,6 +151,8 @@ def finetune(
     stray = {"--arch": arch, "--arch-arg": arch_arg, "--name": name, "--source": source, "--target": targets}
     if plan_file is not None and any(stray.values()):
         raise UsageError(f"{next(o for o, v in stray.items() if v)} goes with --ckpt; a plan says it itself")
+    if follow and (plan_file is None or only or budget_words or as_json):
+        raise UsageError("--follow goes with --plan alone: without --only, --budget (the plan has its own) and --json")
     if ckpt is not None and (only or not targets):
         raise UsageError("--only goes with --plan" if only else "--ckpt needs --target")
 
@@ -195,11 +203,20 @@ def finetune(
             raise UsageError(f"--only {max(only)}: the plan has {len(entries)} entries")
         entries = [entry for entry in entries if not only or entry.number in only]
     kept = ResultStore.open(results or results_path(store_path))
+    if plan_file is not None and not entries:
+        from fastxfer.progress import say
+
+        say(f"the plan in {plan_file} is empty: nothing is worth a fine-tuning")
+        if as_json:
+            emit_json({"results": str(kept.path), "leaks": {}, "runs": []})
+        return
 
     from fastxfer.finetune import Machine, Study, prepare, prepare_checkpoint, run_all
     from fastxfer.full_splits import chosen_l2
     from fastxfer.ranks import team_of_environment
 
+    if follow and team_of_environment() is not None:
+        raise UsageError("--follow is for one process: let several run the plan, then `fastxfer select` again")
     study = Study(
         seed=seed,
         protocol=protocol,
@@ -269,6 +286,37 @@ def finetune(
         ],
         [o["flags"] for o in outcomes],
     )
+    if follow and plan_file is not None and _plan_again(plan_file, store_path, results, outcomes):
+        ctx.invoke(finetune, **ctx.params)
+
+
+def _plan_again(plan_file: Path, store_path: str, results: str | None, outcomes: list[dict[str, Any]]) -> bool:
+    """Write the plan anew from what the results hold now, with what is left of its budget; whether it has runs to make."""
+    import json
+
+    from fastxfer.budgets import parse_budget
+    from fastxfer.cli.select import make_plan, show_plan
+    from fastxfer.progress import say
+
+    again = json.loads(plan_file.read_text(encoding="utf-8")).get("again")
+    if not again:
+        raise UsageError(f"plan '{plan_file}' does not say how it was made: run `fastxfer select` again for --follow")
+    done = [outcome for outcome in outcomes if outcome["state"] == "done"]
+    if not done:
+        say("no run was finished: the plan stays as it is")
+        return False
+    budget = parse_budget(again["budget"], gpu_hour=again["gpu_hour"])
+    in_runs = budget.kind == "runs"
+    left = budget.amount - (len(done) if in_runs else sum(outcome["seconds"] for outcome in done))
+    if left < (1 if in_runs else 1e-9):
+        say(f"the budget of {budget.text} is spent")
+        return False
+    plan = make_plan(store_path, results, again | {"budget": f"{left:.6g} {'runs' if in_runs else 'gpu-seconds'}"})
+    plan.write(plan_file)
+    show_plan(plan)
+    if plan.is_done:
+        say(f"nothing more is worth a fine-tuning; the plan in {plan_file} says what is chosen")
+    return not plan.is_done
 
 
 _FEW_SHOT = (

@@ -21,6 +21,7 @@ from fastxfer.cli.common import (
     store_option,
     versions,
 )
+from fastxfer.cli.intervals import interval_words, say_reasons
 from fastxfer.cli.probes import class_weight_option, per_class_option, transform_option, vote_option
 
 if TYPE_CHECKING:
@@ -132,7 +133,8 @@ def _run(
     from fastxfer.probes import variant_of
     from fastxfer.progress import say
     from fastxfer.protocol import dropped_of
-    from fastxfer.results import ResultStore, results_path
+    from fastxfer.results import CELL, ResultStore, results_path
+    from fastxfer.statistics import TEST_IMAGES, summarise
 
     store, leaks = open_store(store_path, drop_leaks, data_root, targets)
     done = ResultStore.open(results or results_path(store_path))
@@ -154,6 +156,10 @@ def _run(
         & (rows["target"].isin(targets) if targets else True)
         & (rows["backbone"].isin(backbones) if backbones else True)
     ]
+    cells = list(shown[list(CELL)].itertuples(index=False, name=None))
+    table = summarise(shown, images=done.read_images(cells))
+    reasons = dict(zip(table[list(CELL)].itertuples(index=False, name=None), table["reason"], strict=True))
+    say_reasons(table)
     if as_json:
         emit_json(
             {
@@ -162,7 +168,13 @@ def _run(
                 "seconds": seconds,
                 "leaks": leaks.said,
                 "rows": [
-                    {**r, "flags": leaks.flags(r["target"], r["source"], r["split"])} for r in shown.to_dict("records")
+                    {
+                        **r,
+                        "interval": TEST_IMAGES,
+                        "reason": reasons[cell],
+                        "flags": leaks.flags(r["target"], r["source"], r["split"]),
+                    }
+                    for cell, r in zip(cells, shown.to_dict("records"), strict=True)
                 ],
             }
         )
@@ -171,7 +183,7 @@ def _run(
     print_flagged(
         ["target", "backbone", "split", "metric", "value", "95 % over test images", "params"],
         [
-            [r.target, r.backbone, r.split, r.metric, f"{r.value:.4f}", f"{r.low:.4f} … {r.high:.4f}", r.params]
+            [r.target, r.backbone, r.split, r.metric, f"{r.value:.4f}", interval_words(r.low, r.high), r.params]
             for r in shown.itertuples()
         ],
         [leaks.flags(r.target, r.source, r.split) for r in shown.itertuples()],

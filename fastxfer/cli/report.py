@@ -8,33 +8,44 @@ from typing import Any
 
 import click
 
-from fastxfer.cli.common import command_line, data_root_option, emit_json, json_option, results_option, store_option
+from fastxfer.cli.common import (
+    ManyValues,
+    command_line,
+    data_root_option,
+    emit_json,
+    json_option,
+    results_option,
+    store_option,
+)
 
 
-@click.command()
+@click.command(cls=ManyValues)
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), default="report", show_default=True,
               help="Folder for index.html.")  # fmt: skip
 @click.option("--plan", "plan_path", type=click.Path(path_type=Path, dir_okay=False),
               help="The plan of `fastxfer select` [default: plan.json beside the results, if there].")  # fmt: skip
 @click.option("--curves", "curve_folder", type=click.Path(path_type=Path, file_okay=False),
               help="Folder of `fastxfer finetune --curves`: draws the learning curves.")  # fmt: skip
+@click.option("--tables", "table_files", multiple=True, type=click.Path(path_type=Path, dir_okay=False), metavar="FILE…",
+              help="Tables of `fastxfer proximity --out` and `fastxfer scale --figure` or `--paper --out`: their figures.")  # fmt: skip
 @click.option("--title", default="Which backbone transfers best?", show_default=True, help="The page's heading.")
 @store_option
 @data_root_option
 @results_option
 @json_option
 def report(
-    out: Path, plan_path: Path | None, curve_folder: Path | None, title: str, store_path: str, data_root: Path,
-    results: str | None, as_json: bool,
+    out: Path, plan_path: Path | None, curve_folder: Path | None, table_files: tuple[Path, ...], title: str,
+    store_path: str, data_root: Path, results: str | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Write the results as one self-contained HTML page: the answer, curves, table, selection, costs, provenance.
 
     \b
-    Example:
+    Examples:
       fastxfer report --out report && xdg-open report/index.html
+      fastxfer report --curves curves --tables near.csv gains.csv --title "Chest X-rays from photographs?"
     """
     from fastxfer.errors import DataError
-    from fastxfer.report import read_curves, write_report
+    from fastxfer.report import read_curves, read_tables, write_report
     from fastxfer.results import ResultStore, results_path
 
     rows = ResultStore.open(results or results_path(store_path))
@@ -57,6 +68,7 @@ def report(
         data_root=data_root,
         curves=read_curves(curve_folder) if curve_folder else (),
         read_images=rows.read_images,
+        tables=read_tables(table_files),
     )
     size = page.stat().st_size
     if as_json:

@@ -2,41 +2,108 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from fastxfer.cli.common import emit_json, json_option, print_table, results_option, same_options, store_option
 
+if TYPE_CHECKING:
+    from fastxfer.selection import Plan
+
 
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), required=True, help="The plan, a JSON file.")
-@click.option("--budget", type=int, default=2, show_default=True, help="Fine-tunings at most.")
-@click.option("--top", type=int, default=1, show_default=True, help="Backbones a target that are chosen outright.")
+@click.option(
+    "--policy", default="top", show_default=True,
+    help="top (by the probe), halving, ucb, ei (expected improvement), kg (knowledge gradient per cost) or random.",
+)  # fmt: skip
+@click.option(
+    "--budget", default="2 runs", show_default=True, metavar="AMOUNT",
+    help='Fine-tunings at most: "20 runs" (or 20), "2 gpu-hours", or, with --gpu-hour, "50 usd".',
+)  # fmt: skip
+@click.option("--gpu-hour", type=click.FloatRange(min=0, min_open=True), help="What a GPU-hour costs, in usd or eur.")
+@click.option(
+    "--batch", type=click.IntRange(min=1), help="New runs in one plan, the rest of the budget being for the next."
+)
+@click.option(
+    "--stop-gain", type=click.FloatRange(min=0), default=0.0, show_default=True, metavar="POINTS",
+    help="Leave out what is expected to add less to its target's choice; an empty plan is the end.",
+)  # fmt: skip
+@click.option(
+    "--top", type=int, default=1, show_default=True, help="Policy top: backbones a target that are chosen outright."
+)
 @store_option
 @same_options
 @results_option
 @json_option
-def select(out: Path, budget: int, top: int, store_path: str, results: str | None, as_json: bool) -> None:
-    """Choose what deserves a fine-tuning, from validation rows of full probes only.
+def select(
+    out: Path, policy: str, budget: str, gpu_hour: float | None, batch: int | None, stop_gain: float, top: int,
+    store_path: str, results: str | None, as_json: bool,
+) -> None:  # fmt: skip
+    """Choose what deserves a fine-tuning, from validation rows of full probes and past fine-tunings only.
 
     \b
     Example:
       fastxfer select --budget 3 --out plan.json && fastxfer finetune --plan plan.json
+      fastxfer select --policy ei --budget "20 runs" --batch 4 --stop-gain 0.2 --out plan.json
+      fastxfer select --policy kg --budget "2 gpu-hours" --out plan.json
+      fastxfer select --policy ucb --budget "50 usd" --gpu-hour 2.5 --out plan.json
+      fastxfer select --policy halving --budget 8 --out plan.json
+      fastxfer select --policy random --budget 4 --out plan.json
     """
     from fastxfer.progress import say
-    from fastxfer.results import ResultStore, results_path
-    from fastxfer.selection import select as choose
-    from fastxfer.store import EmbeddingStore
 
-    store = EmbeddingStore.open(store_path)
-    rows = ResultStore.open(results or results_path(store_path)).read()
-    checkpoints = {(e.backbone, e.target): e.attrs for e in store.entries()}
-    plan = choose(rows, store=store_path, budget=budget, top=top, checkpoints=checkpoints)
+    again = {
+        "policy": policy,
+        "budget": budget,
+        "gpu_hour": gpu_hour,
+        "batch": batch,
+        "stop_gain": stop_gain,
+        "top": top,
+    }
+    plan = make_plan(store_path, results, again)
     plan.write(out)
     if as_json:
         emit_json(plan.as_dict())
         return
+    show_plan(plan)
+    if plan.is_done:
+        say(f"nothing more is worth a fine-tuning; the plan in {out} says what is chosen")
+    else:
+        say(f"the plan lies in {out}; run it with: fastxfer finetune --plan {out}")
+
+
+def make_plan(store_path: str, results: str | None, again: dict[str, Any]) -> Plan:
+    """A plan by the options of this command: policy, budget, gpu_hour, batch, stop_gain and top."""
+    from fastxfer.budgets import parse_budget
+    from fastxfer.results import ResultStore, results_path
+    from fastxfer.selection import policy_named
+    from fastxfer.selection import select as choose
+    from fastxfer.store import EmbeddingStore
+
+    budget = parse_budget(again["budget"], gpu_hour=again["gpu_hour"])
+    policy = None if again["policy"] == "top" else policy_named(again["policy"])
+    store = EmbeddingStore.open(store_path)
+    rows = ResultStore.open(results or results_path(store_path)).read()
+    checkpoints = {(e.backbone, e.target): e.attrs for e in store.entries()}
+    plan = choose(
+        rows,
+        store=store_path,
+        budget=budget,
+        top=again["top"],
+        policy=policy,
+        stop_gain=again["stop_gain"],
+        batch=again["batch"],
+        checkpoints=checkpoints,
+    )
+    return replace(plan, again=again)
+
+
+def show_plan(plan: Plan) -> None:
+    """What to fine-tune and what not, as a table."""
     print_table(
         ["fine-tune", "backbone", "target", "expected", "gain", "seconds", "why"],
         [
@@ -53,4 +120,3 @@ def select(out: Path, budget: int, top: int, store_path: str, results: str | Non
             for c in choices
         ],
     )
-    say(f"the plan lies in {out}; run it with: fastxfer finetune --plan {out}")

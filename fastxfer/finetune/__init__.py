@@ -62,7 +62,7 @@ def finetune(
     checkpoint: file from which an interrupted run goes on
     curve:      CSV to write, one line a step: step, lr, loss, and scores on the way
 
-    Multi-label targets get a binary cross-entropy over known entries. One row a metric and split, with a bootstrap interval
+    Multi-label targets get a binary cross-entropy over known entries. One row a metric and split, with an interval
     over the split's images; rows of split "train" say what it cost (`cost.Cost`).
     """
     task = target if isinstance(target, Task) else full_task(target, seed)

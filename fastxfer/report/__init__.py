@@ -2,5 +2,6 @@
 
 from fastxfer.report.assemble import write_report
 from fastxfer.report.learning import read_curves
+from fastxfer.report.tables import Tables, read_tables
 
-__all__ = ["read_curves", "write_report"]
+__all__ = ["Tables", "read_curves", "read_tables", "write_report"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -26,7 +26,7 @@ from fastxfer.comparing.crossing import CROSSING
 from fastxfer.comparing.pairs import A_BETTER, EQUIVALENT, UNDECIDED
 from fastxfer.comparing.ranking import ALL_TARGETS
 from fastxfer.report import cells as c
-from fastxfer.report.html import Markup, join, tag
+from fastxfer.report.html import Markup, columnar, join, tag
 from fastxfer.report.words import joined, plural
 
 MARGIN = 1.0  # points, below which a difference counts as none
@@ -120,8 +120,18 @@ def compared(results: pd.DataFrame, read_images: c.ReadImages | None, cells: pd.
     )
 
 
-def comparison_section(found: Comparisons, shots: str, figure: Any) -> Markup:
-    """Words, then figures: matrix, ranks, critical differences; tables for papers. `figure(key, caption)` makes a place."""
+def sections(found: Comparisons, shots: str, figure: Any) -> list[tuple[str, str, str, Markup]]:
+    """(id, name in the navigation, heading, content) of what there is; `figure(key, caption)` makes a figure's place."""
+    parts = []
+    if found:
+        parts.append(("compare", "Pairs", "Backbones in pairs", _pairs(found, shots, figure)))
+    if len(found.crossings):
+        parts.append(("crossings", "Crossings", "Where curves cross", _crossings(found, figure)))
+    return parts
+
+
+def _pairs(found: Comparisons, shots: str, figure: Any) -> Markup:
+    """Words, then figures: matrix, ranks, critical differences; tables for papers."""
     here = found.pairs[found.pairs["shots"] == shots]
     counts = here["verdict"].map(lambda v: v if v in (EQUIVALENT, UNDECIDED) else "told apart").value_counts()
     told = [f"{counts[word]:,} are {word}" for word in ("told apart", EQUIVALENT, UNDECIDED) if word in counts]
@@ -152,7 +162,7 @@ def comparison_section(found: Comparisons, shots: str, figure: Any) -> Markup:
     )
 
 
-def crossings_section(found: Comparisons, figure: Any) -> Markup:
+def _crossings(found: Comparisons, figure: Any) -> Markup:
     """Where curves cross, in sentences and as a figure."""
     sure = found.crossings[found.crossings["verdict"] == CROSSING]
     sentences = [
@@ -197,9 +207,9 @@ def documents(found: Comparisons) -> dict[str, Any]:
     keep = ["target", "ways", "shots", "probe", "metric"]
     numbers = ["difference", "low", "high", "low_images", "high_images", "p_holm"]
     return {
-        "pairs": _lines(found.pairs, [*keep, "a", "b", "mean_a", "mean_b", *numbers, "verdict", "over", "n"]),
-        "ranks": _lines(found.ranks, [*keep, "name", "mean", "rank", "low", "high", "over"]),
-        "crossings": _lines(
+        "pairs": columnar(found.pairs, [*keep, "a", "b", "mean_a", "mean_b", *numbers, "verdict", "over", "n"]),
+        "ranks": columnar(found.ranks, [*keep, "name", "mean", "rank", "low", "high", "over"]),
+        "crossings": columnar(
             found.crossings,
             [*[k for k in keep if k != "shots"], "a", "b", "from", "to", "crossing", "low", "high", "below", "above", "verdict", "answer"],
         ),
@@ -208,32 +218,10 @@ def documents(found: Comparisons) -> dict[str, Any]:
                 "shots": one.setting["shots"],
                 "metric": one.setting["metric"],
                 "targets": one.targets,
-                "p": _plain(one.iman_davenport_p),
-                "difference": _plain(one.difference),
-                "ranks": _lines(one.ranks, ["name", "mean_rank"]),
+                "ranks": columnar(one.ranks, ["name", "mean_rank"]),
                 "groups": [list(names) for names in one.groups["names"]],
             }
             for one in found.critical
         ],
         "allTargets": ALL_TARGETS,
     }  # fmt: skip
-
-
-def _lines(frame: pd.DataFrame, columns: Sequence[str]) -> dict[str, Any]:
-    """Column by column; text as numbers into its list of distinct values, small however many lines there are."""
-    document: dict[str, Any] = {}
-    for column in columns if len(frame) else ():
-        values = frame[column]
-        if pd.api.types.is_numeric_dtype(values):
-            document[column] = [_plain(v) for v in values]
-        else:
-            codes, levels = pd.factorize(values.astype(str))
-            document[column] = {"codes": codes.tolist(), "levels": levels.tolist()}
-    return document
-
-
-def _plain(value: Any) -> float | int | None:
-    number = float(value)
-    if not math.isfinite(number):
-        return None
-    return int(number) if number == int(number) else float(f"{number:.6g}")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from fastxfer.selection.policy import Choice, Policy, Situation, by_duels, duels, unopposed
+from fastxfer.selection.policy import Choice, Policy, Situation, by_duels, duels
 
 
 @dataclass(frozen=True)
@@ -30,5 +30,4 @@ class UpperBound(Policy):
         fought = duels(situation.belief)
         reach = float(stats.t.ppf(0.5 + self.level / 2, situation.belief.freedom))
         score = np.array([duel.mean + reach * duel.scale for duel in fought])
-        words = "expected improvement {gain:.2f} points"
-        return unopposed(situation, by_duels(situation, score, fought, words))
+        return by_duels(situation, score, fought)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fastxfer.selection.belief import Belief, Floats, Ints
-from fastxfer.selection.policy import Choice, Policy, Situation, unopposed
+from fastxfer.selection.policy import Choice, Policy, Situation, with_rest
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Random(Policy):
         belief = situation.belief
         left = belief.left()
         drawn = np.random.default_rng([self.seed, int(belief.made.sum())]).permutation(belief.n)
-        return unopposed(situation, [Choice(int(k), float("nan"), "drawn") for k in drawn if len(left[k])])
+        return with_rest(situation, [Choice(int(k), float("nan"), "drawn") for k in drawn if len(left[k])])
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Oracle(Policy):
         belief = situation.belief
         made = belief.runs_made()
         best = [Choice(int(k), float("nan"), "the best") for k in self.choose(belief) if not made[k]]
-        return unopposed(situation, best)
+        return with_rest(situation, best)
 
     def choose(self, belief: Belief) -> Ints:
         return np.array([members[np.argmax(self.truth[members])] for members in belief.contests()])

@@ -2,7 +2,8 @@
 
 Frazier, Powell and Dayanik 2009 (INFORMS J. Computing 21) for correlated normal beliefs. A single noisy run may be worth nothing where
 several are worth a lot, so comparisons of one, two, three and five seeds compete by their value a cost (Frazier and Powell 2010, Decision
-Analysis 7, on values of information that are not concave); a comparison is a rival's runs against the favourite's of the same seeds.
+Analysis 7, on values of information that are not concave); a comparison is a rival's runs, alone or against the favourite's of the same
+seeds, which share their noise.
 """
 
 from __future__ import annotations
@@ -12,19 +13,20 @@ from dataclasses import dataclass
 import numpy as np
 
 from fastxfer.selection.belief import Belief, Ints, expected_best
-from fastxfer.selection.policy import Choice, Policy, Situation, unopposed
+from fastxfer.selection.policy import Choice, Policy, Situation, with_rest
 
 REPEATS = (1, 2, 3, 5)
 
 
 @dataclass(frozen=True)
 class _Comparison:
-    """The rival's runs and the favourite's, of the same seeds; `first` of the two is to be run next."""
+    """Runs of the rival and of the favourite; `due`, those of the two that they are of, the first next."""
 
     rival: int
+    favourite: int
     mine: Ints
     theirs: Ints
-    first: int
+    due: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class KnowledgeGradient(Policy):
     def rank(self, situation: Situation) -> list[Choice]:
         belief, names = situation.belief, situation.names
         left = belief.left()
-        best: dict[int, tuple[float, Choice]] = {}
+        rated: list[tuple[float, float, _Comparison]] = []
         for members in belief.contests():
             favourite = int(members[np.argmax(belief.values[members])])
             compared = [c for k in members if k != favourite for c in _comparisons(belief, left, int(k), favourite)]
@@ -52,31 +54,36 @@ class KnowledgeGradient(Policy):
             reach = belief.scale * across[members] / spread
             worth = expected_best(belief.values[members], reach.T, belief.freedom)
             price = np.abs(weights) @ situation.cost[belief.of[runs]]
-            for c, gain, cost in zip(compared, worth, price, strict=True):
-                rate = float(gain / cost)
-                if c.first not in best or rate > best[c.first][0]:
-                    other = names[c.rival] if c.first == favourite else names[favourite]
-                    many = len(c.mine) + len(c.theirs)
-                    reason = (
-                        f"{many} {'run' if many == 1 else 'runs'} to compare it with {other}: worth {gain:.2f} points"
-                    )
-                    best[c.first] = rate, Choice(c.first, float(gain), reason)
-        ranked = sorted(best.values(), key=lambda item: -item[0])
-        return unopposed(situation, [choice for _, choice in ranked])
+            rated += zip(worth / price, worth, compared, strict=True)
+        ranked: dict[int, Choice] = {}
+        for _, gain, c in sorted(rated, key=lambda item: -item[0]):
+            for k in c.due:
+                other = names[c.rival if k == c.favourite else c.favourite]
+                many = len(c.mine) + len(c.theirs)
+                reason = f"{many} {'run' if many == 1 else 'runs'} to compare it with {other}: worth {gain:.2f} points"
+                ranked.setdefault(k, Choice(k, float(gain), reason))
+        return with_rest(situation, list(ranked.values()))
 
 
 def _comparisons(belief: Belief, left: list[Ints], rival: int, favourite: int) -> list[_Comparison]:
-    """In the rival's next seeds, one, two, …; where it has none left, the favourite's alone."""
+    """The rival's next run, two, three, …, alone and beside the favourite's of those seeds; the latter alone where it has none."""
     of_favourite = left[favourite]
     found: list[_Comparison] = []
     for repeats in REPEATS:
         mine = left[rival][:repeats]
-        seeds = belief.seed[mine] if len(mine) else belief.seed[of_favourite[:repeats]]
-        theirs = of_favourite[(belief.seed[of_favourite][:, None] == seeds).any(axis=1)]
-        if not len(mine) + len(theirs) or (
-            found and len(mine) + len(theirs) == len(found[-1].mine) + len(found[-1].theirs)
-        ):
+        if len(mine):
+            theirs = of_favourite[(belief.seed[of_favourite][:, None] == belief.seed[mine]).any(axis=1)]
+        else:
+            theirs = of_favourite[:repeats]
+        if max(len(mine), len(theirs)) < repeats:
             break
-        favourite_first = len(theirs) and (not len(mine) or belief.seed[theirs[0]] <= belief.seed[mine[0]])
-        found.append(_Comparison(rival, mine, theirs, favourite if favourite_first else rival))
+        if len(mine):
+            found.append(_Comparison(rival, favourite, mine, of_favourite[:0], (rival,)))
+        if len(theirs):
+            pair = (
+                (favourite, rival)
+                if not len(mine) or belief.seed[theirs[0]] <= belief.seed[mine[0]]
+                else (rival, favourite)
+            )
+            found.append(_Comparison(rival, favourite, mine, theirs, pair if len(mine) else (favourite,)))
     return found

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fastxfer.selection.policy import Choice, Policy, Situation, unopposed
+from fastxfer.selection.policy import Choice, Policy, Situation, with_rest
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Halving(Policy):
             gone = f"among {len(alive)} of {begun} left, of which each gets {asked} runs"
             ranked += [(asked, int(made[k]), Choice(k, float("nan"), gone)) for k in due]
         ranked.sort(key=lambda item: (item[0], item[1]))
-        return unopposed(situation, [choice for _, _, choice in ranked])
+        return with_rest(situation, [choice for _, _, choice in ranked])
 
 
 def runs_needed(begin: int) -> int:

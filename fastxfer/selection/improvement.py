@@ -7,9 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
-from fastxfer.selection.policy import Choice, Policy, Situation, by_duels, duels, unopposed
+from fastxfer.selection.policy import Choice, Policy, Situation, by_duels, duels
 
 
 @dataclass(frozen=True)
@@ -20,5 +18,4 @@ class ExpectedImprovement(Policy):
 
     def rank(self, situation: Situation) -> list[Choice]:
         fought = duels(situation.belief)
-        score = np.array([duel.gain for duel in fought])
-        return unopposed(situation, by_duels(situation, score, fought, "expected improvement {gain:.2f} points"))
+        return by_duels(situation, [duel.gain for duel in fought], fought)

@@ -78,7 +78,13 @@ class Model:
     def foretell(self, table: pd.DataFrame) -> tuple[Floats, Floats]:
         """Mean (n,) and covariance (n, n) of the rows' values, in points."""
         mean, covariance = self.process.predict(self._encode(table), return_cov=True)
-        return mean + self.offset, covariance
+        n = len(table)  # scikit-learn makes a scalar of one
+        return np.reshape(mean, n) + self.offset, np.reshape(covariance, (n, n))
+
+    def forgetful(self) -> Model:
+        """The same variances, and no result."""
+        kernel = getattr(self.process, "kernel_", self.process.kernel)
+        return Model(self.effects, GaussianProcessRegressor(kernel, optimizer=None), offset=0.0)
 
     def _encode(self, table: pd.DataFrame) -> Floats:
         columns = []

@@ -1,36 +1,49 @@
-"""What deserves a fine-tuning: chosen from validation rows only, within a budget, each choice with its reason."""
+"""A plan: what to fine-tune, in which order, why and what to expect; within a budget, and nothing that is not worth it."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
-from scipy import stats
 
-from fastxfer.budgets import FINETUNE, Rates, finished
+from fastxfer.budgets import Budget
 from fastxfer.errors import DataError, UsageError
 from fastxfer.files import write_whole
-from fastxfer.plans import CRITERIA, PLAN_VERSION, PlanEntry
-from fastxfer.results import NO_EPISODE
-
-FINETUNED = "finetuned"  # in what is expected of a choice: what its fine-tuning has given
+from fastxfer.plans import PLAN_VERSION, PlanEntry
+from fastxfer.selection.belief import Belief, Floats
+from fastxfer.selection.policy import Policy, Situation, duels
+from fastxfer.selection.rows import FINETUNED, Past, believe_rows, intervals, probed_rows
+from fastxfer.selection.top import TopK
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to fine-tune, best first, and what not, with reasons."""
+    """What to fine-tune, best first, and what not, with reasons.
+
+    chosen: target -> what would be chosen now: backbone, and its value on validation where it has been fine-tuned
+    again:  how to plan again after these runs, for `finetune --follow`: options of `fastxfer select`
+    """
 
     store: str
     policy: str
-    budget: int
+    budget: Budget
     entries: list[PlanEntry]
     rejected: list[PlanEntry]
+    stop_gain: float = 0.0
+    chosen: dict[str, dict[str, Any]] = field(default_factory=dict)
+    again: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing is worth a run any more."""
+        return all(FINETUNED in entry.expected for entry in self.entries)
 
     def as_dict(self) -> dict[str, Any]:
         """The plan as its JSON file holds it."""
@@ -39,7 +52,10 @@ class Plan:
             "store": self.store,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "policy": self.policy,
-            "budget": {"runs": self.budget},
+            "budget": {self.budget.kind: _whole(self.budget.amount)},
+            "stop_gain": self.stop_gain,
+            "chosen": self.chosen,
+            "again": self.again,
             "entries": [_fields(entry) for entry in self.entries],
             "rejected": [_fields(entry) for entry in self.rejected],
         }
@@ -54,97 +70,99 @@ def _fields(entry: PlanEntry) -> dict[str, Any]:
     return {name: value for name, value in asdict(entry).items() if name != "number"}
 
 
+def _whole(amount: float) -> float:
+    return int(amount) if amount == int(amount) else amount
+
+
 def select(
     rows: pd.DataFrame,
     *,
     store: str,
-    budget: int,
+    budget: int | Budget,
     top: int = 1,
+    policy: Policy | None = None,
+    stop_gain: float = 0.0,
+    batch: int | None = None,
     checkpoints: Mapping[tuple[str, str], Mapping[str, Any]] | None = None,
 ) -> Plan:
-    """Per target, the `top` backbones by the full probe on validation, and those that its interval cannot tell apart.
+    """What a policy would fine-tune next, from validation rows of full probes and past fine-tunings.
 
-    rows         results; only `split == "val"` rows of full probes are looked at, so that test stays unseen
-    budget       number of fine-tunings at most. The best of every target comes first, then the closest rivals.
-    checkpoints  (backbone, target) -> attributes of its embeddings, for the plan to say what to load
+    rows        results; only `split == "val"` rows of full probes are looked at, so that test stays unseen
+    budget      fine-tunings at most, or an amount of seconds of a device
+    policy      default: the `top` backbones a target by the probe, and those that its interval cannot tell apart: the best of
+                every target first, then the closest rivals
+    stop_gain   points: what is expected to add less to its target's choice is left out
+    batch       new runs at most in this plan; the rest of the budget is for the next one
+    checkpoints (backbone, target) -> attributes of its embeddings, for the plan to say what to load
 
-    A rival is worth a run where its interval reaches above the chosen one's value: the probe could not tell them apart.
-
-    What earlier fine-tunings have shown is used: a choice that was fine-tuned already keeps its place, says so, and takes
-    nothing from the budget; what the others may gain over their probe, and what they will cost, is what was seen so far.
+    What earlier fine-tunings have shown is used: a choice that was fine-tuned already takes nothing from the budget; what the others
+    may gain over their probe, and what they will cost, is what was seen so far.
     """
-    if budget < 1:
-        raise UsageError(f"the budget must be at least 1 fine-tuning, got {budget}")
+    budget = Budget(budget, "runs", str(budget)) if isinstance(budget, int) else budget
+    if budget.amount < 1 and budget.kind == "runs":
+        raise UsageError(f"the budget must be at least 1 fine-tuning, got {budget.amount:g}")
+    if budget.kind == "images":
+        raise UsageError(
+            "a plan's budget is in runs, gpu-hours or money: how many images a run takes is `finetune`'s choice"
+        )
     if top < 1:
         raise UsageError(f"top must be at least 1, got {top}")
-    val = rows[(rows["split"] == "val") & (rows["episode"] == NO_EPISODE) & (rows["shots"] == "full")]
-    val = val[(val["probe"] != "finetune") & val["metric"].isin(CRITERIA) & val["value"].notna()]
-    if val.empty:
-        raise DataError("the results hold no validation rows of full probes to choose from: run `fastxfer probe` first")
-
-    past = _Past.of(rows)
-    wanted: list[tuple[int, float, PlanEntry]] = []
+    if stop_gain < 0:
+        raise UsageError(f"stop_gain must not be negative, got {stop_gain}")
+    if batch is not None and batch < 1:
+        raise UsageError(f"a batch must have at least 1 fine-tuning, got {batch}")
+    policy = policy or TopK(top)
+    probed = probed_rows(rows)
+    past = Past.of(rows)
+    belief = believe_rows(probed, past)
+    entries = [past.told(_entry(row, checkpoints or {})) for _, row in probed.iterrows()]
+    cost = _costs(entries, budget)
+    gains = _gains(belief)
+    situation = Situation(belief, cost, intervals(probed), [entry.backbone for entry in entries])
+    wanted: list[PlanEntry] = []
+    over: list[PlanEntry] = []
     rejected: list[PlanEntry] = []
-    for target, group in val.groupby("target", observed=True):
-        metric = next(m for m in CRITERIA if (group["metric"] == m).any())
-        ranked = (
-            group[group["metric"] == metric]
-            .sort_values(["value", "backbone"], ascending=[False, True])
-            .drop_duplicates("backbone")
-        )
-        best = ranked.iloc[0]
-        for rank, (_, row) in enumerate(ranked.iterrows()):
-            behind = float(best["value"] - row["value"])
-            # A rival whose interval nobody knows (too few images to resample) has not been told apart either.
-            near = not row["high"] < best["value"]
-            if rank == 0:
-                reason = f"best of {len(ranked)} backbones on validation" if len(ranked) > 1 else "the only backbone"
-            elif rank < top:
-                reason = f"number {rank + 1} of {len(ranked)} on validation, {100 * behind:.1f} points behind"
-            elif near:
-                why = "its interval is unknown" if math.isnan(row["high"]) else "its interval reaches the best"
-                reason = f"not told apart from the best by validation ({100 * behind:.1f} points behind, {why})"
-            else:
-                reason = f"{100 * behind:.1f} points behind the best on validation, beyond its own interval"
-            choice = past.told(_choice(row, str(target), metric, reason, checkpoints or {}))
-            if rank < top or near:
-                wanted.append((rank, behind, choice))
-            else:
-                rejected.append(choice)
-    wanted.sort(key=lambda item: (item[0] >= top, item[1], item[0], item[2].target, item[2].backbone))
-    entries, over, left = [], [], budget
-    for _, _, choice in wanted:
-        new = FINETUNED not in choice.expected
-        if left or not new:
-            entries.append(choice)
-            left -= new
+    left, room = budget.amount, math.inf if batch is None else batch
+    for choice in policy.rank(situation):
+        k = choice.configuration
+        gain = gains[k] if math.isnan(choice.gain) else choice.gain
+        entry = replace(entries[k], reason=choice.reason + entries[k].reason)
+        new = FINETUNED not in entry.expected
+        if not choice.wanted:
+            rejected.append(entry)
+        elif new and gain < stop_gain:
+            why = f"left out: expected to add {gain:.2f} points, less than {stop_gain:g}"
+            rejected.append(replace(entry, reason=f"{entry.reason}; {why}"))
+        elif new and cost[k] > left + 1e-9:
+            over.append(replace(entry, reason=f"{entry.reason}; left out: the budget of {budget.text} is spent"))
+        elif new and not room:
+            over.append(replace(entry, reason=f"{entry.reason}; left to a later batch"))
         else:
-            over.append(replace(choice, reason=f"{choice.reason}; left out: the budget of {budget} is spent"))
+            wanted.append(entry)
+            left, room = left - new * float(cost[k]), room - new
     return Plan(
         store=store,
-        policy=f"top-{top} per target by the full probe on validation, then near-ties",
+        policy=policy.words,
         budget=budget,
-        entries=entries,
+        entries=wanted,
         rejected=over + rejected,
+        stop_gain=stop_gain,
+        chosen={entries[k].target: _chosen(entries[k]) for k in policy.choose(belief)},
     )
 
 
-def _choice(
-    row: pd.Series, target: str, metric: str, reason: str, checkpoints: Mapping[tuple[str, str], Mapping[str, Any]]
-) -> PlanEntry:
-    backbone = str(row["backbone"])
-    attributes = checkpoints.get((backbone, target), {})
+def _entry(row: pd.Series, checkpoints: Mapping[tuple[str, str], Mapping[str, Any]]) -> PlanEntry:
+    attributes = checkpoints.get((row["backbone"], row["target"]), {})
     return PlanEntry(
-        backbone=backbone,
-        target=target,
-        source=str(row["source"]),
-        reason=reason,
+        backbone=row["backbone"],
+        target=row["target"],
+        source=row["source"],
         expected={
-            "metric": metric,
+            "metric": row["metric"],
             "value": float(row["value"]),
             **{side: float(row[side]) if math.isfinite(row[side]) else None for side in ("low", "high")},
-            "probe": str(row["probe"]),
-            "params": str(row["params"]),
+            "probe": row["probe"],
+            "params": row["params"],
         },
         checkpoint=str(attributes.get("checkpoint", "")),
         architecture=str(attributes.get("architecture", "")),
@@ -152,49 +170,28 @@ def _choice(
     )
 
 
-@dataclass(frozen=True)
-class _Past:
-    """What fine-tunings on whole train splits have shown on validation, and cost.
+def _chosen(entry: PlanEntry) -> dict[str, Any]:
+    return {"backbone": entry.backbone, FINETUNED: entry.expected.get(FINETUNED)}
 
-    tuned: (backbone, target, metric) -> the best value on val;  gains: a line each: target, metric, tuned less probed
-    """
 
-    tuned: dict[tuple[str, str, str], float]
-    gains: pd.DataFrame
-    rates: Rates
+def _gains(belief: Belief) -> Floats:
+    """(n,) what knowing a configuration's value is expected to add to the choice; of a favourite, by its closest rival."""
+    gains = np.zeros(belief.n)
+    for duel in duels(belief):
+        gains[duel.rival] = duel.gain
+        gains[duel.favourite] = max(gains[duel.favourite], duel.gain)
+    return gains
 
-    @classmethod
-    def of(cls, rows: pd.DataFrame) -> _Past:
-        val = rows[(rows["split"] == "val") & (rows["shots"] == "full") & rows["value"].notna()]
-        val = val.astype(dict.fromkeys(("backbone", "target", "metric", "params", "probe"), str))
-        key = ["backbone", "target", "metric"]
-        done = finished(val).groupby(key)["value"].max()
-        probed = val[val["probe"] != FINETUNE].groupby(key)["value"].max()
-        both = done.index.intersection(probed.index)
-        gains = (done[both] - probed[both]).rename("gain").reset_index()
-        return cls({key: float(v) for key, v in done.items()}, gains, Rates.of(rows))
 
-    def told(self, choice: PlanEntry) -> PlanEntry:
-        """The choice with what is known of it: fine-tuned already, gain to be expected with its interval, seconds."""
-        expected = dict(choice.expected)
-        value = self.tuned.get((choice.backbone, choice.target, expected["metric"]))
-        if value is not None:
-            reason = f"{choice.reason}; fine-tuned already: {100 * value:.1f} on validation"
-            return replace(choice, reason=reason, expected=expected | {FINETUNED: value}, estimated_seconds=0.0)
-        alike = self.gains[self.gains["metric"] == expected["metric"]]
-        here = alike[alike["target"] == choice.target]
-        seen = (here if len(here) else alike)["gain"].to_numpy()
-        if len(seen):
-            # The t interval of one more gain; without two to compare there is none.
-            half = (
-                stats.t.ppf(0.975, len(seen) - 1) * seen.std(ddof=1) * math.sqrt(1 + 1 / len(seen))
-                if len(seen) > 1
-                else None
-            )
-            expected["gain"] = float(seen.mean())
-            expected["gain_low"], expected["gain_high"] = (
-                (None, None) if half is None else (float(seen.mean() - half), float(seen.mean() + half))
-            )
-            expected["gain_from"] = len(seen)
-        seconds = self.rates.seconds_of(choice.backbone, choice.target)
-        return replace(choice, expected=expected, estimated_seconds=seconds)
+def _costs(entries: list[PlanEntry], budget: Budget) -> Floats:
+    """(n,) what one run of each takes of the budget; where its seconds are unknown, those of the dearest known."""
+    if budget.kind == "runs":
+        return np.ones(len(entries))
+    seconds = [entry.estimated_seconds for entry in entries]
+    known = [s for s in seconds if s]
+    if not known:
+        raise DataError(
+            f"the budget of {budget.text} needs the seconds of a run, and no fine-tuning in the results tells any: "
+            "give the budget in runs for the first ones"
+        )
+    return np.array([max(known) if s is None else s for s in seconds])

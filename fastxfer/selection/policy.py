@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from fastxfer.selection.belief import Belief, Floats, Ints, expected_excess
 
@@ -66,20 +65,20 @@ class Policy(ABC):
 
 @dataclass(frozen=True)
 class Duel:
-    """A configuration against the favourite of its contest: `runner` of the two is to be run next (−1: neither can be)."""
+    """A configuration against the favourite of its contest; `due`, those of the two that are to be run, the first next."""
 
     rival: int
     favourite: int
     mean: float
     scale: float
     gain: float
-    runner: int
+    due: tuple[int, ...]
 
 
 def duels(belief: Belief) -> list[Duel]:
     """Every configuration but the favourites: what it would gain, were its value and the favourite's known exactly.
 
-    The one with fewer runs is to be run next, so that both have the same seeds; the favourite where both have as many.
+    The two are to have the same seeds: the favourite runs too where it has no more runs than the rival, and first.
     """
     favourites = belief.favourites()
     mean, scale = belief.against(favourites)
@@ -89,35 +88,34 @@ def duels(belief: Belief) -> list[Duel]:
     for rival, favourite in enumerate(favourites):
         if rival == favourite:
             continue
-        pair = [favourite, rival] if made[favourite] <= made[rival] else [rival, favourite]
-        runner = next((int(k) for k in pair if len(left[k])), -1)
-        found.append(Duel(rival, int(favourite), float(mean[rival]), float(scale[rival]), float(gain[rival]), runner))
+        alone = made[favourite] > made[rival] and len(left[rival])
+        due = tuple(int(k) for k in ([rival] if alone else [favourite, rival]) if len(left[k]))
+        found.append(Duel(rival, int(favourite), float(mean[rival]), float(scale[rival]), float(gain[rival]), due))
     return found
 
 
-def by_duels(situation: Situation, score: ArrayLike, fought: Sequence[Duel], words: str) -> list[Choice]:
-    """The runs of duels, by score, highest first; each configuration at its best. Those without runs are not in it."""
-    chosen: dict[int, Choice] = {}
+def by_duels(situation: Situation, score: Sequence[float] | Floats, fought: Sequence[Duel]) -> list[Choice]:
+    """What the duels need run, the duel of the highest score first; then, not wanted, what can't be run."""
+    ranked: dict[int, Choice] = {}
     names = situation.names
     for place in np.argsort(-np.asarray(score), kind="stable"):
         duel = fought[place]
-        if duel.runner < 0 or duel.runner in chosen:
-            continue
         ahead = f"{duel.mean:+.1f} ± {duel.scale:.1f} points"
-        if duel.runner == duel.rival:
-            reason = f"{ahead} against {names[duel.favourite]}, the favourite; {words.format(gain=duel.gain)}"
-        else:
-            reason = f"the favourite, {names[duel.rival]} being {ahead} against it; {words.format(gain=duel.gain)}"
-        chosen[duel.runner] = Choice(duel.runner, duel.gain, reason)
-    return list(chosen.values())
+        for k in duel.due:
+            if k == duel.rival:
+                reason = f"{ahead} against {names[duel.favourite]}, the favourite; expected to gain {duel.gain:.2f}"
+            else:
+                reason = f"the favourite; {names[duel.rival]}, {ahead} against it, is expected to gain {duel.gain:.2f}"
+            ranked.setdefault(k, Choice(k, duel.gain, reason))
+    return with_rest(situation, list(ranked.values()))
 
 
-def unopposed(situation: Situation, ranked: list[Choice]) -> list[Choice]:
+def with_rest(situation: Situation, ranked: list[Choice]) -> list[Choice]:
     """The ranking, and behind it, not wanted, the configurations that have no place in it."""
     placed = {choice.configuration for choice in ranked}
     left = situation.belief.left()
     rest = [
-        Choice(k, 0.0, "nothing to compare it with" if len(left[k]) else "all its runs are made", wanted=False)
+        Choice(k, 0.0, "no run is of use to the choice" if len(left[k]) else "all its runs are made", wanted=False)
         for k in range(situation.belief.n)
         if k not in placed
     ]

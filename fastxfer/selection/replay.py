@@ -8,11 +8,13 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from fastxfer.errors import DataError
 from fastxfer.selection.belief import Belief, Floats, Ints
 from fastxfer.selection.model import believe, learn
 from fastxfer.selection.noise import Noise, components, learn_noise
 from fastxfer.selection.paper import EFFECTS
 from fastxfer.selection.policy import Policy, Situation
+from fastxfer.selection.rows import Past, believe_rows, probed_rows
 
 LEVEL = 0.95
 
@@ -84,6 +86,23 @@ def _foretold(belief: Belief) -> Floats:
     return np.column_stack([belief.values, belief.values - half, belief.values + half])
 
 
+def of_rows(rows: pd.DataFrame) -> Game:
+    """Results in which every probed backbone has been fine-tuned on its target: probe first, then what a policy would have run.
+
+    Judged by what the fine-tunings gave on validation. `DataError` where one is missing.
+    """
+    probed, past = probed_rows(rows), Past.of(rows)
+    tuned = [past.value_of(row) for row in probed.to_dict("records")]
+    if None in tuned:
+        row = probed.iloc[tuned.index(None)]
+        raise DataError(
+            f"no fine-tuning of {row['backbone']} on {row['target']}: a replay needs one of every probed pair. "
+            "Run `fastxfer select --policy top --top 1000 --budget 1000`, and its plan"
+        )
+    outcomes = 100 * np.array(tuned, float)
+    return Game(probed.assign(model=probed["backbone"]), believe_rows(probed, Past.nothing()), outcomes, outcomes)
+
+
 # -- the paper's fine-tunings ---------------------------------------------------------------------------------------------
 
 
@@ -95,15 +114,15 @@ def with_variance(table: pd.DataFrame, runs: pd.DataFrame, noise: Noise) -> pd.D
     return table.assign(variance=np.maximum(own, 1e-4) / table["seeds"])
 
 
-def leave_one_out(table: pd.DataFrame, runs: pd.DataFrame, target: str) -> Belief:
+def leave_one_out(table: pd.DataFrame, runs: pd.DataFrame, target: str, *, fit: bool = True) -> Belief:
     """What is believed of a target's configurations after the whole results of others of its kind, and none of its own.
 
-    Kinds share no effect of `EFFECTS`, and how far effects spread differs between them. The noise is learnt from all others.
+    fit: see `learn`. Kinds share no effect of `EFFECTS`, and how far effects spread differs between them. The noise is learnt from all others.
     """
     here = table[table["target"] == target]
     alike = table[(table["target"] != target) & (table["kind"] == here["kind"].iloc[0])]
     noise = learn_noise(runs[runs["target"] != target])
-    model = learn(EFFECTS, with_variance(alike, runs[runs["target"] != target], noise))
+    model = learn(EFFECTS, with_variance(alike, runs[runs["target"] != target], noise), fit=fit)
     return believe(model, here, noise, seeds=here["seeds"], dof=alike["target"].nunique())
 
 

@@ -74,6 +74,7 @@ def _over_images(
     at = np.where(known, numbers, 0)
     groups, more = (np.where(known, values[at], 0.0) for values in (found.images.groups, found.rarity))
     mean = summary["mean"].to_numpy()
+    of_a_class = np.array([":" in m for m in metric], bool)
     ranking = ~np.isin(metric, ("accuracy", "balanced_accuracy"))
     reason = np.full(len(summary), "", object)
     for holds, words in (
@@ -85,8 +86,9 @@ def _over_images(
         (known & np.isnan(more) & (metric != "auc"), "a class has too few test images"),
         (known & (groups < FEWEST_GROUPS), f"fewer than {FEWEST_GROUPS} patients or test images"),
         (~known, "made before the influences of test images were kept, or read without them"),
-        (~known & np.array([":" in m for m in metric], bool), "influences are kept for means over classes alone"),
-        (~np.isin(metric, list(INFLUENCES)) & [":" not in m for m in metric], "a metric without influences of images"),
+        (~known & of_a_class, "influences are kept for means over classes alone"),
+        (~of_episodes & of_a_class, "too few test images of the class, or none on the wrong side"),
+        (~np.isin(metric, list(INFLUENCES)) & ~of_a_class, "a metric without influences of images"),
         (of_episodes & (n < 2), "one episode: no telling how they vary"),
         (np.isnan(mean), "no value is defined"),
     ):
@@ -111,7 +113,7 @@ def _by_cell(summary: pd.DataFrame, images: pd.DataFrame | None) -> tuple[Array,
     """(n_cells,) which of the cells of `images` a line of the summary is, −1 for none; and what these are."""
     if images is None or images.empty:
         nothing = np.zeros(1)
-        return np.full(len(summary), -1), _Cells(ImageVariance(*[nothing] * 5), nothing)
+        return np.full(len(summary), -1), _Cells(ImageVariance(*[nothing] * 6), nothing)
     key = list(CELL)
     number = images.groupby(key, observed=True, sort=False).ngroup().to_numpy()
     first = np.flatnonzero(np.r_[True, np.diff(number) != 0])

@@ -38,8 +38,8 @@ def confidence_sequence(values: Array, half_width: float, level: float = 0.95) -
         return float(np.log1p(side * bets * (x - m)).sum()) - enough
 
     # Each capital falls, or rises, as m grows: one m at which it is just enough, if it ever is.
-    low = optimize.brentq(won, 0.0, 1.0, args=(1,), xtol=1e-7) if len(x) and won(0.0, 1) > 0 else 0.0
-    high = optimize.brentq(won, 0.0, 1.0, args=(-1,), xtol=1e-7) if len(x) and won(1.0, -1) > 0 else 1.0
+    low = optimize.brentq(won, 0.0, 1.0, args=(1,), xtol=1e-6) if len(x) and won(0.0, 1) > 0 else 0.0
+    high = optimize.brentq(won, 0.0, 1.0, args=(-1,), xtol=1e-6) if len(x) and won(1.0, -1) > 0 else 1.0
     return low, high
 
 

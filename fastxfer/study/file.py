@@ -182,10 +182,9 @@ def parse(path: Path, places: dict[str, Any] | None = None) -> tuple[Study, list
             where = str(value) if "://" in str(value) else str(Path(value).absolute())
             keys = replace(keys, **{place: where})  # type: ignore[arg-type]
     study = Study(path, replace(keys, name=keys.name or path.stem))
-    read = tuple(problems)
-    problems += [
-        p for p in _problems(study) if not (p.endswith(": none given") and any(q.startswith(p[:7]) for q in read))
-    ]
+    # Of what could not be read it goes without saying that none was given.
+    unread = [problem for problem in problems if problem.startswith(("targets", "backbone"))]
+    problems += [p for p in _problems(study) if not (p.endswith(": none given") and unread)]
     return study, problems
 
 

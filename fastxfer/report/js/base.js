@@ -8,14 +8,14 @@ const METHOD_NAMES = { logistic: "logistic", ridge: "ridge", prototype: "prototy
 const UNITS = new Set(["accuracy", "balanced_accuracy", "auc", "average_precision"]);
 
 // ---- data -------------------------------------------------------------------------------------------------------
-const TEXT = ["target", "label", "source", "ways", "shots", "seed", "probe", "params", "split", "metric", "interval"];
-const NUMBERS = ["mean", "low", "high", "low_images", "high_images", "n", "queries", "main", "chosen"];
-const cells = data.cells.mean.map((_, i) => {
-  const cell = {};
-  for (const k of TEXT) cell[k] = data.cells[k].levels[data.cells[k].codes[i]];
-  for (const k of NUMBERS) cell[k] = data.cells[k][i];
-  return cell;
-});
+/** Lines from columns; text columns come as numbers into their distinct values. */
+function linesOf(columns) {
+  const names = Object.keys(columns);
+  const at = (name, i) => (Array.isArray(columns[name]) ? columns[name][i] : columns[name].levels[columns[name].codes[i]]);
+  const first = names.length ? columns[names[0]] : [];
+  return (Array.isArray(first) ? first : first.codes).map((_, i) => Object.fromEntries(names.map((name) => [name, at(name, i)])));
+}
+const cells = linesOf(data.cells);
 const natural = new Intl.Collator("en", { numeric: true }).compare;
 const bigLast = (v) => (v === "all" || v === "full" ? Infinity : Number(v));
 const distinct = (rows, key) => [...new Set(rows.map((r) => r[key]))];

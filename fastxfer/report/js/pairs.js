@@ -1,11 +1,4 @@
 // ---- figures of paired comparisons: matrix, ranks, mean ranks, crossings ------------------------------------------------
-/** Lines from columns; text columns come as numbers into their distinct values. */
-function linesOf(columns) {
-  const names = Object.keys(columns);
-  const at = (name, i) => (Array.isArray(columns[name]) ? columns[name][i] : columns[name].levels[columns[name].codes[i]]);
-  const first = names.length ? columns[names[0]] : [];
-  return (Array.isArray(first) ? first : first.codes).map((_, i) => Object.fromEntries(names.map((name) => [name, at(name, i)])));
-}
 const pairs = linesOf(data.pairs), ranks = linesOf(data.ranks), crossingLines = linesOf(data.crossings);
 const tableOf = (lines) => ({ heads: Object.keys(lines[0] || {}), rows: lines.map((line) => Object.values(line)) });
 const MOST_NAMES = 5;

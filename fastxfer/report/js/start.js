@@ -1,5 +1,5 @@
 // ---- start ------------------------------------------------------------------------------------------------------------
-const FIGURES = [curves, matrices, rankings, crossingFigures, methods, outcomes, learning, costsAgainst]; // as they stand on the page
+const FIGURES = [curves, matrices, rankings, crossingFigures, methods, nearness, gainFigures, paperFigure, agreementFigure, outcomes, learning, costsAgainst]; // as they stand on the page
 function update() {
   fillFilters();
   tellSelection();

@@ -1,0 +1,173 @@
+"""Replays of policies on fine-tunings that have all been made: the paper's, and rows of our own kind."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from test_selection import row, table, tuned
+
+from benchmarks import selection as benchmark
+from benchmarks.__main__ import main
+from fastxfer.selection.frame import Oracle, Random
+from fastxfer.selection.improvement import ExpectedImprovement
+from fastxfer.selection.paper import configurations
+from fastxfer.selection.replay import (
+    Game,
+    beyond_noise,
+    from_nothing,
+    leave_one_out,
+    of_rows,
+    play,
+    shuffled,
+    told_apart,
+)
+
+PAPER, RUNS = configurations()
+TARGET = "tuberculosis_full"
+
+
+@pytest.fixture(scope="module")
+def game() -> Game:
+    """Of the paper's noisiest kind: 75 configurations, 375 runs, after the results of the other chest targets."""
+    here = PAPER[PAPER["target"] == TARGET]
+    return shuffled(here, RUNS, leave_one_out(PAPER, RUNS, TARGET, fit=False), seed=0)
+
+
+def test_the_papers_configurations_and_what_they_cost() -> None:
+    assert len(PAPER) == 289
+    assert PAPER["seeds"].sum() == len(RUNS) == 1440
+    assert not PAPER.isna().any().any()
+    assert (PAPER["cost"] * PAPER["seeds"]).sum() == pytest.approx(1113, abs=1)  # GPU-hours, as docs/finetune.md has it
+    large, small = (
+        PAPER[PAPER["model"] == m].set_index(["target", "shots", "source"]) for m in ("bit152x4", "bit50x1")
+    )
+    assert (large["cost"] / small["cost"]).dropna().between(43, 45).all()
+
+
+def test_what_is_learnt_is_learnt_from_others(game: Game) -> None:
+    """Other results of the target's own, and the belief is the same: nothing of it was seen."""
+    own, own_runs = PAPER["target"] == TARGET, RUNS["target"] == TARGET
+    scrambled = PAPER.assign(value=PAPER["value"].where(~own, 3.0))
+    belief = leave_one_out(scrambled, RUNS.assign(value=RUNS["value"].where(~own_runs, 3.0)), TARGET, fit=False)
+    np.testing.assert_array_equal(belief.mean, game.belief.mean)
+    np.testing.assert_array_equal(belief.covariance, game.belief.covariance)
+
+
+def test_a_shuffle_keeps_every_run_and_what_seeds_share(game: Game) -> None:
+    here = RUNS[RUNS["target"] == TARGET]
+    for k in range(0, len(game.table), 20):
+        theirs = np.sort(here.loc[here["configuration"] == game.table.index[k], "value"])
+        np.testing.assert_array_equal(np.sort(game.outcomes[game.belief.of == k]), theirs)
+    # Configurations of a contest keep the same draws of images at the same places.
+    first = [k for k in range(len(game.table)) if game.table["shots"].iloc[k] == "1"]
+    seeds = []
+    for k in first[:4]:
+        of_seed = here[here["configuration"] == game.table.index[k]].set_index("value")["seed"]
+        mine = game.outcomes[(game.belief.of == k)][np.argsort(game.belief.seed[game.belief.of == k])]
+        if of_seed.index.is_unique:
+            seeds.append(of_seed[mine].tolist())
+    assert len(seeds) > 1
+    assert all(s == seeds[0] for s in seeds)
+
+
+def test_the_goal_on_the_hardest_targets(game: Game) -> None:
+    """A fifth of the runs, all that was seen paid for: about the best of each contest, far better than at random."""
+    budget = 0.2 * game.table["seeds"].sum()
+    played = play(game, ExpectedImprovement(), budget)
+    drawn = [play(game, Random(seed), budget) for seed in range(3)]
+    assert len(played.order) == len(np.unique(played.order)) == budget
+    assert played.regret.mean() <= 2.0
+    assert played.regret.max() <= 5.0
+    assert beyond_noise(game.table, RUNS, played).mean() <= 0.5
+    assert played.regret.mean() < np.mean([p.regret.mean() for p in drawn])
+
+
+def test_it_stops_by_itself_and_never_beyond_its_budget(game: Game) -> None:
+    played = play(game, ExpectedImprovement(), 40, stop_gain=0.5)
+    assert 0 < len(played.order) < 40
+    hours = game.table["cost"].to_numpy()
+    dear = play(game, ExpectedImprovement(), 4.0, cost=hours)
+    assert hours[game.belief.of[dear.order]].sum() == pytest.approx(dear.cost)
+    assert dear.cost <= 4.0
+
+
+def test_the_oracle_loses_nothing(game: Game) -> None:
+    played = play(game, Oracle(game.truth), 100)
+    assert len(played.order) == 5  # 1, 5, 10, 100 and full
+    assert played.regret.tolist() == [0.0] * 5
+
+
+def test_without_history_the_first_runs_are_all_there_is() -> None:
+    belief = from_nothing(PAPER[PAPER["target"] == "pets"])
+    assert np.ptp(belief.values) == 0
+
+
+def runs(*values: list[float]) -> pd.DataFrame:
+    return pd.DataFrame(
+        [{"configuration": k, "seed": s, "value": v} for k, of in enumerate(values) for s, v in enumerate(of)]
+    )
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "apart"),
+    [
+        ([60, 70, 50, 80, 65], [58, 68, 48, 78, 63], True),  # the same seeds, always two points: by pairs alone
+        ([60, 70, 50, 80, 65], [59, 74, 45, 79, 66], False),
+        ([60, 61, 60, 61, 60], [50, 51, 50, 51, 50], True),
+        ([60, 70, 50], [60, 70, 50], False),
+    ],
+)
+def test_told_apart_by_pairs_or_without(a: list[float], b: list[float], apart: bool) -> None:
+    assert told_apart(runs(a, b), 0, 1) is apart
+
+
+# -- rows of our own kind ------------------------------------------------------------------------------------------------
+
+
+def world(seed: int, n: int = 8) -> list[dict[str, Any]]:
+    """Six targets: fine-tuning gives what the probe did, ten points, and one and a half of chance."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for target in "uvwxyz":
+        for k, probe in enumerate(rng.uniform(0.4, 0.8, n)):
+            rows += [row(f"b{k}", float(probe), half=0.01, target=target)]
+            rows += tuned(f"b{k}", float(probe + 0.1 + rng.normal(0, 0.015)), target=target)
+    return rows
+
+
+def test_the_probes_information_counts_on_our_own_rows() -> None:
+    """Replayed on rows of probes and fine-tunings: with the probes two of eight runs do; with others' probes they don't."""
+    lost: dict[str, list[float]] = {"probed": [], "mixed up": []}
+    for seed in range(2):
+        rows = table(*world(seed))
+        rng = np.random.default_rng(seed)
+        other = rows.copy()
+        is_probe = (other["probe"] != "finetune").to_numpy()
+        mixed = rng.permutation(other.loc[is_probe, ["value", "low", "high"]].to_numpy())
+        other.loc[is_probe, ["value", "low", "high"]] = mixed
+        for name, these in (("probed", rows), ("mixed up", other)):
+            game = of_rows(these)
+            played = play(game, ExpectedImprovement(), 2 * 6)
+            assert len(played.order) <= 12
+            lost[name].append(played.regret.mean())
+    assert np.mean(lost["probed"]) < 0.6
+    assert np.mean(lost["mixed up"]) > 2
+
+
+def test_the_benchmark_says_what_it_must(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(benchmark, "TINY", (benchmark.TINY[0], benchmark.TINY[-1]))
+    assert main(["selection", "--tiny", "--json"]) == 0
+    entries = json.loads(capsys.readouterr().out)
+    assert [e["name"] for e in entries] == ["selection/oracle", "selection/ei, drawn"]
+    for e in entries:
+        assert {"policy", "saved", "mean_regret_points", "worst_regret_points", "cells", "seeds"} <= set(e)
+        assert {"name", "checked", "device", "commit", "date", "threads", "ours_ms"} <= set(e)
+        assert e["checked"]
+        assert e["saved"] >= 0.8
+        assert 0 <= e["mean_regret_points"] <= e["worst_regret_points"]
+    benchmark.print_table(entries)
+    assert "| oracle | 94." in capsys.readouterr().out
