@@ -199,7 +199,7 @@ def _one_each(option: str, given: tuple[str, ...], ckpts: tuple[str, ...], share
     type=click.Choice(["plain", "graphs"]),
     is_flag=False,
     flag_value="plain",
-    default="",
+    default=None,
     help="torch.compile each network first: tens of seconds, needs g++ on a CPU, and gains little there (docs/embeddings.md). "
     "graphs = as a CUDA graph.",
 )
@@ -225,7 +225,7 @@ def embed(
     workers: int | None,
     block_rows: int | None,
     cache: str,
-    compiled: str,
+    compiled: str | None,
     as_plan: bool,
     skip_bad: bool,
     store_path: str,
@@ -308,7 +308,7 @@ def embed(
         device=device,
         block_rows=block_rows,
         cache=cache,
-        compiled=compiled,
+        compiled=compiled or "",
         team=team,
     )
     if as_json:
