@@ -199,7 +199,6 @@ def _one_each(option: str, given: tuple[str, ...], ckpts: tuple[str, ...], share
     type=click.Choice(["plain", "graphs"]),
     is_flag=False,
     flag_value="plain",
-    default=None,
     help="torch.compile each network first: tens of seconds, needs g++ on a CPU, and gains little there (docs/embeddings.md). "
     "graphs = as a CUDA graph.",
 )

@@ -199,6 +199,7 @@ def _paper_tables(tables: Mapping[str, tuple[str, str]], shots: str) -> Markup:
                 text(tables[at][1], "tex", at), text(tables[at][0], "md", at))
             for at in first if at in tables
         ],
+        class_="on-screen",
     )  # fmt: skip
 
 

@@ -103,9 +103,10 @@ const colourOf = (label, t) => t.backbones[indexOf(label) % COLOURS];
 const symbolOf = (label) => SYMBOLS[(indexOf(label) + Math.floor(indexOf(label) / COLOURS)) % SYMBOLS.length];
 const dashOf = (label) => DASHES[Math.floor(indexOf(label) / COLOURS) % DASHES.length];
 
+/** `extra.margin` of less than 20 pixels is for long names: there the margin grows as needed, which takes a third of the drawing. */
 function layout(t, extra) {
   const axis = {
-    color: t.soft, gridcolor: t.grid, linecolor: t.line, zeroline: false, fixedrange: true, automargin: true,
+    color: t.soft, gridcolor: t.grid, linecolor: t.line, zeroline: false, fixedrange: true, automargin: Boolean(extra.margin) && extra.margin.l < 20,
     tickfont: { size: 12 }, title: { font: { size: 12 }, standoff: 8 },
   };
   return {

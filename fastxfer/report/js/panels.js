@@ -84,7 +84,7 @@ const later = window.requestIdleCallback ? (act) => requestIdleCallback(act, { t
 function drawInSight() {
   for (const panel of [...waiting]) {
     const { top, bottom } = panel.plot.getBoundingClientRect();
-    if (bottom > -200 && top < innerHeight + 200) draw(panel);
+    if (bottom > 0 && top < innerHeight) draw(panel);
   }
 }
 /** What is in sight is drawn at once, the rest one by one while the reader reads; then the page is "ready". */

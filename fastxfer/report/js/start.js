@@ -7,22 +7,27 @@ function update() {
   drawWaiting();
   fillTable();
 }
+const unseen = FIGURES.slice(1);
 /** At first what is in sight, the rest figure by figure while the reader reads. */
 function begin() {
   legends();
   tableHead();
   fillFilters();
   tellSelection();
-  const [first, ...rest] = FIGURES;
-  first();
+  FIGURES[0]();
   drawInSight();
   fillTable();
   performance.mark("figures");
   const next = () => {
-    const figure = rest.shift();
+    const figure = unseen.shift();
     if (figure) { figure(); later(next); } else drawWaiting();
   };
   later(next);
+}
+/** Paper shows all of it. */
+function complete() {
+  while (unseen.length) unseen.shift()();
+  drawAll();
 }
 begin();
 for (const controls of document.querySelectorAll("form.controls")) {
@@ -42,8 +47,8 @@ for (const button of document.querySelectorAll("[data-save]")) {
 byId("csv").addEventListener("click", saveCells);
 
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
-matchMedia("print").addEventListener("change", () => { if (document.documentElement.dataset.sheet === undefined) { redraw(); drawAll(); } });
-addEventListener("beforeprint", () => { drawAll(); document.querySelectorAll("details").forEach((d) => { d.dataset.was = d.open; d.open = true; }); });
+matchMedia("print").addEventListener("change", () => { if (document.documentElement.dataset.sheet === undefined) { redraw(); complete(); } });
+addEventListener("beforeprint", () => { complete(); document.querySelectorAll("details").forEach((d) => { d.dataset.was = d.open; d.open = true; }); });
 addEventListener("afterprint", () => { document.querySelectorAll("details").forEach((d) => { d.open = d.dataset.was === "true"; }); });
 let pageWidth = innerWidth, pause = 0;
 addEventListener("resize", () => {
