@@ -116,7 +116,7 @@ def run(options: Any) -> list[dict[str, Any]]:
     rng = np.random.default_rng(options.seed)
     entries = []
     for name, words, (least, most), once in questions():
-        print(f"compare/{name}", file=sys.stderr)
+        print(f"compare/{name}: ", end="", file=sys.stderr, flush=True)
         hits, seconds = 0, 0.0
         for _ in range(repetitions):
             ask = once(rng)
@@ -124,6 +124,7 @@ def run(options: Any) -> list[dict[str, Any]]:
             hits += bool(ask())
             seconds += time.perf_counter() - started
         rate = hits / repetitions
+        print(f"{rate:.4f}", file=sys.stderr, flush=True)
         error = math.sqrt(max(rate * (1 - rate), 0.01) / repetitions)
         entries.append(
             {

@@ -18,7 +18,8 @@ FLOORS = [
         "ops ops_full backbones clipping batches protocol statistics hyperrule choosing influences ranks",
         "training probes estimators embed registered until proximity paper",
         "evaluation full_splits finetune presets comparing",
-        "selection report audit doctor scale transferability",
+        "selection audit doctor scale transferability",
+        "report",
         "demo study exports",
         "cli pretrain",
     )
@@ -55,6 +56,7 @@ DOORS = {
         "ops",
         "ops_full",
         "exports",
+        "doctor",
     },
     "zarr": {"store"},
     "click": {"cli"},

@@ -300,7 +300,7 @@ def sums(images=range(4), n=3, seed=0) -> ImageSums:
 
 def test_images_are_read_as_they_were_written_and_parts_add_up(tmp_path):
     store = ResultStore.open(tmp_path)
-    assert list(store.read_images().columns) == [*CELL, "image", "group", "episodes", "n", "sum", "odd"]
+    assert list(store.read_images().columns) == [*CELL, "image", "group", "episodes", "rarity", "n", "sum", "odd"]
     one, other = cell_of(rows()), cell_of(rows(shots="5", seed=3))
     store.append(pd.concat([rows(), rows(shots="5", seed=3)]), {one: sums(), other: sums([7, 1000])})
     store.append(rows(range(10, 20)), {one: sums([2, 3, 4], seed=1)})

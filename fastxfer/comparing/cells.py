@@ -70,21 +70,17 @@ def _chosen(cells: pd.DataFrame) -> NDArray[np.bool_]:
     """
     setting = ["source", "backbone", "target", "ways", "shots", "seed", "probe"]
     chosen = np.ones(len(cells), dtype=bool)
-    groups = cells.groupby(setting, sort=False)
-    several = (groups["params"].transform("nunique") > 1).to_numpy()
-    for positions in groups.indices.values():
-        if not several[positions[0]]:
+    names, splits = (cells[name].to_numpy(object) for name in ("params", "split"))
+    means, main = cells["mean"].to_numpy(float), cells["main"].to_numpy(bool)
+    for at in cells.groupby(setting, sort=False).indices.values():
+        kinds = {p: episode_options(p) + probe_options(p) for p in dict.fromkeys(names[at])}
+        if len(kinds) == 1:
             continue
-        group = cells.iloc[positions]
-        kinds = {str(p): episode_options(str(p)) + probe_options(str(p)) for p in group["params"].unique()}
         plainest = min(kinds.values(), key=lambda kind: (len(kind), kind))
         params = sorted((p for p, kind in kinds.items() if kind == plainest), key=natural_key)
-        validation = group[(group["split"] == "val") & group["main"] & group["params"].isin(params)]
-        if len(validation):
-            best = validation.loc[validation["mean"].idxmax(), "params"]
-        else:
-            best = params[len(params) // 2]
-        chosen[positions] = (group["params"] == best).to_numpy()
+        on_val = [i for i in at if splits[i] == "val" and main[i] and names[i] in params]
+        best = names[max(on_val, key=lambda i: means[i])] if on_val else params[len(params) // 2]
+        chosen[at] = names[at] == best
     return chosen
 
 

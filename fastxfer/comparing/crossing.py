@@ -23,7 +23,7 @@ CROSSING, NO_CROSSING, OPEN, UNDECIDED = "crossing", "no crossing", "open", "und
 def crossings(contests: Sequence[Contest], *, level: float = 0.95) -> pd.DataFrame:
     """One line a pair of backbones and stretch of shots in which they are not told apart; one line a pair without any.
 
-    contests   of `contests(between=("backbone", "shots"))`: names are (backbone, shots)
+    contests   of `lining.contests(between=("backbone", "shots"))`: names are (backbone, shots)
 
     the setting's columns, a, b, from, to (fewest and most shots seen)
     crossing     shots at which the mean difference, drawn straight between numbers of shots on a log scale, is 0; NaN: nowhere
