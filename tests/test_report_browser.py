@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from reporting import BACKBONES, CURVE, NASTY, TARGETS, few_rows
+from reporting import BACKBONES, CURVE, NASTY, RUNS, TARGETS, few_rows, make_plan
 
 from fastxfer.report import read_curves, write_report
 from fastxfer.results import complete
@@ -196,20 +196,26 @@ def test_both_colour_schemes_paper_and_phone(show, report_page):
     assert 180 < mean["x"] < 360 - mean["width"]
 
 
-def test_axe_finds_no_fault(show, report_page):
-    """In light on a desk and in dark on a phone, with everything open that can be opened."""
+@pytest.mark.slow
+def test_axe_finds_no_fault(show, report_store, report_rows, tmp_path):
+    """In light on a desk and in dark on a phone, with everything open that can be opened; of two targets, since axe takes long."""
     from axe_playwright_python.sync_playwright import Axe
 
-    tab = show(report_page)
+    rows = report_rows[report_rows["target"].isin(["dtd10", "lfw"]) & (report_rows["episode"] < 20)]
+    tab = show(write_report(report_store, rows, tmp_path, plan=make_plan(), runs=RUNS, command="fastxfer report"))
     tab.locator("#curves-figure .files button").first.click()
     tab.locator("#curves-legend button").first.click()
     tab.evaluate("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
-    for width, scheme in ((1200, "light"), (390, "dark")):
+    contrast = {"runOnly": ["color-contrast"]}
+    for width, scheme, only in ((1200, "light", {}), (390, "dark", contrast)):
         tab.set_viewport_size({"width": width, "height": 900})
         tab.emulate_media(color_scheme=scheme)
         tab.wait_for_selector("html[data-ready]", state="attached")
-        found = Axe().run(tab).response["violations"]
-        assert [(v["id"], v["impact"], [node["target"] for node in v["nodes"]][:3]) for v in found] == []
+        # A figure's inside is a picture: what is said of it stands beside it.
+        found = Axe().run(tab, context={"exclude": [[".plot > *"]]}, options={"resultTypes": ["violations"], **only})
+        assert [
+            (v["id"], v["impact"], [node["target"] for node in v["nodes"]][:3]) for v in found.response["violations"]
+        ] == []
 
 
 def test_nothing_that_users_named_is_run(show, nasty_page):
@@ -296,5 +302,4 @@ def test_many_rows_open_within_two_seconds(show, tmp_path):
         if taken[-1] < 2:
             break
     assert 0.2 < min(taken) < 2
-    assert tab.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime") < 2000
     assert tab.locator("#curves-figure .panel svg.main-svg").count() >= targets
