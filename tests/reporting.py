@@ -220,6 +220,7 @@ def nasty_report(folder: Path) -> Path:
     store = make_store(folder / "store", class_name=NASTY)
     plan = make_plan(RENAME)
     plan["entries"][0]["reason"] = plan["rejected"][0]["reason"] = plan["policy"] = NASTY
+    plan["chosen"] = {NASTY: {"backbone": NASTY, "finetuned": 0.5}}
     rows = make_rows(20, RENAME)
     pairs = (
         rows[["source", "target"]]

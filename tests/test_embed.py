@@ -108,6 +108,8 @@ def test_embeddings_are_the_plain_networks(tmp_path: Path, capsys: pytest.Captur
     assert attrs["batch_size"] == 5
     assert attrs["checkpoint"] == str(tmp_path / "net.pt")
     assert attrs["preprocessing"]["crop_pct"] == 0.8
+    assert attrs["parameters"] == sum(p.numel() for p in backbone.network.parameters())
+    assert attrs["flops"] == backbone.trial.flops > 0
     for key in (
         "weights_sha256",
         "architecture",

@@ -22,7 +22,7 @@ from fastxfer.report.costs import costs
 from fastxfer.report.facts import Facts, without_paths
 from fastxfer.report.flags import flags
 from fastxfer.report.html import Markup, embed_json, join, tag
-from fastxfer.report.sections import shown_command
+from fastxfer.report.sections import outcomes, selection, shown_command
 from fastxfer.report.words import bounds, duration, percent
 from fastxfer.results import ResultStore, complete, results_path
 from fastxfer.targets.findings import contaminated
@@ -250,6 +250,29 @@ def test_costs_and_selection_are_told(report_page):
     assert "the plan chose 2 fine-tunings within a budget of 2 runs; all of them have been run." in html
     assert "effnet-lite0 on dtd10: best of 3 backbones on validation" in html
     assert "bit-untrained on dtd10: 63.3 points behind the best" in html
+
+
+@pytest.mark.parametrize(
+    ("budget", "said"),
+    [
+        ({"runs": 1}, "within a budget of 1 run"),
+        ({"seconds": 7200}, "within a budget of 2.0 h"),
+        ({}, "2 fine-tunings"),
+    ],
+)
+def test_a_plan_says_how_it_chose_and_what_it_takes_now(budget: dict[str, int], said: str) -> None:
+    plan = make_plan() | {
+        "budget": budget,
+        "policy": "knowledge gradient",
+        "stop_gain": 0.25,
+        "chosen": {"dtd10": {"backbone": "a", "finetuned": 0.879}, "lfw": {"backbone": "b", "finetuned": None}},
+    }
+    rows = outcomes(plan, aggregate(few_rows({"a": [0.5, 0.6]})))
+    text = re.sub(r"<[^>]+>", "", selection(plan, rows, Markup(""), Markup))
+    assert said in text
+    assert "By knowledge gradient. What is expected to add less than 0.25 points is not run." in text
+    assert "As things stand it takes a on dtd10 (fine-tuned, 87.9 on validation), b on lfw." in text
+    assert "0 of them have been run." in text
 
 
 def test_no_fine_tuning_measured_is_no_estimate():

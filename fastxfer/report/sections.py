@@ -63,11 +63,12 @@ def selection(plan: dict[str, Any] | None, rows: list[dict[str, Any]], figure: M
             tag("code", "fastxfer select --out plan.json"),
             " makes one from validation rows, and the report then tells what it chose and what came of it.",
         )
-    budget = (plan.get("budget") or {}).get("runs")
     done = sum(math.isfinite(r["test_mean"]) or math.isfinite(r["val_mean"]) for r in rows)
     lead = f"From validation rows only, the plan chose {plural(len(rows), 'fine-tuning')}"
-    lead += f" within a budget of {plural(int(budget), 'run')}" if budget is not None else ""
-    lead += f"; {'all' if done == len(rows) else done} of them {'has' if done == 1 else 'have'} been run."
+    lead += _within(plan.get("budget") or {})
+    if rows:
+        lead += f"; {'all' if done == len(rows) else done} of them {'has' if done == 1 else 'have'} been run"
+    lead += "."
     gains = [100 * g for r in rows if math.isfinite(g := r["test_mean"] - r["probe_mean"])]
     if gains:
         change = sum(gains) / len(gains)
@@ -100,6 +101,7 @@ def selection(plan: dict[str, Any] | None, rows: list[dict[str, Any]], figure: M
     left = [(str(r.get("backbone")), str(r.get("target")), r) for r in plan.get("rejected", [])]
     return join(
         tag("p", lead),
+        _policy(plan, name),
         tag("ol", [_choice(r["label"], r["target"], r, name) for r in rows], class_="reasons") if rows else None,
         figure if rows else None,
         table(columns, body, numeric=frozenset(range(len(columns) - len(values), len(columns)))) if body else None,
@@ -119,6 +121,34 @@ def selection(plan: dict[str, Any] | None, rows: list[dict[str, Any]], figure: M
         if left
         else None,
     )
+
+
+def _within(budget: Mapping[str, Any]) -> str:
+    for kind, amount in budget.items():
+        if math.isfinite(number(amount)):
+            much = (
+                plural(int(amount), "run") if kind == "runs" else duration(number(amount)) if kind == "seconds" else ""
+            )
+            return f" within a budget of {much or f'{amount:g} {kind}'}"
+    return ""
+
+
+def _policy(plan: Mapping[str, Any], name: Name) -> Markup | None:
+    """How it was chosen, when it ends, and what would be taken for each target now."""
+    told: list[Any] = []
+    if policy := str(plan.get("policy") or ""):
+        told.append(f"By {without_paths(policy)}.")
+    if stop := number(plan.get("stop_gain")):
+        told += [f" What is expected to add less than {stop:g} points is not run."] if math.isfinite(stop) else []
+    chosen = plan.get("chosen")
+    if isinstance(chosen, Mapping) and chosen:
+        picks = []
+        for target, of in chosen.items():
+            tuned = number(of.get("finetuned"))
+            value = f" (fine-tuned, {percent(tuned)} on validation)" if math.isfinite(tuned) else ""
+            picks.append(join(name(str(of.get("backbone"))), " on ", tag("b", target), value))
+        told += [" As things stand it takes ", [[pick, ", "] for pick in picks[:-1]], picks[-1], "."]
+    return tag("p", told, class_="note") if told else None
 
 
 def _interval(mean: float, low: float, high: float) -> Markup:
