@@ -12,7 +12,19 @@ ROOT = Path(__file__).parents[1]
 
 FLOORS = [
     {"errors", "files", "progress", "images", "backend", "crew", "stopping"},
-    {"metrics", "targets", "store", "episodes", "results", "reference", "plans", "transforms", "projection", "budgets", "paper"},
+    {
+        "metrics",
+        "targets",
+        "store",
+        "episodes",
+        "results",
+        "reference",
+        "plans",
+        "transforms",
+        "projection",
+        "budgets",
+        "paper",
+    },
     {"ops", "ops_full", "backbones", "clipping", "batches", "protocol", "statistics", "hyperrule", "choosing"},
     {"training", "probes", "estimators", "embed", "registered"},
     {"evaluation", "full_splits", "finetune", "presets"},
