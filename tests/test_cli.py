@@ -63,6 +63,8 @@ targets check --data-root --json
 fewshot --backbone --target --ways --shots --episodes --probe --l2 --audit --audit-out --store --data-root --backend --seed --json
 probe --backbone --target --store --data-root --seed --json
 knn --backbone --target --store --data-root --seed --json
+compare --target --backbone --ways --shots --probe --params --metric --split --between --over --margin --level --ranks --crossings --out
+compare --store --data-root --results --json
 select --out --store --data-root --json
 finetune --plan --ckpt --target --store --data-root --seed --json
 store ls --store --json

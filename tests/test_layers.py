@@ -26,7 +26,7 @@ FLOORS = [
         "influences",
     },
     {"training", "probes", "estimators", "embed", "registered", "until"},
-    {"evaluation", "full_splits", "finetune", "presets"},
+    {"evaluation", "full_splits", "finetune", "presets", "comparing"},
     {"selection", "report", "audit"},
     {"demo"},
     {"cli", "pretrain"},

@@ -27,6 +27,7 @@ COMMANDS = {
     "probe": ("probe", "Linear probe on the full train split."),
     "knn": ("probe", "Nearest neighbours from the full train split."),
     "probes": ("probes", "List and explain probes and presets (published protocols)."),
+    "compare": ("compare", "Which backbone is surely better, pair by pair; ranks; where curves cross."),
     "select": ("select", "Choose what deserves a fine-tuning, from validation rows only."),
     "finetune": ("finetune", "Fine-tune what a plan selected, or one checkpoint on one target."),
     "store": ("store", "List, verify, export, copy and remove embeddings."),

@@ -6,25 +6,20 @@ Nothing here computes a metric: means and intervals come from `fastxfer.statisti
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
 from fastxfer.budgets import COSTS, FINETUNE, is_stopped
+from fastxfer.comparing.cells import PROBE_ORDER, SPLIT_ORDER, add_choices, natural_key, ordered
 from fastxfer.errors import DataError
 from fastxfer.metrics import LOWER_IS_BETTER
-from fastxfer.probes import probe_options
-from fastxfer.protocol import episode_options
 from fastxfer.results import CELL
 from fastxfer.statistics import summarise
 
 SECONDS = "seconds"
 FULL = "full"
-METRIC_ORDER = ("accuracy", "auc", "balanced_accuracy", "average_precision", "f1")
-PROBE_ORDER = ("logistic", "ridge", "prototype", "knn", FINETUNE)
-SPLIT_ORDER = ("test", "val", "train")
 METRIC_NAMES = {
     "accuracy": "accuracy",
     "balanced_accuracy": "balanced accuracy",
@@ -38,25 +33,8 @@ def metric_name(metric: str) -> str:
     return METRIC_NAMES.get(metric, metric.replace("_", " "))
 
 
-def natural_key(text: str) -> list[tuple[int, float, str]]:
-    """Sorts "5" before "10" and both before "all"; for shots, ways and params ("l2=0.04")."""
-    parts = re.split(r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)", str(text))
-    return [(0, float(p), "") if re.fullmatch(r"\d.*", p) else (1, 0.0, p) for p in parts if p]
-
-
-def ordered(values: pd.Series, preference: tuple[str, ...]) -> list[str]:
-    """Distinct values: the preferred ones first, in that order, then the others naturally sorted."""
-    present = {str(v) for v in values.unique()}
-    return [p for p in preference if p in present] + sorted(present - set(preference), key=natural_key)
-
-
 def aggregate(results: pd.DataFrame) -> pd.DataFrame:
-    """`summarise(results)` with plain text columns and three more:
-
-    label:  (str) the backbone's name, with its source where the name alone is ambiguous
-    main:   (bool) whether `metric` is the one its target is discussed in
-    chosen: (bool) whether `params` are those shown for this probe unless another choice is asked for
-    """
+    """`summarise(results)` with the columns of `fastxfer.comparing.cells.add_choices`, in the order of tables."""
     # Tables and standings go from the largest mean down, so metrics whose smallest value is best have no place in them.
     # Values of single classes ("auc:NAME") are there for the reader's own tables.
     of_a_class = results["metric"].astype(str).str.contains(":")
@@ -66,20 +44,12 @@ def aggregate(results: pd.DataFrame) -> pd.DataFrame:
     if rows.empty:
         raise DataError("report: there are no results to report; `fastxfer fewshot` or `fastxfer probe` makes some")
     cells = summarise(rows)
-    for column in CELL:
-        if column != "seed":
-            cells[column] = cells[column].astype(str)
     # A list of episodes that has since been extended leaves a shorter cell behind: the longest one counts.
     cells = cells.sort_values("n", ascending=False, kind="stable").drop_duplicates(list(CELL))
     cells = cells[np.isfinite(cells["mean"])]
     if cells.empty:
         raise DataError("report: every result is NaN; `fastxfer targets check` shows what is wrong with the labels")
-    sources = cells.groupby("backbone")["source"].nunique()
-    ambiguous = cells["backbone"].map(sources) > 1
-    cells["label"] = np.where(ambiguous, cells["backbone"] + " (" + cells["source"] + ")", cells["backbone"])
-    main = {t: ordered(g["metric"], METRIC_ORDER)[0] for t, g in cells.groupby("target")}
-    cells["main"] = cells["metric"] == cells["target"].map(main)
-    cells["chosen"] = _chosen(cells)
+    cells = add_choices(cells)
     order = pd.DataFrame(
         {
             "target": cells["target"],
@@ -89,28 +59,6 @@ def aggregate(results: pd.DataFrame) -> pd.DataFrame:
         }
     )
     return cells.loc[order.sort_values(["target", "split", "shots", "mean"]).index].reset_index(drop=True)
-
-
-def _chosen(cells: pd.DataFrame) -> np.ndarray:
-    """Of several params of a probe: the best on validation rows, else (none there) the middle one of the grid.
-
-    Never the best on test rows: that would make every number shown too high. Params that speak of another kind of
-    episodes, or of other features or another way to choose, are no grid: the plainest kind is chosen from.
-    """
-    setting = ["source", "backbone", "target", "ways", "shots", "seed", "probe"]
-    chosen = np.ones(len(cells), dtype=bool)
-    for positions in cells.groupby(setting, sort=False).indices.values():
-        group = cells.iloc[positions]
-        kinds = {str(p): episode_options(str(p)) + probe_options(str(p)) for p in group["params"].unique()}
-        plainest = min(kinds.values(), key=lambda kind: (len(kind), kind))
-        params = sorted((p for p, kind in kinds.items() if kind == plainest), key=natural_key)
-        validation = group[(group["split"] == "val") & group["main"] & group["params"].isin(params)]
-        if len(validation):
-            best = validation.loc[validation["mean"].idxmax(), "params"]
-        else:
-            best = params[len(params) // 2]
-        chosen[positions] = (group["params"] == best).to_numpy()
-    return chosen
 
 
 @dataclass(frozen=True)
