@@ -1,4 +1,5 @@
-"""Benchmarks: `python -m benchmarks [NAME…] [--json]`. Each first checks that ours and the peer agree, then times both.
+"""Benchmarks: `python -m benchmarks [NAME…] [--json]`. Each first checks that ours and the peer agree, then times both; or
+counts how often ours is wrong in worlds whose truth is known (`compare`).
 
 A benchmark is a function from `Options` to entries. An entry is a dict that says everything about one comparison: what
 was done, on what, by whom, how fast, whether the answers were checked, on which machine, at which commit.
@@ -10,8 +11,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from benchmarks import (
+    compare,
+    coverage,
+    embed,
+    fewshot,
+    gram,
+    growth,
+    knn,
+    neardup,
+    path,
+    pretrain,
+    probe,
+    sample,
+    store,
+)
 from benchmarks import compile as compiling
-from benchmarks import coverage, embed, fewshot, gram, growth, knn, neardup, path, pretrain, probe, sample, store
 
 Entry = dict[str, Any]
 
@@ -39,6 +54,7 @@ BENCHMARKS: dict[str, Callable[[Any], list[Entry]]] = {
     "pretrain": pretrain.run,
     "compile": compiling.run,
     "coverage": coverage.run,
+    "compare": compare.run,
 }
 # Minutes for an option that few use, or for what isn't timed: run only if named.
-ON_REQUEST = {"compile", "coverage"}
+ON_REQUEST = {"compile", "coverage", "compare"}

@@ -54,8 +54,12 @@ def main(arguments: list[str] | None = None) -> int:
 def _table(entries: list[Entry]) -> None:
     for e in entries:
         if "ours_ms" not in e:
-            rates = [f"{name} {e[name]:.1%}" for name in ("coverage", "naive", "offered", "miss_rate") if name in e]
-            print(f"{e['name']:<54}{e['metric']:<19}{'yes' if e['checked'] else 'NO '} {', '.join(rates)}")
+            rates = [
+                f"{name} {e[name]:.1%}" for name in ("coverage", "naive", "offered", "miss_rate", "rate") if name in e
+            ]
+            print(
+                f"{e['name']:<54}{e.get('metric', e.get('what')):<19}{'yes' if e['checked'] else 'NO '} {', '.join(rates)}"
+            )
     entries = [e for e in entries if "ours_ms" in e]
     if entries:
         _timings(entries)

@@ -277,3 +277,15 @@ def test_the_miniature_judges_by_the_same_episodes_and_says_what_was_saved_and_l
     text = miniature.markdown({**study, "seconds": {"pretrain": 61.0}})
     assert "| films | b: 90.0 | a: 60.0 | 30.0 |" in text
     assert "Not run: 50 %" in text
+
+
+def test_compare_entries(capsys):
+    """Each question is asked of a few worlds; how often it is answered wrongly is the full size's matter."""
+    main(["compare", "--tiny", "--json"])
+    entries = json.loads(capsys.readouterr().out)
+    assert len({e["name"] for e in entries}) == len(entries) > 20
+    for e in entries:
+        least, most = e["promised"]
+        assert 0 <= least <= most <= 1
+        assert 0 <= e["rate"] <= 1
+        assert e["milliseconds"] < 1000
