@@ -16,6 +16,8 @@ _LATEX = {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
     "−": "$-$",
     "…": r"\ldots{}",
 }
@@ -39,16 +41,26 @@ def write_frame(path: Path, full: pd.DataFrame, shown: pd.DataFrame) -> None:
     write_whole(path, text.encode())
 
 
+def in_markdown(text: str) -> str:
+    """Text as it is to be read in a cell of a Markdown table."""
+    return re.sub(r"([\\|*_`<\[])", r"\\\1", " ".join(text.split()))
+
+
+def in_latex(text: str) -> str:
+    """Text as it is to be read in LaTeX."""
+    return "".join(_LATEX.get(sign, sign) for sign in " ".join(text.split()))
+
+
 def _markdown(table: pd.DataFrame) -> str:
     def line(cells: Any) -> str:
-        return "| " + " | ".join(re.sub(r"([|\\])", r"\\\1", " ".join(str(cell).split())) for cell in cells) + " |"
+        return "| " + " | ".join(in_markdown(str(cell)) for cell in cells) + " |"
 
     return "\n".join([line(table.columns), line(["---"] * len(table.columns)), *map(line, table.to_numpy()), ""])
 
 
 def _latex(table: pd.DataFrame) -> str:
     def line(cells: Any) -> str:
-        return " & ".join("".join(_LATEX.get(c, c) for c in str(cell)) for cell in cells) + r" \\"
+        return " & ".join(in_latex(str(cell)) for cell in cells) + r" \\"
 
     head = [rf"\begin{{tabular}}{{{'l' * len(table.columns)}}}", r"\toprule", line(table.columns), r"\midrule"]
     return "\n".join([*head, *map(line, table.to_numpy()), r"\bottomrule", r"\end{tabular}", ""])

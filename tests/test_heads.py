@@ -56,6 +56,15 @@ def test_head_and_embedding_make_the_networks_answer(bit: nn.Module, tmp_path: P
     assert head.weight.shape == (5, 256)
 
 
+def test_batch_norms_counters_may_be_missing_and_names_sorted(tmp_path: Path) -> None:
+    network = make("resnet18", classes=4)
+    state = {n: v for n, v in sorted(network.state_dict().items()) if not n.endswith("num_batches_tracked")}
+    ckpt = saved(tmp_path / "resnet18.pt", state)
+    attributes, backbone = attributes_of(ckpt, "resnet18")
+    head = source_head(ckpt, attributes, backbone.dim)
+    assert np.array_equal(head.weight, state["fc.weight"].numpy())
+
+
 def test_a_file_without_head_is_refused(tmp_path: Path) -> None:
     body = {n: v for n, v in make(**TINY_BIT).state_dict().items() if not n.startswith("head.fc")}
     ckpt = saved(tmp_path / "body.pt", body)

@@ -154,8 +154,9 @@ def test_every_problem_of_a_file_is_told_at_once(tmp_path: Path, store: Path) ->
         ("[[backbone]]\nsource = 'x'", "backbone[1]: has neither a name nor a checkpoint"),
         ("[[targets]]\nval = 0.1", "targets[1]: has neither a name nor a folder"),
         ("[finetune]", "finetune: does what was selected, so it wants a table [select]"),
-        ("[select]\nbudget = 0\n[probe]", "select.budget = 0: expected at least one fine-tuning"),
-        ("[select]\npolicy = 'best'", "select.policy = 'best'"),
+        ("[select]\nbudget = 0\n[probe]", "select.budget: --budget '0' is not above 0"),
+        ("[select]\npolicy = 'topp'", "select.policy = 'topp': expected one of top, halving"),
+        ("[select]\nbudget = '50 usd'", "what a GPU-hour costs is not known here"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_with_a_key_is_said(tmp_path: Path, text: str, words: str) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fastxfer.backbones import _assemble, _hash_weights
 from fastxfer.backbones import architecture as architectures
 from fastxfer.backbones.checkpoint import Checkpoint, read_checkpoint
+from fastxfer.backbones.matching import COUNTER
 from fastxfer.backbones.xray import XRV
 from fastxfer.errors import DataError
 
@@ -82,10 +83,12 @@ def source_head(ckpt: str, attributes: Mapping[str, Any], dim: int) -> SourceHea
 
 def _beyond(checkpoint: Checkpoint, built: architectures.Built) -> dict[str, Tensor]:
     """Tensors of a file that are not the body's, by their names there."""
-    body = {n for n in built.named.state_dict() if not any(n.startswith(f"{head}.") for head in built.heads)}
-    if not body <= set(checkpoint.state):  # the file has other names, in the same order: the body comes first
-        return dict(list(checkpoint.state.items())[len(body) :])
-    return {n: v for n, v in checkpoint.state.items() if n not in body and not n.endswith("num_batches_tracked")}
+    given = {n: v for n, v in checkpoint.state.items() if not n.endswith(COUNTER)}  # which older files lack
+    body = {n for n in built.named.state_dict() if not n.endswith(COUNTER)}
+    body = {n for n in body if not any(n.startswith(f"{head}.") for head in built.heads)}
+    if not body <= set(given):  # the file has other names, in the same order: the body comes first
+        return dict(list(given.items())[len(body) :])
+    return {n: v for n, v in given.items() if n not in body}
 
 
 def _check_linear(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fastxfer.errors import DataError
 
-_COUNTER = "num_batches_tracked"  # of batch norm; used in training only, and older files lack it
+COUNTER = "num_batches_tracked"  # of batch norm; used in training only, and older files lack it
 _SHOWN = 4
 
 
@@ -30,8 +30,8 @@ def fit_weights(
     ordered: the file keeps the order its tensors were written in, so that it may stand in for the names.
     Raises DataError naming the first tensors that are missing, left over or of another shape.
     """
-    body = {n: v for n, v in network.state_dict().items() if not _under(n, heads) and not n.endswith(_COUNTER)}
-    given = {n: v for n, v in state.items() if not n.endswith(_COUNTER)}
+    body = {n: v for n, v in network.state_dict().items() if not _under(n, heads) and not n.endswith(COUNTER)}
+    given = {n: v for n, v in state.items() if not n.endswith(COUNTER)}
     wrong = _mismatches(given, body, heads)
     if not wrong:
         return Fit({n: given[n] for n in body}, _left_out(given, body, heads))
@@ -87,7 +87,7 @@ def _translate(given: Mapping[str, Tensor], network: nn.Module) -> dict[str, Ten
         translated = rules(dict(given), network)
     except Exception:  # rules written for other files: then they don't apply
         return None
-    return {n: v for n, v in translated.items() if isinstance(v, Tensor) and not n.endswith(_COUNTER)}
+    return {n: v for n, v in translated.items() if isinstance(v, Tensor) and not n.endswith(COUNTER)}
 
 
 def _by_order(given: Mapping[str, Tensor], body: Mapping[str, Tensor]) -> dict[str, Tensor] | None:

@@ -287,7 +287,8 @@ def finetune(
         [o["flags"] for o in outcomes],
     )
     if follow and plan_file is not None and _plan_again(plan_file, store_path, results, outcomes):
-        ctx.invoke(finetune, **ctx.params)
+        assert ctx.command.callback is not None
+        ctx.command.callback(**ctx.params)  # in this very context, which knows what was given
 
 
 def _plan_again(plan_file: Path, store_path: str, results: str | None, outcomes: list[dict[str, Any]]) -> bool:

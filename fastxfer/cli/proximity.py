@@ -92,7 +92,10 @@ def proximity(
         click.echo()
         print_table(
             ["measure", "reference", "other", "targets", "rank correlation"],
-            [[r.measure, r.reference, r.other, r.n_targets, f"{r.spearman:+.2f}"] for r in agreement.itertuples()],
+            [
+                [r.measure, r.reference, r.other, r.n_targets, "" if r.spearman != r.spearman else f"{r.spearman:+.2f}"]
+                for r in agreement.itertuples()
+            ],
             right=("rank correlation",),
         )
         if (agreement["n_targets"] < 3).any():

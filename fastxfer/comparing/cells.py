@@ -71,7 +71,7 @@ def _chosen(cells: pd.DataFrame) -> NDArray[np.bool_]:
     setting = ["source", "backbone", "target", "ways", "shots", "seed", "probe"]
     chosen = np.ones(len(cells), dtype=bool)
     names, splits = (cells[name].to_numpy(object) for name in ("params", "split"))
-    means, main = cells["mean"].to_numpy(float), cells["main"].to_numpy(bool)
+    means, main = cells["mean"].fillna(-np.inf).to_numpy(float), cells["main"].to_numpy(bool)
     for at in cells.groupby(setting, sort=False).indices.values():
         kinds = {p: episode_options(p) + probe_options(p) for p in dict.fromkeys(names[at])}
         if len(kinds) == 1:

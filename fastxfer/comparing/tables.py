@@ -10,11 +10,8 @@ import pandas as pd
 from fastxfer.comparing.cells import natural_key
 from fastxfer.comparing.contests import NOTHING, SETTING, Contest, words_of
 from fastxfer.comparing.pairs import POINT
+from fastxfer.frames import in_latex, in_markdown
 from fastxfer.metrics import LOWER_IS_BETTER
-
-_LATEX = {"&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
-          "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}", "<": r"\textless{}",
-          ">": r"\textgreater{}", "…": r"\ldots{}", "−": "$-$"}  # fmt: skip
 
 
 def cell_table(contests: Sequence[Contest], pairs: pd.DataFrame, *, level: float = 0.95) -> pd.DataFrame:
@@ -40,28 +37,28 @@ def markdown(cells: pd.DataFrame, *, digits: int = 1) -> str:
     """The cells of `cell_table`, a column a contender, as a Markdown table under a line that says what is in it."""
     table = _Table.of(cells, digits)
     marks = [*[":--"] * len(table.columns), *["--:"] * len(table.names)]
-    lines = [[*map(_in_markdown, [*table.columns, *table.names])], marks]
+    lines = [[*map(in_markdown, [*table.columns, *table.names])], marks]
     for heads, values in table.rows:
-        lines.append([*map(_in_markdown, heads), *(f"**{v}** {i}" if bold else f"{v} {i}" for v, i, bold in values)])
+        lines.append([*map(in_markdown, heads), *(f"**{v}** {i}" if bold else f"{v} {i}" for v, i, bold in values)])
     body = "\n".join("| " + " | ".join(words) + " |" for words in lines)
-    return f"{_in_markdown(table.caption)}\n\n{body}\n"
+    return f"{in_markdown(table.caption)}\n\n{body}\n"
 
 
 def latex(cells: pd.DataFrame, *, digits: int = 1) -> str:
     r"""The cells of `cell_table` as a LaTeX table for \usepackage{booktabs}."""
     table = _Table.of(cells, digits)
-    lines = [[*map(_in_latex, [*table.columns, *table.names])]]
+    lines = [[*map(in_latex, [*table.columns, *table.names])]]
     for heads, values in table.rows:
         means = [rf"\textbf{{{value}}}" if bold else value for value, _, bold in values]
-        intervals = [rf" {{\scriptsize {_in_latex(interval)}}}" if interval else "" for _, interval, _ in values]
+        intervals = [rf" {{\scriptsize {in_latex(interval)}}}" if interval else "" for _, interval, _ in values]
         shown = [value + interval for value, interval in zip(means, intervals, strict=True)]
-        lines.append([*map(_in_latex, heads), *shown])
+        lines.append([*map(in_latex, heads), *shown])
     head, *body = [" & ".join(words) + r" \\" for words in lines]
     return "\n".join(
         [
             r"\begin{table}",
             r"\centering",
-            rf"\caption{{{_in_latex(table.caption)}}}",
+            rf"\caption{{{in_latex(table.caption)}}}",
             rf"\begin{{tabular}}{{{'l' * len(table.columns)}{'r' * len(table.names)}}}",
             r"\toprule",
             head,
@@ -106,13 +103,3 @@ class _Table:
 def _value(cell: pd.Series, digits: int) -> tuple[str, str, bool]:
     interval = f"[{cell['low']:.{digits}f}, {cell['high']:.{digits}f}]" if pd.notna(cell["low"]) else ""
     return f"{cell['mean']:.{digits}f}", interval, not cell["beaten"]
-
-
-def _in_markdown(text: str) -> str:
-    for sign in "\\|*_`<[":
-        text = text.replace(sign, f"\\{sign}")
-    return " ".join(text.split())
-
-
-def _in_latex(text: str) -> str:
-    return "".join(_LATEX.get(sign, sign) for sign in " ".join(text.split()))

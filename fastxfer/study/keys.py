@@ -152,9 +152,13 @@ class FullKeys:
 class SelectKeys:
     """What deserves a fine-tuning: the options of `select`."""
 
-    budget: int | str = key(2, 'Fine-tunings at most: a number, or "20 runs".')
-    top: int = key(1, "Backbones a target that are chosen outright.", least=1)
-    policy: str = key("", "Name of a policy [default: the full probe on validation, then near-ties].")
+    budget: int | str = key(
+        2, 'Fine-tunings at most: a number, "20 runs", "2 gpu-hours", or, with `gpu_hour`, "50 usd".'
+    )
+    gpu_hour: float | None = key(None, "What a GPU-hour costs, in usd or eur.")
+    policy: str = key("top", "top, halving, ucb, ei, kg or random.")
+    top: int = key(1, "Policy top: backbones a target that are chosen outright.", least=1)
+    stop_gain: float = key(0.0, "Points: leave out what is expected to add less to its target's choice.")
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,8 @@ def _finetuning(world: World) -> dict[str, Any]:
     assert select is not None
     each = len(set(f.seeds)) * (len(set(f.shots)) * f.episodes if f.shots else 1)
     planned = runs_of_plan(world)
-    asked = sum(of for _, of in planned.values()) or min(runs_of(select), len(study.pairs)) * each
+    at_most = len(study.pairs) if (runs := runs_of(select)) is None else min(runs, len(study.pairs))
+    asked = sum(of for _, of in planned.values()) or at_most * each
     left = asked - sum(done for done, _ in planned.values())
     pairs = [pair for pair, (done, of) in planned.items() if done < of] or study.pairs
     rates = Rates.of(world.results.read())
