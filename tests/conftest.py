@@ -119,6 +119,7 @@ def show(browser: Any) -> Iterator[Any]:
     def open_page(path: Path, width: int = 1200, scheme: str = "light") -> Any:
         context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True)
         contexts.append(context)
+        context.set_default_timeout(120_000)  # a machine may have other things to do
         tab = context.new_page()
         tab.on("console", lambda message: heard.append(f"{message.type}: {message.text}"))
         tab.on("pageerror", lambda error: heard.append(f"error: {error}"))

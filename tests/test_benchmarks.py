@@ -240,7 +240,7 @@ def test_compile_is_benchmarked_on_request_only(capsys, monkeypatch):
 
     from benchmarks import ON_REQUEST
 
-    monkeypatch.setattr(torch, "compile", lambda network: network)
+    monkeypatch.setattr(torch, "compile", lambda network, mode: network)
     assert main(["compile", "--tiny", "--json"]) == 0
     (entry,) = json.loads(capsys.readouterr().out)
     assert entry["checked"]

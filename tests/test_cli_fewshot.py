@@ -326,7 +326,7 @@ BAD = [
     (("knn", "--store", "nowhere"), 1, "no store at 'nowhere'"),
     (("knn", "--store", "empty"), 1, "the store 'empty' holds no embeddings yet: run `fastxfer embed` first"),
     (("select", "--store", "full", "--out", "p.json"), 1, "no validation rows of full probes to choose from: run `fastxfer probe`"),
-    (("select", "--store", "full", "--out", "p.json", "--budget", "0"), 2, "the budget must be at least 1 fine-tuning, got 0"),
+    (("select", "--store", "full", "--out", "p.json", "--budget", "0"), 2, "--budget '0' is not above 0"),
     (("select", "--store", "full", "--out", "p.json", "--top", "0"), 2, "top must be at least 1, got 0"),
     (("select", "--store", "full"), 2, "Missing option '--out'"),
     (("select", "--store", "nowhere", "--out", "p.json"), 1, "no store at 'nowhere'"),

@@ -78,7 +78,7 @@ def test_a_team_fills_the_store_as_one_process_does(tmp_path: Path, alone: Embed
 def test_a_dead_members_rows_are_done_by_a_rerun(tmp_path: Path, alone: EmbeddingStore) -> None:
     team = start(tmp_path, "together", 2)
     folder = tmp_path / "together/targets/photos/embeddings/net"
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while not [f for f in folder.glob("c.*.0") if int(f.name.split(".")[1]) % 2]:  # one of its own is there
         assert time.monotonic() < deadline
         time.sleep(0.005)
@@ -101,7 +101,7 @@ def test_a_dead_members_rows_are_done_by_a_rerun_in_a_bucket(
 ) -> None:
     environment = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
     team = start(tmp_path, bucket, 2, environment)
-    deadline, there = time.monotonic() + 60, 0
+    deadline, there = time.monotonic() + 180, 0
     while not there:  # rows of the second one
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -120,7 +120,7 @@ def test_a_dead_members_rows_are_done_by_a_rerun_in_a_bucket(
 def test_neither_a_single_process_nor_another_team_comes_in_between(tmp_path: Path, alone: EmbeddingStore) -> None:
     team = start(tmp_path, "together", 2)
     locks = tmp_path / "together/.locks"
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while len(list(locks.glob("photos@net.*-of-2"))) < 2:
         assert time.monotonic() < deadline
         time.sleep(0.005)

@@ -99,6 +99,8 @@ def sections(told: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]
                 ("trained on", of("source")),
                 ("architecture", of("architecture")),
                 ("arguments", _pairs(arguments) if isinstance(arguments, Mapping) else arguments),
+                ("weights", number("parameters", "parameters")),
+                ("operations", number("flops", "FLOPs an image")),
                 ("pooling", of("pooling")),
                 *_preprocessing(of("preprocessing")),
             ],
