@@ -104,7 +104,7 @@ def trial(number: int, file: Path, results: Path, workers: int, kills: int, seco
     killed = midway = 0
     # As many kills as fit: each worker gets some way in between, and the last come when little is left.
     for _ in range(kills):
-        time.sleep(rng.random() * 2 * seconds / kills)
+        time.sleep(rng.random() * 2 * seconds / kills / workers)
         victim = rng.randrange(workers)
         os.kill(alive[victim], signal.SIGKILL)
         if not ended_well(alive[victim]):
