@@ -17,7 +17,7 @@ from fastxfer import ops
 from fastxfer.episodes import Episodes, sample_episodes
 from fastxfer.errors import DataError, UsageError, nearest
 from fastxfer.influences import Influences, sampling_of
-from fastxfer.metrics import NEED_PROBABILITIES, PER_CLASS, class_metrics, measure
+from fastxfer.metrics import METRICS, PER_CLASS, class_metrics, measure
 from fastxfer.probes import Probe, check_metrics
 from fastxfer.progress import Advance, progress, say
 from fastxfer.protocol import Protocol, params_of
@@ -396,7 +396,7 @@ def _episode_rows(
         for answer in probe.answer(pool, window, groups):
             measured = []
             for metric in metrics:
-                scores = answer.probabilities if metric in NEED_PROBABILITIES else answer.scores
+                scores = answer.probabilities if METRICS[metric].needs_probabilities else answer.scores
                 assert scores is not None  # check_metrics has seen to it
                 values, undefined = measure(metric, scores, window.query_labels)
                 measured.append((metric, values, undefined))

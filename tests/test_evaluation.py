@@ -14,7 +14,7 @@ from fastxfer.episodes import EpisodeSpec, sample_episodes
 from fastxfer.errors import DataError, UsageError
 from fastxfer.evaluation import evaluate, run_protocol
 from fastxfer.full_splits import evaluate_full, run_full
-from fastxfer.metrics import METRICS, NEED_PROBABILITIES
+from fastxfer.metrics import METRICS
 from fastxfer.ops_full import check, rows
 from fastxfer.probes import PROBES, KnnProbe, LogisticProbe, make_probe
 from fastxfer.protocol import Protocol
@@ -129,7 +129,7 @@ def test_per_label_rows_are_scikit_learns_label_by_label(tmp_path, queries, prio
             decisions[:, label] = model.decision_function(x[query])
         labels = episodes.query_labels[e] if episodes.query_labels.ndim == 3 else episodes.query_labels
         for metric in metrics:
-            scores = 1 / (1 + np.exp(-decisions)) if metric in NEED_PROBABILITIES else decisions
+            scores = 1 / (1 + np.exp(-decisions)) if METRICS[metric].needs_probabilities else decisions
             (got,) = rows[(rows["metric"] == metric) & (rows["episode"] == e)]["value"]
             assert got == pytest.approx(float(METRICS[metric](scores, labels)), rel=1e-3), metric
     assert set(rows["n_queries"]) == {len(query)}
