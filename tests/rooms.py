@@ -37,21 +37,14 @@ def import_graph() -> nx.DiGraph:
 
 
 def picture() -> str:
-    """The floors as boxes, and an arrow for each import that no others imply; rooms that need each other are drawn as one.
-
-    Arrows to the ground floor, which everyone may use, are left out.
-    """
-    graph = import_graph()
-    one = nx.condensation(graph)
-    called = {n: " + ".join(sorted(members)) for n, members in one.nodes(data="members")}
-    key = {n: sorted(members)[0] for n, members in one.nodes(data="members")}
+    """The floors as boxes, and an arrow for each import that no others imply, but those to the ground floor, which all use."""
     lines = ["```mermaid", "flowchart TD"]
     for number, floor in reversed(list(enumerate(FLOORS, 1))):
         lines.append(f'  subgraph floor{number}["{number}"]')
-        lines += sorted(f'    {key[n]}["{called[n]}"]' for n in one if min(one.nodes[n]["members"]) in floor)
+        lines += sorted(f"    {room}" for room in floor)
         lines.append("  end")
-    arrows = nx.transitive_reduction(one).edges
-    lines += sorted(f"  {key[a]} --> {key[b]}" for a, b in arrows if key[b] not in FLOORS[0])
+    arrows = nx.transitive_reduction(import_graph()).edges
+    lines += sorted(f"  {a} --> {b}" for a, b in arrows if b not in FLOORS[0])
     return "\n".join([*lines, "```"])
 
 

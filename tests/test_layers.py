@@ -15,7 +15,7 @@ FLOORS = [
     for rooms in (
         "errors files progress images backend crew stopping plugins",
         "metrics targets store episodes results reference plans transforms projection budgets frames",
-        "ops ops_full backbones clipping batches protocol statistics hyperrule choosing influences ranks",
+        "ops ops_full backbones clipping batches protocol statistics hyperrule choosing influences ranks holdings",
         "training probes estimators embed registered until proximity paper",
         "evaluation full_splits finetune presets comparing",
         "selection audit scale transferability",
@@ -32,7 +32,6 @@ SIDEWAYS = {
     ("ops", "ops_full"),
     ("ops_full", "reference"),
     ("cli", "pretrain"),
-    ("pretrain", "cli"),
     ("backend", "errors"),
     ("images", "files"),
     ("plugins", "errors"),
@@ -42,7 +41,6 @@ SIDEWAYS = {
     ("statistics", "results"),
     ("full_splits", "evaluation"),
     ("probes", "estimators"),
-    ("estimators", "probes"),
     ("report", "transferability"),
 }
 DOORS = {
@@ -73,6 +71,8 @@ def modules() -> list[Path]:
 
 def room_of(path: Path) -> str:
     parts = path.relative_to(ROOT).with_suffix("").parts
+    if parts[-1] == "__main__":
+        return "__main__"
     return "pretrain" if parts[0] == "pretrain" else parts[1]
 
 

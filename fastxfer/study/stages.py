@@ -145,7 +145,7 @@ class _Runner:
             return
         from fastxfer.finetune import Machine, prepare, run_all
         from fastxfer.finetune import Study as Tuning
-        from fastxfer.finetune.runs import competing, has_lost
+        from fastxfer.finetune.conductor import competing, has_lost
 
         results, store = self.world.results, self.world.measuring([entry.target for entry in entries])
         results.refresh()
