@@ -31,6 +31,7 @@ from benchmarks import (
     study,
 )
 from benchmarks import compile as compiling
+from benchmarks.printing import print_rates
 
 Entry = dict[str, Any]
 
@@ -63,6 +64,13 @@ BENCHMARKS: dict[str, Callable[[Any], list[Entry]]] = {
     "coverage": coverage.run,
     "study": study.run,
     "scaling": scaling.run,
+}
+# How entries are shown that are not of times (`printing.print_times`).
+PRINTERS: dict[str, Callable[[list[Entry]], None]] = {
+    "selection": selection.print_table,
+    "compare": print_rates,
+    "scaling": print_rates,
+    "coverage": coverage.print_coverage,
 }
 # Run only if named: minutes for an option that few use, or for what isn't timed; half an hour for a size that few have.
 ON_REQUEST = {"compile", "compare", "coverage", "large", "scaling", "study"}

@@ -9,8 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from benchmarks import coverage, fewshot, miniature, sample, torch_lbfgs
-from benchmarks.__main__ import _table as table
+from benchmarks import PRINTERS, coverage, fewshot, miniature, sample, torch_lbfgs
 from benchmarks.__main__ import main
 from benchmarks.embeddings import embeddings, two_halves
 from fastxfer import ops
@@ -306,5 +305,5 @@ def test_compare_entries(capsys):
         assert 0 <= least <= most <= 1
         assert 0 <= e["rate"] <= 1
         assert e["milliseconds"] < 1000
-    table(entries)
+    PRINTERS["compare"](entries)
     assert "new images" in capsys.readouterr().out
