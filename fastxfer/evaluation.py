@@ -21,7 +21,7 @@ from fastxfer.metrics import METRICS, PER_CLASS, class_metrics, measure
 from fastxfer.probes import Probe, check_metrics
 from fastxfer.progress import Advance, progress, say
 from fastxfer.protocol import Protocol, params_of
-from fastxfer.results import CELL, SCHEMA, Cell, ResultStore, complete
+from fastxfer.results import CELL, Cell, ResultStore, complete
 from fastxfer.store import EmbeddingStore
 from fastxfer.targets import Target
 from fastxfer.transforms import per_image
@@ -147,13 +147,8 @@ def run_protocol(
                     work.append((backbone, target.name, source, probe, rest, metrics, done))
 
     if until is not None:
-        asked = {str(cell[-1]) for cell in summary.cells}
-        there = (
-            results.read([*CELL, "episode", "value"])
-            if any(cell in results for cell in summary.cells)
-            else SCHEMA.empty_table().to_pandas()
-        )
-        summary.until = Until(until, sorted(asked), there)
+        metrics_asked = sorted({str(cell[-1]) for cell in summary.cells})
+        summary.until = Until(until, metrics_asked, results.read([*CELL, "episode", "value"], summary.cells))
 
     # Backbone by backbone, target by target, features by features, so that one pool serves all its shots and probes. How it makes its inner
     # products depends on the whole study, not on what is left of it, so that a resumed run finds the same bits.
@@ -166,7 +161,7 @@ def run_protocol(
         for backbone, name, source, probe, episodes, metrics, done in work:
             started = time.perf_counter()
             target, all_episodes = studied[name]
-            if summary.until is not None and all(map(summary.until.is_known, done)):
+            if summary.until is not None and summary.until.needed(done, protocol.episodes) is not None:
                 told(episodes.n_episodes)
                 continue
             if pool is None or made_for != (backbone, name, _features_of(probe)):

@@ -28,13 +28,18 @@ from fastxfer.cli.common import (
               help="Folder of `fastxfer finetune --curves`: draws the learning curves.")  # fmt: skip
 @click.option("--tables", "table_files", multiple=True, type=click.Path(path_type=Path, dir_okay=False), metavar="FILE…",
               help="Tables of `fastxfer proximity --out` and `fastxfer scale --figure` or `--paper --out`: their figures.")  # fmt: skip
+@click.option("--figures", type=click.Path(path_type=Path, file_okay=False), metavar="FOLDER",
+              help="Also write every figure there: its picture, and its data as .csv.")  # fmt: skip
+@click.option("--as", "pictures", multiple=True, type=click.Choice(["svg", "pdf", "png"]), default=["svg"], show_default=True,
+              help="What pictures --figures writes (extra `images`).")  # fmt: skip
 @click.option("--title", default="Which backbone transfers best?", show_default=True, help="The page's heading.")
 @store_option
 @data_root_option
 @results_option
 @json_option
 def report(
-    out: Path, plan_path: Path | None, curve_folder: Path | None, table_files: tuple[Path, ...], title: str,
+    out: Path, plan_path: Path | None, curve_folder: Path | None, table_files: tuple[Path, ...], figures: Path | None,
+    pictures: tuple[str, ...], title: str,
     store_path: str, data_root: Path, results: str | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Write the results as one self-contained HTML page: the answer, curves, table, selection, costs, provenance.
@@ -43,9 +48,11 @@ def report(
     Examples:
       fastxfer report --out report && xdg-open report/index.html
       fastxfer report --curves curves --tables near.csv gains.csv --title "Chest X-rays from photographs?"
+      fastxfer report --figures figures --as svg pdf
     """
     from fastxfer.errors import DataError
     from fastxfer.report import read_curves, read_tables, write_report
+    from fastxfer.report.words import joined
     from fastxfer.results import ResultStore, results_path
 
     rows = ResultStore.open(results or results_path(store_path))
@@ -69,12 +76,16 @@ def report(
         curves=read_curves(curve_folder) if curve_folder else (),
         read_images=rows.read_images,
         tables=read_tables(table_files),
+        figures=figures,
+        pictures=pictures,
     )
     size = page.stat().st_size
     if as_json:
-        emit_json({"report": str(page), "bytes": size, "rows": len(frame), "plan": plan_path})
+        emit_json({"report": str(page), "bytes": size, "rows": len(frame), "plan": plan_path, "figures": figures})
         return
     click.echo(f"the report lies in {page} ({size / 1e6:.1f} MB, opens without a network)")
+    if figures is not None:
+        click.echo(f"its figures lie in {figures}, each as {joined(['.csv', *(f'.{kind}' for kind in pictures)])}")
 
 
 def _read_plan(path: Path) -> dict[str, Any]:

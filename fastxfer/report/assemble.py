@@ -21,6 +21,7 @@ from fastxfer.report.answer import Standings, answer, by_target, stand
 from fastxfer.report.comparisons import Comparisons
 from fastxfer.report.costs import Costs, costs, costs_section, points
 from fastxfer.report.facts import Facts, gather
+from fastxfer.report.figures import write_figures
 from fastxfer.report.flags import Flag, flags
 from fastxfer.report.html import Markup, columnar, content_policy, embed_json, join, tag
 from fastxfer.report.places import cell_table, curves_place, figure, flag_list, methods_place, trade_place
@@ -53,6 +54,8 @@ def write_report(
     read_images: c.ReadImages | None = None,
     study: str = "",
     tables: Tables | None = None,
+    figures: Path | None = None,
+    pictures: Sequence[str] = (),
 ) -> Path:
     """Write `out`/index.html, one file that opens without a network, and return its path.
 
@@ -67,6 +70,7 @@ def write_report(
     read_images: `ResultStore.read_images`: what test images did, for intervals and comparisons over new images, too
     study:      name and hash of the study whose rows these are, if of one
     tables:     of other commands, as `read_tables` gives them
+    figures:    a folder that gets every figure's data as .csv, and its picture as each of `pictures`, see `write_figures`
 
     Raises `DataError` where there are no rows. An existing index.html is replaced whole or not at all.
     """
@@ -76,6 +80,8 @@ def write_report(
     compared = comparisons.compared(results, read_images, cells)
     material = _Material(results, cells, compared, facts, plan, tuple(runs), tuple(curves), tables or Tables(), command)
     write_whole(Path(out) / "index.html", _page(material, title).encode())
+    if figures is not None:
+        write_figures(figures, _document(material), lambda: _page(material, title, (*SCRIPTS, "drawings")), pictures)
     return Path(out) / "index.html"
 
 
@@ -142,7 +148,7 @@ class _Material:
         return costs(self.results, self.cells, self.runs, self.facts)
 
 
-def _page(of: _Material, title: str) -> str:
+def _page(of: _Material, title: str, scripts: Sequence[str] = SCRIPTS) -> str:
     made = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
     raised, spent = flags(of.cells, of.facts), of.spent
     parts = _sections(of, stand(of.cells, of.compared), raised, made)
@@ -153,7 +159,7 @@ def _page(of: _Material, title: str) -> str:
         *([plural(spent.finetunings, "fine-tuning")] if spent.finetunings else []),
     ]
     files = resources.files("fastxfer.report")
-    script = _script(*(files.joinpath(f"js/{name}.js").read_text(encoding="utf-8") for name in SCRIPTS))
+    script = _script(*(files.joinpath(f"js/{name}.js").read_text(encoding="utf-8") for name in scripts))
     head = tag(
         "head",
         tag("meta", charset="utf-8"),

@@ -19,11 +19,12 @@ from fastxfer.files import write_whole
 from fastxfer.projection import Projection, facing, project, thin
 from fastxfer.report.groups import REST, Groups, fewer, groups
 from fastxfer.report.html import Markup, content_policy, embed_json, tag
+from fastxfer.report.pictures import KINDS, pictures
 from fastxfer.report.words import joined
 from fastxfer.store import EmbeddingStore
 from fastxfer.targets.table import Target
 
-SUFFIXES = (".html", ".svg", ".png", ".pdf")
+SUFFIXES = (".html", *(f".{kind}" for kind in KINDS))
 # The report's colours (Okabe-Ito, its yellow replaced), then the same with other symbols.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#b3589a", "#b87a00", "#2f9fd6", "#4d4d4d")
 SYMBOLS = ("circle", "diamond", "triangle-up")
@@ -86,7 +87,7 @@ def write_plot(panels: list[Panel], out: Path, *, paths: bool = False) -> None:
     if out.suffix == ".html":
         write_whole(out, _page(panels, drawn).encode())
     else:
-        write_whole(out, _picture(drawn, out.suffix[1:]))
+        write_whole(out, pictures([drawn], out.suffix[1:], "an .html needs nothing")[0])
 
 
 def check_name(out: Path) -> None:
@@ -289,24 +290,3 @@ p { margin: 0 0 0.6rem; max-width: 60rem; }
 #plot { overflow-x: auto; }
 .note { color: #5d5c57; font-size: 0.9rem; }
 """
-
-
-def _picture(drawn: dict[str, Any], kind: str) -> bytes:
-    """The figure drawn by a headless browser, at twice the size for screens that are fine."""
-    try:
-        import kaleido  # noqa: F401
-    except ImportError:
-        raise UsageError(
-            f"a .{kind} is drawn by kaleido, which is not installed: pip install kaleido, or fastxfer[images]; "
-            "an .html needs nothing"
-        ) from None
-    import plotly.graph_objects as go
-
-    try:
-        content: bytes = go.Figure(drawn).to_image(kind, scale=2 if kind == "png" else 1)
-    except Exception as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UsageError(
-            f"kaleido could not draw the .{kind} ({first}): is Chrome or Chromium installed? An .html needs neither"
-        ) from error
-    return content

@@ -97,7 +97,7 @@ class ResultStore:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._cells: dict[Cell, list[_Span]] = {}
-        self._parts: set[str] = set()
+        self._parts: dict[str, frozenset[Cell]] = {}  # file -> the cells that it has rows of
 
     @classmethod
     def open(cls, path: str | Path) -> ResultStore:
@@ -110,9 +110,7 @@ class ResultStore:
         """Look for what others have added since."""
         for part in sorted(self.path.glob("rows-*.parquet")):
             if part.name not in self._parts:
-                for cell, span in _footer(part):
-                    self._cells.setdefault(cell, []).append(span)
-                self._parts.add(part.name)
+                self._note(part, _footer(part))
 
     def episodes_done(self, cell: Cell, episodes_hash: str) -> int:
         """How many episodes of a cell are there, counted from episode 0 without a gap.
@@ -242,7 +240,10 @@ class ResultStore:
                 os.link(name, part)
             except FileExistsError:
                 raise _TakenError(f"results: another process has just written these rows ({part})") from None
-        self._parts.add(part.name)
+        self._note(part, cells)
+
+    def _note(self, part: Path, cells: list[tuple[Cell, _Span]]) -> None:
+        self._parts[part.name] = frozenset(cell for cell, _ in cells)
         for cell, span in cells:
             self._cells.setdefault(cell, []).append(span)
 
@@ -300,11 +301,15 @@ class ResultStore:
         if self.study() != told:
             write_whole(self.path / _STUDY, (json.dumps(told, indent=2, ensure_ascii=False) + "\n").encode())
 
-    def read(self, columns: Sequence[str] | None = None) -> pd.DataFrame:
-        """All rows; text columns are categorical. An empty frame with the right columns where there are none."""
+    def read(self, columns: Sequence[str] | None = None, cells: Collection[Cell] | None = None) -> pd.DataFrame:
+        """All rows; text columns are categorical. An empty frame with the right columns where there are none.
+
+        cells: only these are wanted: files without them are not opened, but rows of others may come along
+        """
         self.refresh()
         names = list(columns) if columns else SCHEMA.names
-        tables = [_read_part(self.path / name, names) for name in sorted(self._parts)]
+        wanted = sorted(n for n, held in self._parts.items() if cells is None or not held.isdisjoint(cells))
+        tables = [_read_part(self.path / name, names) for name in wanted]
         if not tables:
             tables = [SCHEMA.empty_table().select(names)]
         return pa.concat_tables(tables).unify_dictionaries().to_pandas()

@@ -24,6 +24,7 @@ from fastxfer.store import check_name
 from fastxfer.study.choose import check_policy
 from fastxfer.study.keys import BackboneKeys, ProbeKeys, StudyKeys
 from fastxfer.study.reading import Reader
+from fastxfer.until import Until, parse_until
 
 STAGES = ("embed", "fewshot", "probe", "knn", "select", "finetune", "report")
 _SETTINGS = (
@@ -101,6 +102,12 @@ class Study:
             for ways in (dict.fromkeys(k.ways) if k.ways else [usual["ways"]])
             for seed in dict.fromkeys(k.seeds)
         ]
+
+    @property
+    def until(self) -> float | None:
+        """The half-width to which means are to be known, where few-shot episodes stop by themselves."""
+        k = self.keys.fewshot
+        return parse_until(k.until) if k and k.until is not None else None
 
     def fewshot_probes(self) -> list[Probe]:
         """The probes of the protocols."""
@@ -292,8 +299,11 @@ def _check_fewshot(study: Study) -> None:
     probes = study.fewshot_probes()
     if not probes:
         raise UsageError("no probes given")
+    until = study.until
     for protocol in study.protocols():
         check_metrics(probes, protocol.metrics)
+        if until is not None:
+            Until(until, protocol.metrics)
         for probe in probes:
             for shots in protocol.shots:
                 probe.check_spec(shots, protocol.labels == "per-label", protocol.query_split)

@@ -124,7 +124,10 @@ class FewshotKeys:
     )
     shots: tuple[int, ...] = key((), "Support images a class [default: 1 5, or the preset's].", bag=True, least=1)
     queries: Number | None = key(None, 'Query images a class [default: 15; with ways "all", the whole query split].')
-    episodes: int | None = key(None, "Episodes a cell [default: 1000, or the preset's].", least=1)
+    episodes: int | None = key(None, "Episodes a cell, with `until` at most [default: 1000, or the preset's].", least=1)
+    until: str | None = key(
+        None, 'As many episodes as it takes until means are known, such as "ci 0.5": to ± 0.5 points.'
+    )
     seeds: tuple[int, ...] = key((0,), "Seeds, each a list of episodes of its own.", bag=True, least=0)
     metrics: tuple[str, ...] = key((), "As of `fewshot`: metrics [default: those that suit the episodes].", bag=True)
     split: Literal["test", "val"] = key("test", "Where queries come from.")

@@ -25,7 +25,7 @@ from fastxfer.study.world import World
 def rows_of(world: World, rows: pd.DataFrame) -> pd.DataFrame:
     """Those rows that the study asks for: a folder may hold others, of what was taken out of it since."""
     study = world.study
-    few = {cell: c.episodes for unit in fewshot_units(world, study.pairs) for c in unit.cells for cell in c.cells}
+    few = {cell: world.wanted(c) for unit in fewshot_units(world, study.pairs) for c in unit.cells for cell in c.cells}
     full = {
         (*pair, probe.name, probe.variant, seed)
         for stage in ("probe", "knn")

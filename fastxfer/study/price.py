@@ -86,7 +86,7 @@ def _embedding(world: World, part: Part, measure: bool) -> dict[str, Any]:
 
 def _fewshot(world: World, part: Part) -> dict[str, Any]:
     units = fewshot_units(world, part.pairs(world.study))
-    done = [(c.done(world.results) >= c.episodes) for unit in units for c in unit.cells for _ in c.cells]
+    done = [not world.left(c) for unit in units for c in unit.cells for _ in c.cells]
     episodes = sum(unit.left() for unit in units)
     seconds = _times(episodes, _seconds_each(world, "fewshot", "episodes"))
     return _line("fewshot", "cells", len(done) - sum(done), len(done), seconds) | {"episodes": episodes}

@@ -121,7 +121,7 @@ class _Runner:
 
     def fewshot(self) -> None:
         units = fewshot_units(self.world, self.pairs, self.tally)
-        there = [c.done(self.world.results) >= c.episodes for unit in units for c in unit.cells for _ in c.cells]
+        there = [not self.world.left(c) for unit in units for c in unit.cells for _ in c.cells]
         say(f"{self.title}: {sum(there):,} of {len(there):,} cells are there")
         self._share(units, "episodes")
 

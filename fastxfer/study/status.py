@@ -86,11 +86,12 @@ def _cells(world: World) -> list[dict[str, Any]]:
     return [
         {
             **dict(zip(CELL, cell, strict=True)),
-            "episodes_done": min(asked.episodes, world.results.episodes_done(cell, asked.episodes_hash)),
-            "episodes": asked.episodes,
+            "episodes_done": min(wanted, world.results.episodes_done(cell, asked.episodes_hash)),
+            "episodes": wanted,
         }
         for unit in fewshot_units(world, world.study.pairs)
         for asked in unit.cells
+        for wanted in [world.wanted(asked)]
         for cell in asked.cells
     ]
 

@@ -100,7 +100,7 @@ class EmbedUnit:
 
 @dataclass
 class FewshotUnit:
-    """One protocol on a pair. `left` counts episodes, once a number of shots and a probe."""
+    """One protocol on a pair. `left` counts episodes, once a number of shots and a probe; with `until` those at most."""
 
     world: World
     backbone: str
@@ -119,7 +119,7 @@ class FewshotUnit:
 
     def left(self) -> int:
         self.world.results.refresh()
-        return sum(max(0, c.episodes - c.done(self.world.results)) for c in self.cells)
+        return sum(map(self.world.left, self.cells))
 
     def do(self, advance: Advance) -> None:
         study = self.world.study
@@ -133,6 +133,7 @@ class FewshotUnit:
                 backbones=[self.backbone],
                 targets=[self.target],
                 backend=resolve_backend(study.keys.fewshot.backend),
+                until=study.until,
                 advance=advance,
             )
         self.tally.rows += summary.rows

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +16,18 @@ from fastxfer.holdings import without_leaks
 from fastxfer.hyperrule import settle
 from fastxfer.protocol import Protocol
 from fastxfer.registered import find_registered
-from fastxfer.results import Cell, ResultStore
+from fastxfer.results import CELL, Cell, ResultStore
 from fastxfer.store import EmbeddingStore, Entry
 from fastxfer.study.file import Study, parse, raise_problems
 from fastxfer.study.keys import BackboneKeys, TargetKeys
 from fastxfer.targets import Target, add_target, how_added, load_target
 from fastxfer.targets.findings import leaking_images
+from fastxfer.until import Until
 
 
 @dataclass(frozen=True)
 class Cells:
-    """The cells that one probe fills at one number of shots, and the episodes they want; they come together."""
+    """The cells that one probe fills at one number of shots, and the episodes they may want; they come together."""
 
     cells: tuple[Cell, ...]
     episodes_hash: str
@@ -43,6 +45,7 @@ class World:
         self.study, self.loaded = study, loaded
         self.results = ResultStore.open(study.results)
         self._drawn: dict[tuple[str, str, Protocol], list[Episodes]] = {}
+        self._read: dict[Cells, int] = {}  # episodes whose values `_until` knows
 
     @property
     def store(self) -> EmbeddingStore | None:
@@ -87,6 +90,24 @@ class World:
                 cells = cells_of(source, backbone, probe, table, episodes, metrics, protocol.per_class)
                 found.append(Cells(tuple(cells), episodes.hash, protocol.episodes))
         return found
+
+    @cached_property
+    def _until(self) -> Until | None:
+        return None if self.study.until is None else Until(self.study.until, ())
+
+    def wanted(self, cells: Cells) -> int:
+        """Episodes that cells are to have: those of the protocol, or fewer, where `until` is known to need no more."""
+        if self._until is None:
+            return cells.episodes
+        done = cells.done(self.results)
+        if done > self._read.get(cells, 0):
+            self._until.add(self.results.read([*CELL, "episode", "value"], cells.cells))
+            self._read[cells] = done
+        return self._until.needed(cells.cells, cells.episodes) or cells.episodes
+
+    def left(self, cells: Cells) -> int:
+        """Episodes that cells lack; with `until` at most."""
+        return max(0, self.wanted(cells) - cells.done(self.results))
 
 
 def open_world(

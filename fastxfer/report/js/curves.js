@@ -79,7 +79,7 @@ function curvePanel(t, here, metric) {
   const floor = withChance ? Math.min(lowest, chance * k) : lowest;
   const room = Math.max(highest - floor, 0.01 * k);
   return {
-    traces: [...bands, ...lines], table: cellTable(here),
+    traces: [...bands, ...lines], table: cellTable(here), legend: "lines+markers",
     says: distinct(here, "shots").sort((a, b) => bigLast(a) - bigLast(b)).filter((_, i, all) => i === 0 || i === all.length - 1)
       .map((s) => `${settingWords(s)}: ${leaders(here.filter((c) => c.shots === s))}.`).join(" "),
     layout: {

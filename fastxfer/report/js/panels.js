@@ -4,7 +4,8 @@ const waiting = new Set(); // panels whose picture is out of date
 
 /**
  * Show figures in a box, reusing what is there. `specs` = [{key, title, subtitle, target, name, make(theme, width)}], where
- * `make` gives {traces, layout, says, table: {heads, rows}}; `name` is that of its files; `target`, where the whole
+ * `make` gives {traces, layout, says, table: {heads, rows}}, and `legend` (a mode of Plotly's) where
+ * only the page's legend names its colours; `name` is that of its files; `target`, where the whole
  * panel speaks of one, makes its title choose that target everywhere.
  */
 function show(boxId, specs) {
@@ -121,12 +122,27 @@ function fillData(panel) {
       element("tbody", {}, ...rows.map((row) => element("tr", {}, ...kept.map((i) => element("td", { class: numeric(i) ? "num" : null }, text(row[i])))))))));
 }
 function saveCsv({ name, made }) { download(`${name}.csv`, "text/csv", csvOf(made.table.heads, made.table.rows)); }
-/** {svg, width, height} on white paper. */
-async function pictureOf({ make, width }) {
-  const t = paperTheme();
-  const { traces, layout: own } = make(t, width);
-  const svg = await Plotly.toImage({ data: traces, layout: { ...layout(t, own), paper_bgcolor: t.paper, width } }, { format: "svg", width, height: own.height, imageDataOnly: true });
-  return { svg, width, height: own.height };
+/** {data, layout} of a figure that stands alone on white paper: with its title, and a legend where the page's names its colours. */
+function drawingOf({ make, width, heading }) {
+  const t = paperTheme(), { traces, layout: own, legend } = make(t, width), margin = { ...layout(t, {}).margin, ...own.margin };
+  const names = legend ? data.labels.filter((label) => traces.some((trace) => trace.meta === label)) : [];
+  const keys = names.map((label) => ({
+    type: "scatter", mode: legend, x: [null], y: [null], name: plain(short(label, 30)),
+    line: { color: colourOf(label, t), width: 2, dash: dashOf(label) }, marker: { color: colourOf(label, t), size: 7, symbol: symbolOf(label) },
+  }));
+  const above = 26, below = names.length ? 14 + 20 * Math.ceil(names.length / Math.max(1, Math.floor(width / 150))) : 0;
+  const alone = {
+    ...own, height: own.height + above + below, margin: { ...margin, t: margin.t + above, b: margin.b + below },
+    title: { text: `<b>${plain(heading.firstChild.textContent)}</b>  ${plain(heading.querySelector("small").textContent)}`, font: { size: 13 }, x: 0.01, yref: "container", y: 1, yanchor: "top", pad: { t: 8, l: 4 } },
+    ...(names.length ? { showlegend: true, legend: { orientation: "h", x: 0, xref: "container", y: 0, yref: "container", yanchor: "bottom" } } : {}),
+  };
+  const drawn = names.length ? [...traces.map((trace) => ({ ...trace, showlegend: false })), ...keys] : traces;
+  return { data: drawn, layout: { ...layout(t, alone), paper_bgcolor: t.paper, width } };
+}
+/** {svg, width, height} */
+async function pictureOf(panel) {
+  const drawing = drawingOf(panel), { width, height } = drawing.layout;
+  return { svg: await Plotly.toImage(drawing, { format: "svg", width, height, imageDataOnly: true }), width, height };
 }
 async function saveSvg(panel) { download(`${panel.name}.svg`, "image/svg+xml", (await pictureOf(panel)).svg); }
 /** The browser writes PDF when it prints: for that moment the page is this figure alone, on paper of its size. */

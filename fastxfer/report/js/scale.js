@@ -32,7 +32,7 @@ function nearPanel(t, measure, points) {
         text: [`${hover(q.c)}<br>on ${plain(q.c.target)}: ${signed(q.above)} points to the mean<br>${plain(q.c.source)}: ${q.p.value.toPrecision(3)}`], hovertemplate: "%{text}<extra></extra>",
       };
     }),
-    says: `Nearest: ${nearest.c.source} to ${nearest.c.target}, where ${nearest.c.label} is ${signed(nearest.above)} points to the mean.`,
+    legend: "markers", says: `Nearest: ${nearest.c.source} to ${nearest.c.target}, where ${nearest.c.label} is ${signed(nearest.above)} points to the mean.`,
     table: { heads: [...CELL_HEADS, "measure", "reference", "proximity", "proximity_low", "proximity_high", "points_to_mean"], rows: lead.map((q) => [...cellRow(q.c), measure, q.p.reference, q.p.value, q.p.low, q.p.high, q.above]) },
     layout: {
       height: 300, margin: { l: 58, r: 14, t: 10, b: 42 }, xaxis: { title: { text: `${MEASURES[measure] || measure}: near on the left` }, autorange: turned ? "reversed" : true, showline: true, nticks: 5 },
@@ -111,7 +111,7 @@ function paperPanel(t, rows) {
         };
       }),
     ],
-    says: `Ours lie ${signed((100 * rows.reduce((s, p) => s + p.difference, 0)) / rows.length)} points from the paper’s on average of ${plural(rows.length, "cell")}; ${rows.filter((p) => p.beyond).length} beyond both noises.`,
+    legend: "markers", says: `Ours lie ${signed((100 * rows.reduce((s, p) => s + p.difference, 0)) / rows.length)} points from the paper’s on average of ${plural(rows.length, "cell")}; ${rows.filter((p) => p.beyond).length} beyond both noises.`,
     table: tableOf(rows),
     layout: { height: 340, margin: { l: 58, r: 14, t: 10, b: 42 }, xaxis: { range: ends, title: { text: "paper, %" }, showline: true }, yaxis: { range: ends, title: { text: "ours, %" } } },
   };
