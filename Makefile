@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint format clean
+.PHONY: demo test lint format site clean
 
 demo: $(VENV)/.installed
 	$(BIN)/fastxfer demo --out demo
@@ -24,6 +24,9 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	git ls-files -z 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'tests/*.cpp' 'tests/*.h' | xargs -0 -r $(BIN)/clang-format -i
+
+site: $(VENV)/.installed-dev
+	$(BIN)/python scripts/make_site.py build/site
 
 # Sources of the compiled module: when one changes, the install is redone (an editable install rebuilds it in place).
 SOURCES := pyproject.toml setup.py $(wildcard csrc/*.* csrc/*/*.*)

@@ -15,6 +15,11 @@ from packaging.requirements import Requirement
 from fastxfer import backend
 from fastxfer.errors import FastxferError
 from fastxfer.files import available_memory
+from fastxfer.metrics import METRICS
+from fastxfer.plugins import KINDS, installed
+from fastxfer.probes import PROBES
+from fastxfer.selection import POLICIES
+from fastxfer.targets.families import FAMILIES
 
 OK, MISSING, BROKEN = "ok", "missing", "broken"
 
@@ -47,7 +52,7 @@ class Finding:
 
 def examine(store: str | Path) -> list[Finding]:
     """All findings, in the order in which a person would ask. store: where embeddings would be written."""
-    return [*_machine(str(store)), *_compiled(), *_packages(), *_programs()]
+    return [*_machine(str(store)), *_compiled(), *_packages(), *_plugins(), *_programs()]
 
 
 def _machine(store: str) -> Iterator[Finding]:
@@ -125,6 +130,22 @@ def _problem(requirement: Requirement) -> str:
     if not requirement.specifier.contains(version, prereleases=True):
         return f"{requirement.name} is {version}, wanted {requirement.specifier}"
     return ""
+
+
+def _plugins() -> Iterator[Finding]:
+    """What other packages bring, each loaded, so that one that fails is found here and not in the middle of a study."""
+    from fastxfer.backbones.architecture import ARCHITECTURES
+
+    for catalogue in (PROBES, FAMILIES, ARCHITECTURES, METRICS, POLICIES):
+        for plugin, _, problem in catalogue.tried():
+            yield Finding(
+                f"{KINDS[plugin.group]} {plugin.name}", MISSING if problem else OK, problem or f"from {plugin}"
+            )
+    for plugin in installed():
+        if plugin.group not in KINDS:
+            groups = ", ".join(f"fastxfer.{group}" for group in KINDS)
+            found = f"{plugin} brings it as 'fastxfer.{plugin.group}', which is none of {groups}"
+            yield Finding(f"plug-in {plugin.name}", MISSING, found)
 
 
 def _programs() -> Iterator[Finding]:

@@ -75,9 +75,6 @@ class EpisodeEstimator:
 
         `DataError` for arrays of a wrong shape or type, `UsageError` for episodes that do not fit them.
         """
-        from fastxfer.probes import Probe
-
-        assert isinstance(self, Probe)
         x, labels = _array(X), _array(y)
         if x.ndim != 2 or x.dtype.kind != "f" or labels.shape != (len(x),):
             raise DataError(f"X must be floats (n, d) and y (n,), got {x.dtype} {x.shape} and {labels.shape}")
@@ -89,7 +86,8 @@ class EpisodeEstimator:
         support, query = _pair(episodes, len(x), "episodes")
         named, code = np.unique(labels, return_inverse=True)
         classes, support_labels = _relabelled(code[support])
-        probe, sets = self, [support]
+        probe: Any = self  # a `fastxfer.probes.Probe`, which knows this class and not the other way round
+        sets = [support]
         if val is not None:
             val_support, val_query = _pair(val, len(x), "val")
             if np.isin(val_query, query).any():

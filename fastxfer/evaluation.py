@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,16 +14,16 @@ from numpy.typing import NDArray
 
 from fastxfer import ops
 from fastxfer.episodes import Episodes, sample_episodes
-from fastxfer.errors import DataError, UsageError, nearest
+from fastxfer.errors import DataError, UsageError
+from fastxfer.holdings import backbones_of, source_of
 from fastxfer.influences import Influences, sampling_of
-from fastxfer.metrics import NEED_PROBABILITIES, PER_CLASS, class_metrics, measure
+from fastxfer.metrics import METRICS, PER_CLASS, class_metrics, measure
 from fastxfer.probes import Probe, check_metrics
 from fastxfer.progress import Advance, progress, say
 from fastxfer.protocol import Protocol, params_of
 from fastxfer.results import CELL, Cell, ResultStore, complete
 from fastxfer.store import EmbeddingStore
 from fastxfer.targets import Target
-from fastxfer.targets.findings import leaking_images
 from fastxfer.transforms import per_image
 from fastxfer.until import Until
 
@@ -259,64 +258,6 @@ def pool_of(
     return ops.Pool(x, support=support, backend=backend, gram=ops.gram_pays(len(support), len(x), products))
 
 
-def without_leaks(
-    store: EmbeddingStore, data_root: str | Path, by: str, targets: Sequence[str] | None = None
-) -> EmbeddingStore:
-    """The store without the test images that training has seen, as `targets check --save` found them.
-
-    by: "copy", equal to or a near duplicate of an image of train or val; "patient": those that show a patient of train or
-    val, too. `DataError` for a target (of those named, else of all) that was not checked, has changed since, or, by patient,
-    knows none.
-    """
-    named = targets or store.targets()
-    return store.leaving_out({n: leaking_images(data_root, n, store.fingerprint(n), by) for n in named}, by)
-
-
-def source_of(store: EmbeddingStore, backbone: str, target: str) -> str:
-    """What a backbone was trained on, as its embeddings say; "unknown" where nobody said."""
-    return str(store.attributes(backbone, target).get("source") or "unknown")
-
-
-def backbones_of(
-    store: EmbeddingStore, targets: Sequence[str] | None = None, backbones: Sequence[str] | None = None
-) -> dict[str, list[str]]:
-    """target -> backbones to run: of those named (all, if none are), whatever the store holds complete embeddings of.
-
-    `UsageError` for a name that the store does not know (nearest offered), `DataError` for what was named but is
-    incomplete.
-    """
-    entries = store.entries()
-    known_targets, known_backbones = ({getattr(e, what) for e in entries} for what in ("target", "backbone"))
-    for kind, named, known in (("target", targets, known_targets), ("backbone", backbones, known_backbones)):
-        for name in named or ():
-            if name not in known:
-                raise UsageError(
-                    f"the store '{store.path}' holds no embeddings of {kind} '{name}'.{nearest(name, known)} "
-                    "`fastxfer store ls` lists what is there."
-                )
-    plan: dict[str, list[str]] = {}
-    for entry in sorted(entries, key=lambda e: (e.target, e.backbone)):
-        if (targets and entry.target not in targets) or (backbones and entry.backbone not in backbones):
-            continue
-        if not entry.complete:
-            message = (
-                f"embeddings of '{entry.target}' by '{entry.backbone}' are incomplete ({entry.n_present} of "
-                f"{entry.n_images} images): run the same `fastxfer embed` again to finish them"
-            )
-            if backbones and targets:
-                raise DataError(message)
-            say(f"left out: {message}")
-            continue
-        plan.setdefault(entry.target, []).append(entry.backbone)
-    for name in targets or ():
-        if name not in plan:
-            raise DataError(f"the store holds no complete embeddings of target '{name}' by the backbones asked for")
-    if not plan:
-        what = "complete embeddings of what was asked for" if entries else "embeddings yet: run `fastxfer embed` first"
-        raise DataError(f"the store '{store.path}' holds no {what}")
-    return plan
-
-
 def _key(
     source: str, backbone: str, probe: Probe, params: str, target: Target, episodes: Episodes, metric: str
 ) -> dict[str, Any]:
@@ -391,7 +332,7 @@ def _episode_rows(
         for answer in probe.answer(pool, window, groups):
             measured = []
             for metric in metrics:
-                scores = answer.probabilities if metric in NEED_PROBABILITIES else answer.scores
+                scores = answer.probabilities if METRICS[metric].needs_probabilities else answer.scores
                 assert scores is not None  # check_metrics has seen to it
                 values, undefined = measure(metric, scores, window.query_labels)
                 measured.append((metric, values, undefined))

@@ -11,14 +11,14 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from fastxfer.errors import DataError
-from fastxfer.evaluation import backbones_of, source_of
 from fastxfer.files import available_memory
+from fastxfer.holdings import backbones_of, source_of
 from fastxfer.influences import Influences
 from fastxfer.metrics import METRICS, class_metrics
 from fastxfer.probes import Probe, Solution, variant_of
 from fastxfer.progress import Advance, progress, say
 from fastxfer.protocol import dropped_of
-from fastxfer.results import CELL, NO_EPISODE, ResultStore, complete
+from fastxfer.results import CELL, WHOLE_TRAIN, ResultStore, complete
 from fastxfer.statistics import measure_classes, measure_split
 from fastxfer.store import EmbeddingStore
 from fastxfer.targets import Target, make_split
@@ -31,8 +31,10 @@ MEMORY_SHARE = 0.5
 
 def evaluate_full(
     store: EmbeddingStore, backbone: str, target: Target, probe: Probe, *, seed: int = 0, per_class: bool = False
-) -> pd.DataFrame:
+) -> tuple[pd.DataFrame, Influences]:
     """Probe the full train split: settings compete on validation, the best is refitted and scored on test.
+
+    Returns rows, and what every test image did to their values.
 
     Validation is the target's own `val` split, or a fifth of train, stratified, patients kept whole, drawn with `seed`.
     The best is the setting with the largest balanced accuracy (multi-label: AUC) there; among equals, the first. It is
@@ -43,12 +45,6 @@ def evaluate_full(
     Embeddings that would take more than MEMORY_SHARE of the available memory are read block by block, if the probe can:
     the same numbers.
     """
-    return _evaluate(store, backbone, target, probe, seed, per_class)[0]
-
-
-def _evaluate(
-    store: EmbeddingStore, backbone: str, target: Target, probe: Probe, seed: int, per_class: bool
-) -> tuple[pd.DataFrame, Influences]:
     train, val, test, chosen_on = _full_splits(target, seed, probe.held_out_share)
     rows_at = _reader(store, backbone, target, probe)
     n_classes = len(target.class_names)
@@ -74,10 +70,8 @@ def _evaluate(
         "source": source_of(store, backbone, target.name),
         "backbone": backbone,
         "target": target.name,
-        "ways": "all",
-        "shots": "full",
         "seed": seed,
-        "episode": NO_EPISODE,
+        **WHOLE_TRAIN,
         "probe": probe.name,
         "params": f"{on_val.params};chosen={chosen_on}" + (f";dropped={target.dropped}" if target.dropped else ""),
         "episodes_hash": "",
@@ -126,7 +120,7 @@ def run_full(
     added = 0
     with nullcontext(advance) if advance else progress(f"full {probe.name} probes", len(work), "probes") as told:
         for backbone, target in work:
-            rows, influences = _evaluate(store, backbone, target, probe, seed, per_class)
+            rows, influences = evaluate_full(store, backbone, target, probe, seed=seed, per_class=per_class)
             added += results.append_new(rows, influences.sums())
             told(1)
     return added

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from fastxfer.episodes import EpisodeSpec
 from fastxfer.errors import UsageError, nearest
-from fastxfer.metrics import METRICS, SINGLE_LABEL_ONLY
+from fastxfer.metrics import METRICS
 from fastxfer.targets.table import Target
 
 DEFAULT_WAYS = 5
@@ -83,10 +83,10 @@ class Protocol:
                 raise UsageError(
                     f"unknown metric '{metric}': choose among {', '.join(METRICS)}.{nearest(metric, METRICS)}"
                 )
-            if self.labels == "per-label" and metric in SINGLE_LABEL_ONLY:
+            if self.labels == "per-label" and METRICS[metric].single_label_only:
                 raise UsageError(
                     f"metric '{metric}' is for one label an image: with per-label episodes choose among "
-                    f"{', '.join(m for m in METRICS if m not in SINGLE_LABEL_ONLY)}"
+                    f"{', '.join(m for m, own in METRICS.own.items() if not own.single_label_only)}"
                 )
         if self.per_class and self.ways != "all" and not (self.labels == "per-label" and self.ways is None):
             raise UsageError(

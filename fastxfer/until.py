@@ -10,11 +10,10 @@ from numpy.typing import NDArray
 
 from fastxfer.episodes import Episodes
 from fastxfer.errors import UsageError
-from fastxfer.metrics import METRICS
+from fastxfer.metrics import METRICS, meaning
 from fastxfer.results import CELL, Cell
 from fastxfer.statistics.sequences import confidence_sequence
 
-UNBOUNDED = ("brier", "log_loss")
 FEWEST = 100  # episodes between two looks; later a tenth of those that are there
 
 
@@ -46,8 +45,9 @@ class Until:
 
     def __init__(self, half_width: float, metrics: Iterable[str], rows: pd.DataFrame | None = None) -> None:
         for metric in metrics:
-            if metric in UNBOUNDED:
-                bounded = [m for m in METRICS if m not in UNBOUNDED]
+            found = meaning(metric)
+            if found is None or not found.share:
+                bounded = [m for m, own in METRICS.own.items() if own.share]
                 raise UsageError(
                     f"--until is for metrics between 0 and 1, and {metric} is none: choose among {', '.join(bounded)}"
                 )

@@ -1,8 +1,9 @@
 """Runs that are killed at any instant, and finished: `python tests/kills.py WORK STORE TRIALS`, a line of JSON a trial.
 
 torch is imported once. Each run of `embed` is a fork of that process, so that it takes a fraction of a second, and nearly
-any instant of it is one of embedding and writing. SIGKILL comes from outside after a random time, or from inside, where
-an instant is too short to be hit by chance: in the middle of a file, before its rename, after it, while an object is sent.
+any instant of it is one of embedding and writing. SIGKILL comes from outside, a random moment after a random number of
+blocks, so that the kills lie all over the run on a busy machine too; or from inside, where an instant is too short to be
+hit by chance: in the middle of a file, before its rename, after it, while an object is sent.
 WORK holds what the test made: net.py, net.pt, images.json.
 """
 
@@ -36,8 +37,13 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def run(work: Callable[[Callable[[], None]], dict[str, Any]], kill_after: float | None = None) -> dict[str, Any] | None:
-    """Do `work` in a fork, some seconds after it has called what it is given kill it; what it returned, or None if killed."""
+def run(
+    work: Callable[[Callable[[], None]], dict[str, Any]], kill_after: tuple[int, float] | None = None
+) -> dict[str, Any] | None:
+    """Do `work` in a fork; what it returned, or None if it was killed.
+
+    kill_after: (n, seconds): kill it so long after its n-th call of what it is given
+    """
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -51,13 +57,14 @@ def run(work: Callable[[Callable[[], None]], dict[str, Any]], kill_after: float 
             os._exit(status)
     os.close(writer)
     with os.fdopen(reader) as back:
-        if kill_after is not None and back.readline():
-            time.sleep(kill_after)
+        told = "".join(back.readline() for _ in range(kill_after[0])) if kill_after is not None else ""
+        if kill_after is not None and told.count("\n") == kill_after[0]:
+            time.sleep(kill_after[1])
             os.kill(child, signal.SIGKILL)
-        told = back.read()
+        told += back.read()
     _, status = os.waitpid(child, 0)
     assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0, "the run failed"
-    return None if os.WIFSIGNALED(status) else json.loads(told)
+    return None if os.WIFSIGNALED(status) else json.loads(told.splitlines()[-1])
 
 
 @dataclass
@@ -69,7 +76,8 @@ class Case:
     store: str
     sabotage: Callable[[], None] = field(default=lambda: None)
 
-    def __call__(self, begin: Callable[[], None]) -> dict[str, Any]:
+    def __call__(self, tick: Callable[[], None]) -> dict[str, Any]:
+        """`tick` is called when all is ready, and before each block of embeddings is written."""
         torch.set_num_threads(1)
         store, written, true = EmbeddingStore.open(self.store, mode="a"), 0, Writer.write
         begun = self.target.name in store.targets() and store.backbones(self.target.name)
@@ -82,11 +90,12 @@ class Case:
             nonlocal written
             if writer.attributes.get("identity") == self.backbone.identity:  # digests of images are written, too
                 written += len(block)
+                tick()
             true(writer, block, *values, **more)
 
         Writer.write = count  # type: ignore[method-assign]
         self.sabotage()
-        begin()
+        tick()
         started = time.perf_counter()
         (done,) = embed(self.backbone, [self.target], store, batch_size=BATCH, block_rows=BLOCK_ROWS, workers=1)
         seconds = time.perf_counter() - started
@@ -167,6 +176,7 @@ def main(work: Path, place: str, trials: int) -> None:
     undisturbed = run(Case(backbone, target, f"{place}/undisturbed"))
     assert undisturbed is not None
     print(json.dumps({"undisturbed": undisturbed}), flush=True)
+    n_blocks = -(-n // BLOCK_ROWS)
     inside = [in_a_request] if on_s3 else [in_a_file, at_an_fsync]
     for trial in range(trials):
         rng = Random(trial)
@@ -181,10 +191,11 @@ def main(work: Path, place: str, trials: int) -> None:
                 told = run(Case(backbone, target, store, partial(sabotage, rng)))
                 how.append(sabotage.__name__)
             else:
-                # The second run has less to do, and is shorter.
-                after = rng.random() * undisturbed["seconds"] * (1.0 if kills == 0 else 0.6)
-                told = run(Case(backbone, target, store), after)
-                how.append(f"after {after:.3f} s")
+                # The second run has less to do, and fewer blocks.
+                ticks = 1 + int(rng.random() * n_blocks * (1.0 if kills == 0 else 0.4))
+                moment = rng.random() * 2 * undisturbed["seconds"] / n_blocks
+                told = run(Case(backbone, target, store), (ticks, moment))
+                how.append(f"{moment * 1e3:.1f} ms after tick {ticks}")
             kills += told is None
             if told is not None:  # it was done before it could be killed: not a trial
                 store, kills, how = f"{store}-", 0, []

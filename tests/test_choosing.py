@@ -258,7 +258,7 @@ def test_rows_tell_the_penalty_also_where_it_is_given_and_of_full_probes(tmp_pat
         "l2=0.166667;queries=5": [1 / 6],
     }
     assert not rows["l2_at_edge"].any()
-    full = evaluate_full(store, "good", store.target("blobs"), LogisticProbe(l2=(1e3, 1e2)))
+    full = evaluate_full(store, "good", store.target("blobs"), LogisticProbe(l2=(1e3, 1e2)))[0]
     assert full["l2"].isin([1e3, 1e2]).all()
     assert full["l2_at_edge"].all()  # a grid of two is all edge
 

@@ -15,8 +15,9 @@ from typing import Any
 import click
 import pytest
 from click.testing import CliRunner, Result
+from test_layers import FLOOR
 
-from fastxfer.cli import COMMANDS, SECTIONS, main
+from fastxfer.cli import COMMANDS, PAGES, SECTIONS, main
 from fastxfer.store import EmbeddingStore
 
 
@@ -141,6 +142,40 @@ def test_help_of_the_modules_has_an_example(module: str, example: str) -> None:
     assert re.match(rf"(?i)usage: (python -m {module}|fastxfer {module}) \[", done.stdout)  # not "pretrain pretrain"
 
 
+# -- completion --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_is_told_how_to_complete(shell: str) -> None:
+    done = run("completion", shell)
+    assert done.exit_code == 0
+    assert f"_FASTXFER_COMPLETE={shell}_complete" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        (["fews"], ["fewshot"]),
+        (["targets", "a"], ["add"]),
+        (["fewshot", "--sh"], ["--shots"]),
+        (["fewshot", "--backend", "c"], ["cuda", "cpu"]),
+        (["fewshott", "--sh"], []),
+    ],
+    ids=" ".join,
+)
+def test_bash_completes_the_installed_command(words: list[str], found: list[str], tmp_path: Path) -> None:
+    script = tmp_path / "fastxfer"  # as an installer writes it
+    script.write_text(f"#!{sys.executable}\nfrom fastxfer.cli import main\nmain()\n", encoding="utf-8")
+    script.chmod(0o755)
+    typed = f"COMP_WORDS=(fastxfer {' '.join(words)}); COMP_CWORD={len(words)}; _fastxfer_completion fastxfer"
+    done = subprocess.run(
+        ["bash", "-c", f'eval "$(fastxfer completion bash)"; {typed}; echo "${{COMPREPLY[@]}}"'],
+        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert (done.stdout.split(), done.stderr) == (found, "")
+
+
 # -- failures ----------------------------------------------------------------------------------------------------------
 
 
@@ -157,7 +192,30 @@ def test_a_traceback_only_with_debug(words: tuple[str, ...], code: int, tmp_path
         shown = in_a_process("-m", "fastxfer", *asked, cwd=tmp_path)
         assert shown.returncode == 1
         assert "Traceback (most recent call last)" in shown.stderr
-        assert plain.stderr.removeprefix("Error: ").strip() in shown.stderr
+        assert plain.stderr.removeprefix("Error: ").split("\nSee docs/")[0].strip() in shown.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "page"),
+    [
+        (("targets", "add", "nowhere", "--name", "x"), "targets"),
+        (("fewshot", "--store", "nowhere"), "embeddings"),  # of what the error is about, not of the command
+        (("fewshot", "--probe", "ridgee"), "probes"),
+        (("compare", "--store", "nowhere"), "compare"),
+    ],
+    ids=" ".join,
+)
+def test_an_error_names_the_page_on_what_it_is_about(
+    words: tuple[str, ...], page: str, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(*words).stderr.splitlines()[-1] == f"See docs/{page}.md"
+
+
+def test_every_page_that_errors_name_is_there() -> None:
+    docs = Path(__file__).parents[1] / "docs"
+    assert all((docs / f"{page}.md").is_file() for page in PAGES.values())
+    assert set(PAGES) <= set(FLOOR)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from fastxfer.episodes import EpisodeSpec, sample_episodes
 from fastxfer.errors import DataError, UsageError
 from fastxfer.evaluation import evaluate, run_protocol
 from fastxfer.full_splits import evaluate_full, run_full
-from fastxfer.metrics import METRICS, NEED_PROBABILITIES
+from fastxfer.metrics import METRICS
 from fastxfer.ops_full import check, rows
 from fastxfer.probes import PROBES, KnnProbe, LogisticProbe, make_probe
 from fastxfer.protocol import Protocol
@@ -129,7 +129,7 @@ def test_per_label_rows_are_scikit_learns_label_by_label(tmp_path, queries, prio
             decisions[:, label] = model.decision_function(x[query])
         labels = episodes.query_labels[e] if episodes.query_labels.ndim == 3 else episodes.query_labels
         for metric in metrics:
-            scores = 1 / (1 + np.exp(-decisions)) if metric in NEED_PROBABILITIES else decisions
+            scores = 1 / (1 + np.exp(-decisions)) if METRICS[metric].needs_probabilities else decisions
             (got,) = rows[(rows["metric"] == metric) & (rows["episode"] == e)]["value"]
             assert got == pytest.approx(float(METRICS[metric](scores, labels)), rel=1e-3), metric
     assert set(rows["n_queries"]) == {len(query)}
@@ -238,7 +238,7 @@ def test_audit_holds_all_that_another_program_needs(tmp_path):
 def test_full_probe_chooses_on_validation_and_never_sees_test(tmp_path, n_val, chosen):
     target = blobs_target(n_val=n_val, patients=True)
     store = blobs_store(tmp_path / "store", target)
-    rows = evaluate_full(store, "bad", store.target("blobs"), LogisticProbe(l2=(1.0, 0.01, 1e-4)))
+    rows = evaluate_full(store, "bad", store.target("blobs"), LogisticProbe(l2=(1.0, 0.01, 1e-4)))[0]
     assert set(rows["split"]) == {"val", "test"}
     assert rows["params"].nunique() == 1
     assert rows["params"].iloc[0].endswith(f"chosen={chosen}")
@@ -250,7 +250,7 @@ def test_full_probe_chooses_on_validation_and_never_sees_test(tmp_path, n_val, c
     test = target.rows("test")
     labels[test] = np.roll(labels[test], 17)
     scrambled = replace(target, labels=labels)
-    again = evaluate_full(store, "bad", scrambled, LogisticProbe(l2=(1.0, 0.01, 1e-4)))
+    again = evaluate_full(store, "bad", scrambled, LogisticProbe(l2=(1.0, 0.01, 1e-4)))[0]
     assert again["params"].tolist() == rows["params"].tolist()
     val = rows["split"] == "val"
     assert again[val]["value"].tolist() == rows[val]["value"].tolist()
@@ -260,7 +260,7 @@ def test_full_probe_chooses_on_validation_and_never_sees_test(tmp_path, n_val, c
 def test_full_probe_test_rows_are_scikit_learns(tmp_path):
     store = blobs_store(tmp_path / "store", blobs_target(n_val=5))
     target = store.target("blobs")
-    rows = evaluate_full(store, "bad", target, LogisticProbe(l2=(0.01,)))
+    rows = evaluate_full(store, "bad", target, LogisticProbe(l2=(0.01,)))[0]
     fit, test = np.flatnonzero(target.split != "test"), target.rows("test")
     x = store.embeddings("bad", "blobs").astype(float)
     model = LogisticRegression(C=1 / (len(fit) * 0.01), tol=1e-12, max_iter=100_000).fit(x[fit], target.labels[fit])
@@ -276,7 +276,7 @@ def test_multi_label_full_probes_mask_what_is_unknown(tmp_path):
     store = blobs_store(tmp_path / "store", blobs_target(multi_label=True))
     target = store.target("blobs")
     for probe in (LogisticProbe(l2=(0.1, 0.001)), KnnProbe(k=(5, 20))):
-        rows = evaluate_full(store, "good", target, probe)
+        rows = evaluate_full(store, "good", target, probe)[0]
         assert set(rows["metric"]) == {"auc", "average_precision"}
         assert rows["value"].between(0.6, 1.0).all()
 
@@ -323,9 +323,9 @@ def test_full_probe_out_of_core_gives_the_same_rows(tmp_path, monkeypatch, bad):
     store.record_bad("blobs", bad)
     target = store.target("blobs")
     probe = LogisticProbe(l2=(1.0, 0.01))
-    in_memory = evaluate_full(store, "bad", target, probe)
+    in_memory = evaluate_full(store, "bad", target, probe)[0]
     monkeypatch.setattr(full_splits, "MEMORY_SHARE", 0.0)
     monkeypatch.setattr(EmbeddingStore, "embeddings", None)  # read as a whole: an error
     monkeypatch.setattr(rows, "KEEP_BYTES", 0)
     monkeypatch.setattr(check, "READ_BYTES", 1)
-    pd.testing.assert_frame_equal(evaluate_full(store, "bad", target, probe), in_memory)
+    pd.testing.assert_frame_equal(evaluate_full(store, "bad", target, probe)[0], in_memory)

@@ -18,9 +18,7 @@ from digits import write_digits
 
 from fastxfer.cli import main
 from fastxfer.errors import DataError, UsageError
-from fastxfer.finetune import Machine, finetune
-from fastxfer.finetune import run as module
-from fastxfer.finetune import runs as runs_module
+from fastxfer.finetune import Machine, conductor, finetune, runs, training
 from fastxfer.finetune.images import resize
 from fastxfer.hyperrule import PRESETS, hyperrule, mixup_alpha, resolution, settle
 from fastxfer.plans import read_plan
@@ -168,13 +166,13 @@ def spied(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What the first step of a fine-tuning sees."""
     seen: dict[str, Any] = {}
 
-    class Spy(module.Trainer):
+    class Spy(training.Trainer):
         def step(self, pixels: torch.Tensor, labels: torch.Tensor, lr: float, mix: Any = None) -> float:
             if not seen:
                 seen.update(trainer=self, pixels=pixels, mix=mix, head=head_of(self.network).weight.detach().clone())
             return super().step(pixels, labels, lr, mix)
 
-    monkeypatch.setattr(module, "Trainer", Spy)
+    monkeypatch.setattr(training, "Trainer", Spy)
     return seen
 
 
@@ -320,16 +318,16 @@ def test_plan_within_a_budget(run: Callable[..., Result], studied: Path) -> None
 def test_interrupt_keeps_what_was_finished(
     run: Callable[..., Result], studied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = runs_module.train
+    whole = conductor.train
 
     def interrupted(run: Any, *args: Any, **options: Any) -> Any:
         if run.entry.backbone == "again":
             raise KeyboardInterrupt
         return whole(run, *args, **options)
 
-    monkeypatch.setattr(runs_module, "train", interrupted)
+    monkeypatch.setattr(conductor, "train", interrupted)
     assert run("--plan", str(studied / "plan.json")).exit_code == 130
-    monkeypatch.setattr(runs_module, "train", whole)
+    monkeypatch.setattr(conductor, "train", whole)
     after = json.loads(run("--plan", str(studied / "plan.json"), "--json").stdout)
     assert [r["state"] for r in after["runs"]] == ["already there", "done"]
 
@@ -436,7 +434,7 @@ def test_labels_changed_since_embedding(
     run: Callable[..., Result], studied: Path, world: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        runs_module,
+        runs,
         "load_target",
         lambda name, root: replace(load_target(name, root), labels=np.zeros(400, np.int64)),
     )

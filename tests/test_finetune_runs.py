@@ -20,8 +20,7 @@ from tuning_fixtures import digits, results, root, store, threads  # noqa: F401
 
 from fastxfer.budgets import Budget, Ledger, Rates, parse_budget
 from fastxfer.errors import DataError, UsageError
-from fastxfer.finetune import Machine, run_all, train
-from fastxfer.finetune import run as run_module
+from fastxfer.finetune import Machine, run_all, train, training
 from fastxfer.finetune.cost import RAPL, forward_flops
 from fastxfer.results import ResultStore
 from fastxfer.targets import Target
@@ -46,7 +45,7 @@ def test_resume_is_exact_after_a_death_at_any_step(
     run = full_run(root, digits, preset=preset)
     run = replace(run, settings=replace(run.settings, mixup=0.1))
     undisturbed = train(run, Machine())
-    step = run_module.Trainer.step
+    step = training.Trainer.step
     left = [0]
 
     def dying(self: Any, *args: Any) -> float:
@@ -55,7 +54,7 @@ def test_resume_is_exact_after_a_death_at_any_step(
             raise DiedError
         return step(self, *args)
 
-    monkeypatch.setattr(run_module.Trainer, "step", dying)
+    monkeypatch.setattr(training.Trainer, "step", dying)
     for lived in (0, 3, 2):  # dies before the first step, then at steps 3 and 4, where the checkpoint is a step behind
         left[0] = lived
         with pytest.raises(DiedError):
@@ -219,9 +218,9 @@ def test_halving_stops_the_worse_half_and_finishes_the_best(
     worth = {"bit": 0.5, "other": 0.9, "third": 0.7, "fourth": 0.1}
     runs = [full_run(root, digits, "bit" if n == "fourth" else n, steps=8, eval_every=0) for n in worth]
     runs[3] = replace(runs[3], entry=replace(runs[3].entry, backbone="fourth"))
-    monkeypatch.setattr(run_module.Outcome, "score", lambda self, metric, at=None: worth[names[id(self.state.losses)]])
+    monkeypatch.setattr(training.Outcome, "score", lambda self, metric, at=None: worth[names[id(self.state.losses)]])
     names: dict[int, str] = {}
-    real = run_module._Training.go
+    real = training._Training.go
 
     def go(self: Any, *args: Any) -> Any:
         names[id(self.state.losses)] = self.run.entry.backbone
@@ -229,7 +228,7 @@ def test_halving_stops_the_worse_half_and_finishes_the_best(
         return real(self, *args)
 
     kept: list[Any] = []
-    monkeypatch.setattr(run_module._Training, "go", go)
+    monkeypatch.setattr(training._Training, "go", go)
     outcomes = run_all(runs, results, halving=True)
     assert [o["state"] for o in outcomes] == ["lost", "done", "lost", "lost"]
     rows = results.read()
@@ -294,7 +293,7 @@ def test_too_little_memory_says_what_would_fit(root: Path, digits: Target, monke
     def full(self: Any, *batch: Any) -> float:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(run_module.Trainer, "step", full)
+    monkeypatch.setattr(training.Trainer, "step", full)
     with pytest.raises(
         DataError, match=r"bit on digits: .* of 8 images is more than the memory holds: give --micro-batch 4"
     ):

@@ -22,8 +22,7 @@ from fastxfer.cli import main
 from fastxfer.episodes import sample_episodes
 from fastxfer.errors import UsageError
 from fastxfer.evaluation import run_protocol
-from fastxfer.finetune import Machine, Run, finetune, full_task, run_all, train
-from fastxfer.finetune import run as run_module
+from fastxfer.finetune import Machine, Run, finetune, full_task, run_all, train, training
 from fastxfer.full_splits import run_full
 from fastxfer.hyperrule import settle
 from fastxfer.probes import LogisticProbe
@@ -38,7 +37,7 @@ from fastxfer.targets import Target
 def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Any]]:
     """Which images are trained on and scored, by path."""
     found: dict[str, list[Any]] = {"train": [], "scored": []}
-    batches, predict = run_module.Batches, run_module.predict
+    batches, predict = training.Batches, training.predict
 
     class Spy(batches):  # type: ignore[misc, valid-type]
         def __getitem__(self, step: int) -> Any:
@@ -54,8 +53,8 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Any]]:
         found["scored"].append(list(images.paths))
         return predict(network, images, *args)
 
-    monkeypatch.setattr(run_module, "Batches", Spy)
-    monkeypatch.setattr(run_module, "predict", score)
+    monkeypatch.setattr(training, "Batches", Spy)
+    monkeypatch.setattr(training, "predict", score)
     return found
 
 
@@ -189,16 +188,16 @@ def test_the_head_starts_at_the_probes_solution(
     probe = LogisticProbe(l2=(0.01,))
     (solution,) = probe.solve_full(x[train_rows], digits.labels[train_rows], x[test_rows], 10)
     before: list[Any] = []
-    step = run_module.Trainer.step
+    step = training.Trainer.step
 
     def first(self: Any, *args: Any) -> float:
         if not before:
-            part = run_module.Part("test", test_rows, digits.labels[test_rows])
-            images = run_module.pipeline(run.settings, load_preprocessing(root)).evaluation_images(digits, part.rows)
-            before.append(run_module.predict(self.network, images, _as_they_are, self.normalise, 64))
+            part = training.Part("test", test_rows, digits.labels[test_rows])
+            images = training.pipeline(run.settings, load_preprocessing(root)).evaluation_images(digits, part.rows)
+            before.append(training.predict(self.network, images, _as_they_are, self.normalise, 64))
         return step(self, *args)
 
-    monkeypatch.setattr(run_module.Trainer, "step", first)
+    monkeypatch.setattr(training.Trainer, "step", first)
     run = full_run(root, digits, head="probe", head_l2=0.01)
     train(run, Machine())
     expected, got = (probe.probabilities(s, False) if labels == "single" else s for s in (solution.scores, before[0]))
@@ -248,14 +247,14 @@ def test_own_preset_is_timms_conventions(root: Path, digits: Target, monkeypatch
     meta = {"architecture": "vit_tiny_patch16_224", "arch_args": args, "input_size": [3, 16, 16]}
     write_checkpoint(root / "vit.pt", {"model": network.state_dict(), "meta": meta})
     found: dict[str, Any] = {}
-    step = run_module.Trainer.step
+    step = training.Trainer.step
 
     def first(self: Any, pixels: Any, labels: Any, lr: float, mix: Any = None) -> float:
         loss = step(self, pixels, labels, lr, mix)
         found.update(trainer=self, lr=lr, rates=[g["lr"] for g in self.optimizer.param_groups])
         return loss
 
-    monkeypatch.setattr(run_module.Trainer, "step", first)
+    monkeypatch.setattr(training.Trainer, "step", first)
     settings = settle(digits, "own", steps=3, batch_size=8)
     assert settings.params == "preset=own;steps=3;batch=8;size=own;lr=0.0005"
     assert settings.augment == "timm"

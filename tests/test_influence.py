@@ -12,7 +12,7 @@ from fastxfer.episodes import EpisodeSpec, sample_episodes
 from fastxfer.evaluation import run_protocol
 from fastxfer.full_splits import run_full
 from fastxfer.influences import WHOLE_SPLIT, groups_of, sampling_of
-from fastxfer.metrics import METRICS, NEED_PROBABILITIES, nanmean, softmax
+from fastxfer.metrics import METRICS, nanmean, softmax
 from fastxfer.metrics.influence import INFLUENCES, influence
 from fastxfer.probes import LogisticProbe
 from fastxfer.protocol import Protocol
@@ -81,7 +81,7 @@ def weighted(metric: str, scores: np.ndarray, labels: np.ndarray, weight: np.nda
 )
 def test_an_influence_is_the_slope_in_the_weight_of_a_query(metric, labels_of, kind):
     scores, labels = several(kind) if labels_of == "several" else single(kind, classes=2 if labels_of == "two" else 4)
-    if metric in NEED_PROBABILITIES:
+    if METRICS[metric].needs_probabilities:
         scores = 1 / (1 + np.exp(-scores)) if labels_of == "several" else softmax(scores)
     got, h = influence(metric, scores, labels, power=0), 1e-4
     slopes = np.empty(len(scores))

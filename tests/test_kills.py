@@ -37,7 +37,7 @@ def killed(work: Path, place: str, trials: int, real: Path) -> tuple[dict[str, A
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=550,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     first, *rest = [json.loads(line) for line in done.stdout.splitlines()]

@@ -13,14 +13,14 @@ ROOT = Path(__file__).parents[1]
 FLOORS = [
     set(rooms.split())
     for rooms in (
-        "errors files progress images backend crew stopping",
+        "errors files progress images backend crew stopping plugins",
         "metrics targets store episodes results reference plans transforms projection budgets frames",
-        "ops ops_full backbones clipping batches protocol statistics hyperrule choosing influences ranks",
+        "ops ops_full backbones clipping batches protocol statistics hyperrule choosing influences ranks holdings",
         "training probes estimators embed registered until proximity paper",
         "evaluation full_splits finetune presets comparing",
-        "selection audit doctor scale transferability",
+        "selection audit scale transferability",
         "report",
-        "demo study exports",
+        "demo study exports doctor",
         "cli pretrain",
     )
 ]
@@ -32,16 +32,15 @@ SIDEWAYS = {
     ("ops", "ops_full"),
     ("ops_full", "reference"),
     ("cli", "pretrain"),
-    ("pretrain", "cli"),
     ("backend", "errors"),
     ("images", "files"),
+    ("plugins", "errors"),
     ("images", "errors"),
     ("images", "progress"),
     ("embed", "training"),
     ("statistics", "results"),
     ("full_splits", "evaluation"),
     ("probes", "estimators"),
-    ("estimators", "probes"),
     ("report", "transferability"),
 }
 DOORS = {
@@ -72,6 +71,8 @@ def modules() -> list[Path]:
 
 def room_of(path: Path) -> str:
     parts = path.relative_to(ROOT).with_suffix("").parts
+    if parts[-1] == "__main__":
+        return "__main__"
     return "pretrain" if parts[0] == "pretrain" else parts[1]
 
 
@@ -86,20 +87,24 @@ def imports(path: Path) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
+def room_of_import(name: str) -> str | None:
+    """The room that a name is imported from; None if it isn't one of ours."""
+    first, *rest = name.split(".")
+    if first == "fastxfer" and rest and rest[0] not in ("__version__", "_C"):
+        return rest[0]
+    return "pretrain" if first == "pretrain" else None
+
+
 def violations(path: Path) -> Iterator[str]:
     room = room_of(path)
     if room in ("__init__", "__main__"):  # the package's face may name any room
         return
     for name in imports(path):
-        parts = name.split(".")
         for library, rooms in DOORS.items():
             if (name == library or name.startswith(f"{library}.")) and room not in rooms:
                 yield f"{room} imports {library}, which belongs to {', '.join(sorted(rooms))}"
-        if parts[0] == "fastxfer" and len(parts) > 1 and parts[1] not in ("__version__", "_C"):
-            other = parts[1]
-        elif parts[0] == "pretrain":
-            other = "pretrain"
-        else:
+        other = room_of_import(name)
+        if other is None:
             continue
         if other != room and FLOOR[other] >= FLOOR[room] and (room, other) not in SIDEWAYS:
             yield f"{room} imports {other}, which is not on a lower floor"

@@ -13,8 +13,6 @@ from sklearn import metrics as theirs
 from fastxfer.metrics import (
     BINS,
     METRICS,
-    NEED_PROBABILITIES,
-    SINGLE_LABEL_ONLY,
     accuracy,
     auc,
     average_precision,
@@ -231,7 +229,7 @@ def test_one_nan_among_the_scores_spoils_its_episode_and_no_other(name):
     p[1, 5] = np.nan
     values = METRICS[name](p, labels)
     assert np.isnan(values).tolist() == [False, True, False]
-    if name in SINGLE_LABEL_ONLY or name == "accuracy":
+    if METRICS[name].single_label_only or name == "accuracy":
         return
     several = np.eye(3)[labels]
     p[1, 5] = softmax(scores)[5]
@@ -261,7 +259,7 @@ def test_what_was_left_out_is_counted():
         assert undefined[0] == 1
 
 
-@pytest.mark.parametrize("name", sorted(NEED_PROBABILITIES))
+@pytest.mark.parametrize("name", [name for name in METRICS if METRICS[name].needs_probabilities])
 def test_what_is_no_probability_is_refused(name):
     with pytest.raises(ValueError, match=r"probabilities between 0 and 1 are needed, got -1 … 2"):
         METRICS[name](np.array([[-1.0, 2.0]]), np.array([0]))
@@ -300,11 +298,11 @@ def test_stacked_is_looped(name):
         np.testing.assert_allclose(metric(scores, labels), looped, rtol=1e-12)
 
 
-@pytest.mark.parametrize("name", [name for name in METRICS if name not in SINGLE_LABEL_ONLY])
+@pytest.mark.parametrize("name", [name for name in METRICS if not METRICS[name].single_label_only])
 def test_stacked_is_looped_for_many_labels(name):
     rng = np.random.default_rng(3)
     scores = rng.integers(-3, 4, (4, 30, 5)).astype(np.float32)
-    scores = 1 / (1 + np.exp(-scores)) if name in NEED_PROBABILITIES else scores
+    scores = 1 / (1 + np.exp(-scores)) if METRICS[name].needs_probabilities else scores
     labels = np.where(rng.random((4, 30, 5)) < 0.2, np.nan, rng.integers(0, 2, (4, 30, 5)))
     metric = METRICS[name]
     np.testing.assert_allclose(metric(scores, labels), [metric(s, y) for s, y in zip(scores, labels, strict=True)])

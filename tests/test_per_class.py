@@ -27,7 +27,7 @@ def test_full_probe_of_several_labels(tmp_path):
     target = blobs_target(n_classes=5, n_train=30, n_val=20, n_test=20, multi_label=True)
     store = blobs_store(tmp_path / "store", target, backbones={"one": 6.0})
     probe = LogisticProbe(l2=(0.01,))
-    rows = evaluate_full(store, "one", store.target("blobs"), probe, per_class=True)
+    rows = evaluate_full(store, "one", store.target("blobs"), probe, per_class=True)[0]
     x, y = store.embeddings("one", "blobs"), target.labels
     fit, test = np.sort(np.concatenate([target.rows("train"), target.rows("val")])), target.rows("test")
     scores = ops.logistic_full(x[fit], y[fit], x[test], 5, [0.01]).scores[0]
@@ -40,7 +40,7 @@ def test_full_probe_of_several_labels(tmp_path):
     each = [m for m in on_test.index if m.startswith("auc:")]
     assert on_test.loc["auc", "value"] == pytest.approx(on_test.loc[each, "value"].mean())
     assert {m.partition(":")[0] for m in on_test.index} == {"auc", "average_precision"}
-    plain = evaluate_full(store, "one", store.target("blobs"), probe)
+    plain = evaluate_full(store, "one", store.target("blobs"), probe)[0]
     same = rows[~rows["metric"].astype(str).str.contains(":")].reset_index(drop=True)
     assert same["value"].tolist() == plain["value"].tolist()
 

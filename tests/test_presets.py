@@ -30,7 +30,7 @@ def accuracy_of(c, x, y, fit, score):
 def probed(tmp_path, name, target, command="probe"):
     store = blobs_store(tmp_path / "store", target, backbones={"one": 4.0}, dim=10)
     (probe,) = probes_for(command, [name])
-    rows = evaluate_full(store, "one", store.target("blobs"), probe)
+    rows = evaluate_full(store, "one", store.target("blobs"), probe)[0]
     x, y = store.embeddings("one", "blobs").astype(float), target.labels
     return rows, x, y
 

@@ -19,7 +19,7 @@ import fastxfer
 from fastxfer.cli import main
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def test_the_python_of_the_readme_runs(tmp_path: Path) -> None:
@@ -70,6 +70,6 @@ def test_the_commands_of_a_page_are_there(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_the_links_of_a_page_lead_somewhere(page: Path) -> None:
-    for link in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+    for link in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
         if not link.startswith(("http://", "https://")):
             assert (page.parent / link).exists(), f"{page.name}: {link} is not there"

@@ -19,7 +19,8 @@ from PIL import Image
 
 from fastxfer.cli import main
 from fastxfer.errors import DataError, UsageError
-from fastxfer.results import KEY, ResultStore, merge
+from fastxfer.results import KEY, ResultStore
+from fastxfer.results.merging import merge
 from fastxfer.store.locks import HeldError, hold
 from fastxfer.study import Part, Study, World, is_complete, open_world, price, read_part, read_study, run_study, status
 from fastxfer.study.page import rows_of

@@ -177,7 +177,7 @@ def test_pets(tmp_path: Path) -> None:
 def test_a_name_that_was_added_before_it_was_built_in_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     touch(tmp_path / "mine", *(f"{c}/{i}.png" for c in "ab" for i in range(5)))
     with monkeypatch.context() as before:
-        before.delitem(FAMILIES, "pets")
+        before.delitem(FAMILIES.own, "pets")
         added = add_target(tmp_path / "mine", "pets", tmp_path / "data")
     assert load_target("pets", tmp_path / "data").fingerprint == added.fingerprint
     assert [t["kind"] for t in list_targets(tmp_path / "data") if t["name"] == "pets"] == ["folder"]

@@ -141,7 +141,7 @@ def test_the_mean_is_of_train_images_alone(tmp_path):
     probe = LogisticProbe(transform=("centre", "l2"))
     train = target.rows("train")
     assert np.array_equal(probe.features(x, train)[train], probe.features(moved, train)[train])
-    rows = evaluate_full(store, "good", target, LogisticProbe(l2=(0.01,), transform=("centre", "l2")))
+    rows = evaluate_full(store, "good", target, LogisticProbe(l2=(0.01,), transform=("centre", "l2")))[0]
     assert rows["params"].unique().tolist() == ["l2=0.01;transform=centre+l2;chosen=holdout"]
 
 

@@ -13,8 +13,7 @@ import torch
 from tuning import full_run, with_val
 
 from fastxfer.budgets import parse_budget
-from fastxfer.finetune import run as module
-from fastxfer.finetune import run_all
+from fastxfer.finetune import run_all, training
 from fastxfer.results import ResultStore
 from fastxfer.targets import load_target
 
@@ -22,7 +21,7 @@ from fastxfer.targets import load_target
 def wait_in_step_two(root: Path, results: Path, tell: Connection) -> None:
     """Fine-tune; in the second step say so, and give a signal time to come."""
     torch.set_num_threads(1)
-    step = module.Trainer.step
+    step = training.Trainer.step
     steps = 0
 
     def slow(self: Any, *args: Any) -> float:
@@ -34,7 +33,7 @@ def wait_in_step_two(root: Path, results: Path, tell: Connection) -> None:
             time.sleep(0.5)  # a signal is noted meanwhile, and the step ends
         return loss
 
-    module.Trainer.step = slow  # type: ignore[method-assign]
+    training.Trainer.step = slow  # type: ignore[method-assign]
     try:
         run_all([full_run(root, with_val(load_target("digits", root)))], ResultStore.open(results))
     except KeyboardInterrupt:

@@ -85,8 +85,8 @@ class Backbone:
 
     @property
     def is_users_code(self) -> bool:
-        """Whether its architecture is a user's file, about whose inside nothing may be assumed."""
-        return ".py" in self.architecture
+        """Whether its architecture is code that is not ours, about whose inside nothing may be assumed."""
+        return architectures.is_code(self.architecture)
 
     @property
     def parameters(self) -> int:
@@ -272,6 +272,8 @@ def _assemble(
             args,
             [f"{ckpt} is torchvision's, with its default weights"],
         )
+    if ckpt in architectures.ARCHITECTURES:
+        raise UsageError(f"{ckpt} is an architecture without weights: give their file, --ckpt FILE --arch {ckpt}")
     raise UsageError(
         architectures.unknown_name(ckpt.removeprefix(TORCHVISION), "checkpoint name")
         + " If a file was meant: there is none of that name here."

@@ -1,13 +1,15 @@
-"""An architecture by name -> a network: timm's, torchvision's, torchxrayvision's, or a user's own. And the guess where none is named."""
+"""An architecture by name -> a network: timm's, torchvision's, torchxrayvision's, a package's or a user's own. And the guess where
+none is named."""
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
+import inspect
 import re
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from fastxfer.backbones import xray
 from fastxfer.backbones.checkpoint import Checkpoint, file_stem
 from fastxfer.backbones.xray import XRV
 from fastxfer.errors import DataError, UsageError, nearest
+from fastxfer.plugins import Catalogue
 
 TORCHVISION = "torchvision:"
 _USER_FILE = re.compile(r"(?P<file>.+\.py)(?::(?P<function>[A-Za-z_]\w*))?")
@@ -47,6 +50,25 @@ class Built:
     words: dict[str, Any] = field(default_factory=dict)
 
 
+def _whose(name: str) -> str:
+    if timm.is_model(name):
+        return "timm"
+    return "torchvision" if name in torchvision.models.list_models(module=torchvision.models) else ""
+
+
+def _wrong(name: str, thing: object) -> str:
+    return "" if inspect.isfunction(thing) else f"it is {thing!r}, expected a function that returns a torch module"
+
+
+# What packages bring: functions (**arch_args) -> network without head, as in a user's own file.
+ARCHITECTURES: Catalogue[Callable[..., nn.Module]] = Catalogue("backbones", {}, _wrong, _whose)
+
+
+def is_code(architecture: str) -> bool:
+    """Whether an architecture is a user's or a package's own code, about whose inside nothing may be assumed."""
+    return ".py" in architecture or architecture in ARCHITECTURES
+
+
 def build(arch: str, arch_args: Mapping[str, Any], num_classes: int | None) -> Built:
     """Make the network of an architecture name, randomly initialised, without head if `num_classes` is None.
 
@@ -58,6 +80,8 @@ def build(arch: str, arch_args: Mapping[str, Any], num_classes: int | None) -> B
         return _build_xray(arch.removeprefix(XRV), arch_args, num_classes)
     if arch.startswith(TORCHVISION):
         return _build_torchvision(arch.removeprefix(TORCHVISION), arch_args, num_classes)
+    if arch in ARCHITECTURES:
+        return _build_brought(arch, arch_args, num_classes)
     if timm.is_model(arch):
         return _build_timm(arch, arch_args, num_classes)
     if arch in torchvision.models.list_models(module=torchvision.models):
@@ -66,8 +90,8 @@ def build(arch: str, arch_args: Mapping[str, Any], num_classes: int | None) -> B
 
 
 def unknown_name(name: str, what: str) -> str:
-    known = dict.fromkeys([*timm.list_models(), *torchvision.models.list_models(module=torchvision.models)])
-    return f"unknown {what} '{name}': neither timm nor torchvision has it.{nearest(name.split('.')[0], known)}"
+    known = [*ARCHITECTURES, *timm.list_models(), *torchvision.models.list_models(module=torchvision.models)]
+    return f"unknown {what} '{name}': neither timm nor torchvision has it.{nearest(name.split('.')[0], dict.fromkeys(known))}"
 
 
 def _call(make: Any, what: str, arch_args: Mapping[str, Any], **fixed: Any) -> nn.Module:
@@ -221,7 +245,7 @@ def _build_xray(name: str, arch_args: Mapping[str, Any], num_classes: int | None
     return Built(body, network, f"{XRV}{name}", (head,), xray.preprocessing(name), words)
 
 
-# -- a user's own file -------------------------------------------------------------------------------------------------
+# -- code of a user, or of a package -------------------------------------------------------------------------------------------------
 
 
 class _BodyAndHead(nn.Module):
@@ -249,33 +273,59 @@ def _build_user(file: Path, function: str, arch_args: Mapping[str, Any], num_cla
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses and pickles in it look themselves up there
     sys.path.insert(0, str(file.resolve().parent))  # its neighbours can be imported
+    what = f"{file}:{function}"
     try:
         spec.loader.exec_module(module)
-        make = getattr(module, function, None)
-        network = make(**arch_args) if callable(make) else None
     except Exception as error:
-        raise DataError(f"--arch {file}:{function} failed: {type(error).__name__}: {error}") from error
+        raise _failed(what, error) from error
     finally:
         sys.path.remove(str(file.resolve().parent))
-    if make is None:
+    make = getattr(module, function, None)
+    if not callable(make):
         functions = [n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", None) == name]
-        raise UsageError(f"--arch {file}:{function}: no such function there.{nearest(function, functions)}")
+        raise UsageError(f"--arch {what}: no such function there.{nearest(function, functions)}")
+    return _built_of_code(make, what, {"architecture": f"{file.name}:{function}"}, code, arch_args, num_classes)
+
+
+def _build_brought(name: str, arch_args: Mapping[str, Any], num_classes: int | None) -> Built:
+    make = ARCHITECTURES[name]
+    (plugin,) = ARCHITECTURES.brought(name)
+    words = {"architecture": name, "package": plugin.package.split()[0]}
+    return _built_of_code(make, name, words, Path(inspect.getfile(make)).read_bytes(), arch_args, num_classes)
+
+
+def _built_of_code(
+    make: Callable[..., Any],
+    what: str,
+    words: dict[str, Any],
+    code: bytes,
+    arch_args: Mapping[str, Any],
+    num_classes: int | None,
+) -> Built:
+    """The network that a function of one's own makes; the content of its file is part of its identity."""
+    try:
+        network = make(**arch_args)
+    except Exception as error:
+        raise _failed(what, error) from error
     if not isinstance(network, nn.Module):
-        raise DataError(f"--arch {file}:{function} returned {type(network).__name__}, expected a torch module")
+        raise DataError(f"--arch {what} returned {type(network).__name__}, expected a torch module")
     defaults = {
         k: getattr(network, k, None) for k in ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
     }
     defaults = {k: v for k, v in defaults.items() if isinstance(v, int | float | str | list | tuple)}
-    words = {"architecture": f"{file.name}:{function}", "code_sha256": hashlib.sha256(code).hexdigest()}
-    built = Built(network, network, f"{file}:{function}", (), defaults, words)
+    built = Built(network, network, what, (), defaults, {**words, "code_sha256": hashlib.sha256(code).hexdigest()})
     if num_classes is not None:
         size = defaults.get("input_size")
         if not isinstance(size, list | tuple) or len(size) != 3:
-            raise UsageError(f"{file}:{function}: the module needs an attribute input_size = (channels, height, width)")
+            raise UsageError(f"{what}: the module needs an attribute input_size = (channels, height, width)")
         with torch.inference_mode():
             dim = network.eval()(torch.zeros(1, *size)).shape[-1]
         built.network = _BodyAndHead(network, dim, num_classes)
     return built
+
+
+def _failed(what: str, error: Exception) -> DataError:
+    return DataError(f"--arch {what} failed: {type(error).__name__}: {error}")
 
 
 # -- guessing ----------------------------------------------------------------------------------------------------------

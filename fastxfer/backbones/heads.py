@@ -76,7 +76,7 @@ def source_head(ckpt: str, attributes: Mapping[str, Any], dim: int) -> SourceHea
     if weight[0].numel() != dim or bias.shape != (len(weight),):
         raise DataError(f"the head of {ckpt} ({name} {tuple(weight.shape)}) does not fit embeddings of width {dim}")
     head = SourceHead(weight.reshape(len(weight), dim).float().numpy(), bias.float().numpy())
-    if ".py" not in architecture:
+    if not architectures.is_code(architecture):
         _check_linear(head, ckpt, architecture, args, attributes)
     return head
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import importlib
 import os
+import traceback
 import warnings
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from fastxfer import __version__
 from fastxfer.errors import FastxferError, nearest
@@ -41,6 +43,7 @@ COMMANDS = {
     "plot": ("plot", "Draw embeddings as points of a plane."),
     "pretrain": ("pretrain", "Pre-train a backbone."),
     "doctor": ("doctor", "What this machine can do, what is missing, how to get it."),
+    "completion": ("completion", "Complete commands and options with the tab key."),
     "demo": ("demo", "The whole road on real images that packages ship."),
 }
 
@@ -51,9 +54,43 @@ SECTIONS = {
     "Whole studies": ("study", "results"),
     "What to expect before fine-tuning": ("proximity", "transferability", "scale", "paper"),
     "A closer look": ("backbones", "probes", "episodes", "store", "plot"),
-    "Before and beside": ("pretrain", "doctor", "demo"),
+    "Before and beside": ("pretrain", "doctor", "completion", "demo"),
 }
 
+
+# room -> page of docs/ that an error from there is explained by.
+PAGES = {
+    "targets": "targets",
+    "images": "targets",
+    "store": "embeddings",
+    "embed": "embeddings",
+    "backbones": "embeddings",
+    "registered": "embeddings",
+    "projection": "embeddings",
+    "episodes": "episodes",
+    "protocol": "episodes",
+    "metrics": "episodes",
+    "probes": "probes",
+    "presets": "probes",
+    "estimators": "probes",
+    "choosing": "probes",
+    "transforms": "probes",
+    "statistics": "statistics",
+    "until": "statistics",
+    "comparing": "compare",
+    "proximity": "proximity",
+    "transferability": "proximity",
+    "scale": "scale-model",
+    "paper": "scale-model",
+    "selection": "selection",
+    "budgets": "selection",
+    "finetune": "finetune",
+    "hyperrule": "finetune",
+    "study": "study-file",
+    "report": "report",
+    "plugins": "architecture",
+    "pretrain": "pretrain",
+}
 
 # What the words of the command line are kept under in click's context.
 DEBUG, WORDS = "fastxfer.debug", "fastxfer.words"
@@ -71,9 +108,14 @@ class _Commands(click.Group):
         return command
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
-        if args[0] not in COMMANDS and not args[0].startswith("-"):
+        if args[0] not in COMMANDS and not args[0].startswith("-") and not ctx.resilient_parsing:
             ctx.fail(f"No such command '{args[0]}'.{nearest(args[0], COMMANDS)}")
         return super().resolve_command(ctx, args)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        if incomplete.startswith("-"):
+            return super().shell_complete(ctx, incomplete)
+        return [CompletionItem(name, help=COMMANDS[name][1]) for name in COMMANDS if name.startswith(incomplete)]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         widest = max(map(len, COMMANDS))
@@ -108,7 +150,8 @@ class _Failure(click.ClickException):
 def _failure(error: BaseException) -> _Failure | None:
     """What a person is told about an error, or None where click knows better."""
     if isinstance(error, FastxferError):
-        return _Failure(str(error), error.exit_code)
+        page = _page(error)
+        return _Failure(f"{error}\nSee docs/{page}.md" if page else str(error), error.exit_code)
     if isinstance(error, KeyboardInterrupt):
         return _Failure("interrupted. What was finished is kept: run the same command again to go on.", 130)
     if isinstance(error, click.exceptions.Abort):
@@ -127,6 +170,18 @@ def _failure(error: BaseException) -> _Failure | None:
             f"this should not happen: {type(error).__name__}: {error}. Run again with --debug for the traceback.", 1
         )
     return None
+
+
+def _page(error: FastxferError) -> str:
+    """The page on what an error is about: that of the innermost room which has one; "" where the message has it."""
+    if "docs/" in str(error):
+        return ""
+    for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
+        first, *rest = str(frame.f_globals.get("__name__")).split(".")
+        room = rest[0] if first == "fastxfer" and rest else first
+        if room in PAGES:
+            return PAGES[room]
+    return ""
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

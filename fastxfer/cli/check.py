@@ -91,7 +91,7 @@ def check(
 def _neighbours(
     targets: list[Target], backbones: tuple[str, ...], cosine: float | None, store_path: str
 ) -> list[dict[str, Any]]:
-    from fastxfer.evaluation import backbones_of
+    from fastxfer.holdings import backbones_of
     from fastxfer.store import EmbeddingStore
     from fastxfer.targets.copies import NEIGHBOUR, find_neighbours
 

@@ -113,7 +113,7 @@ def drop_leaks_option(f: F) -> F:
 
 def open_store(store_path: str, drop_leaks: str | None, data_root: Path, targets: Sequence[str]) -> tuple[Any, Leaks]:
     """The store, without leaking test images if so asked; and what is known of leaks in its targets, which is said, too."""
-    from fastxfer.evaluation import without_leaks
+    from fastxfer.holdings import without_leaks
     from fastxfer.store import EmbeddingStore
 
     store = EmbeddingStore.open(store_path)

@@ -288,8 +288,8 @@ def _audit(
     from fastxfer.audit import audit
     from fastxfer.episodes import sample_episodes
     from fastxfer.errors import UsageError
-    from fastxfer.evaluation import backbones_of
     from fastxfer.files import write_npz
+    from fastxfer.holdings import backbones_of
 
     pairs = [(b, t) for t, some in backbones_of(store, targets or None, backbones or None).items() for b in some]
     logistic = [p for p in probes if p.name == "logistic"]

@@ -88,20 +88,34 @@ def _entries() -> list[dict[str, Any]]:
     from fastxfer.presets import PRESETS
     from fastxfer.probes import PROBES
 
-    commands = {"logistic": ("fewshot", "probe"), "knn": ("fewshot", "knn")}
-    return [
+    commands = {
+        "logistic": ("fewshot", "probe"),
+        "knn": ("fewshot", "knn"),
+        "ridge": ("fewshot",),
+        "prototype": ("fewshot",),
+    }
+    plain = {"note": "", "settings": "", "episodes": {}}
+    own = [
         {
-            "name": p.name,
+            "name": name,
             "kind": "probe",
-            "commands": list(commands.get(p.name, ("fewshot",))),
-            "what": p.summary,
+            "commands": list(commands[name]),
+            "what": probe.summary,
             "source": "docs/probes.md",
-            "note": "",
-            "settings": "",
-            "episodes": {},
         }
-        for p in PROBES.values()
-    ] + [
+        for name, probe in PROBES.own.items()
+    ]
+    brought = [
+        {
+            "name": plugin.name,
+            "kind": "probe",
+            "commands": ["fewshot", "probe"] if probe else [],
+            "what": probe.summary if probe else problem,
+            "source": str(plugin),
+        }
+        for plugin, probe, problem in PROBES.tried()
+    ]
+    return [{**entry, **plain} for entry in own + brought] + [
         {
             "name": p.name,
             "kind": "preset",

@@ -142,7 +142,7 @@ def merge(sources: tuple[Path, ...], into: Path, as_json: bool) -> None:
     Example:
       fastxfer results merge theirs-results ours-results --into all-results
     """
-    from fastxfer.results import merge as put_together
+    from fastxfer.results.merging import merge as put_together
 
     added = put_together(sources, into)
     if as_json:

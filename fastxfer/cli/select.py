@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), required=True, help="The plan, a JSON file.")
 @click.option(
     "--policy", default="top", show_default=True,
-    help="top (by the probe), halving, ucb, ei (expected improvement), kg (knowledge gradient per cost) or random.",
+    help="top (by the probe), halving, ucb, ei (expected improvement), kg (knowledge gradient per cost), random, or a package\'s.",
 )  # fmt: skip
 @click.option(
     "--budget", default="2 runs", show_default=True, metavar="AMOUNT",

@@ -12,13 +12,16 @@ from numpy.typing import NDArray
 
 from fastxfer.budgets import COSTS, FINETUNE, is_stopped
 from fastxfer.errors import DataError, UsageError, nearest
+from fastxfer.metrics import lower_is_better, meaning
 from fastxfer.probes import probe_options
+from fastxfer.progress import say
 from fastxfer.protocol import episode_options
 from fastxfer.results import CELL
 
 METRIC_ORDER = ("accuracy", "auc", "balanced_accuracy", "average_precision", "f1")
 PROBE_ORDER = ("logistic", "ridge", "prototype", "knn", FINETUNE)
 SPLIT_ORDER = ("test", "val", "train")
+SCORES = ("transferability",)  # rows that rank backbones, and are values of no metric
 
 # Options of `only` and of the command line -> columns of the cells.
 COLUMNS = {
@@ -43,6 +46,21 @@ def ordered(values: pd.Series, preference: tuple[str, ...]) -> list[str]:
     """Distinct values: the preferred ones first, in that order, then the others naturally sorted."""
     present = {str(v) for v in values.unique()}
     return [p for p in preference if p in present] + sorted(present - set(preference), key=natural_key)
+
+
+def of_unknown_metrics(rows: pd.DataFrame) -> NDArray[np.bool_]:
+    """Which rows are of a metric that nobody here knows, so that which of two values is the better cannot be told.
+
+    They were made where another package was installed, and it is said which they are.
+    """
+    names = [str(name) for name in rows["metric"].unique()]
+    unknown = [m for m in names if m not in (*COSTS, *SCORES) and meaning(m) is None]
+    if unknown:
+        say(
+            f"left out: values of {', '.join(unknown)}, since no package here says what they mean; `fastxfer doctor` "
+            "lists what packages bring"
+        )
+    return rows["metric"].isin(unknown).to_numpy()
 
 
 def add_choices(cells: pd.DataFrame) -> pd.DataFrame:
@@ -71,7 +89,8 @@ def _chosen(cells: pd.DataFrame) -> NDArray[np.bool_]:
     setting = ["source", "backbone", "target", "ways", "shots", "seed", "probe"]
     chosen = np.ones(len(cells), dtype=bool)
     names, splits = (cells[name].to_numpy(object) for name in ("params", "split"))
-    means, main = cells["mean"].fillna(-np.inf).to_numpy(float), cells["main"].to_numpy(bool)
+    sign = np.where(cells["metric"].map(lower_is_better), -1.0, 1.0)
+    means, main = (sign * cells["mean"]).fillna(-np.inf).to_numpy(float), cells["main"].to_numpy(bool)
     for at in cells.groupby(setting, sort=False).indices.values():
         kinds = {p: episode_options(p) + probe_options(p) for p in dict.fromkeys(names[at])}
         if len(kinds) == 1:
@@ -92,7 +111,7 @@ def comparable_cells(rows: pd.DataFrame, only: Mapping[str, Sequence[str]]) -> t
 
     `UsageError` for a value that no cell has, nearest offered; `DataError` where there are no rows.
     """
-    kept = ~(rows["metric"].isin(COSTS) | is_stopped(rows)).to_numpy()
+    kept = ~(rows["metric"].isin(COSTS) | is_stopped(rows) | of_unknown_metrics(rows)).to_numpy()
     rows = rows[kept]
     if rows.empty:
         raise DataError("there are no results to compare: `fastxfer fewshot` or `fastxfer probe` makes some")

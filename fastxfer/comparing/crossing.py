@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from fastxfer.comparing.contests import NOTHING, Contest
-from fastxfer.metrics import LOWER_IS_BETTER
+from fastxfer.metrics import lower_is_better
 
 Array = NDArray[Any]
 
@@ -49,7 +49,7 @@ def crossings(contests: Sequence[Contest], *, level: float = 0.95) -> pd.DataFra
                 for column, s in enumerate(both):
                     weights[shots[a][s], column], weights[shots[b][s], column] = 1, -1
                 mean, covariance, df = contest.estimates(weights, contest.over)
-                sign = -1 if contest.setting["metric"] in LOWER_IS_BETTER else 1
+                sign = -1 if lower_is_better(contest.setting["metric"]) else 1
                 found = stretches([int(s) for s in both], sign * mean, covariance, float(df.min()), level=level)
                 lines += [
                     {**contest.setting, "a": a, "b": b, "over": contest.over, **_told(one, a, b)} for one in found

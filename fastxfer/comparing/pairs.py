@@ -13,7 +13,7 @@ from scipy import stats
 
 from fastxfer.comparing import paired
 from fastxfer.comparing.contests import NOTHING, Contest
-from fastxfer.metrics import LOWER_IS_BETTER
+from fastxfer.metrics import lower_is_better
 from fastxfer.progress import progress
 from fastxfer.statistics import EPISODES, EPISODES_AND_IMAGES, TEST_IMAGES
 
@@ -61,7 +61,7 @@ def compare(contests: Sequence[Contest], *, margin: float = 1.0, level: float = 
     known = np.isfinite(p)
     table["p_bh"] = np.nan
     table.loc[known, "p_bh"] = stats.false_discovery_control(p[known], method="bh")
-    up = (table["difference"] > 0) != table["metric"].isin(LOWER_IS_BETTER)
+    up = (table["difference"] > 0) != table["metric"].map(lower_is_better)
     sure, alike = table["p_holm"] <= 1 - level, table["p_equivalent_holm"] <= 1 - level
     table["verdict"] = np.select([alike, sure & up, sure], [EQUIVALENT, A_BETTER, B_BETTER], UNDECIDED)
     return table
@@ -106,7 +106,7 @@ def compare_pair(contest: Contest, a: int, b: int, *, margin: float = 1.0, level
         "n": contest.n,
         "n_images": contest.n_groups,
         "d": paired.effect_size(each),
-        "superiority": paired.superiority(-each if metric in LOWER_IS_BETTER else each),
+        "superiority": paired.superiority(-each if lower_is_better(metric) else each),
         "p_episodes": flips,
         "p_images": p_images,
         "overlap": contest.overlap,

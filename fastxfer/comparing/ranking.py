@@ -16,7 +16,7 @@ from scipy import stats
 
 from fastxfer.comparing.contests import NOTHING, Contest, Estimate
 from fastxfer.comparing.pairs import POINT, holm
-from fastxfer.metrics import LOWER_IS_BETTER
+from fastxfer.metrics import lower_is_better
 
 Array = NDArray[Any]
 
@@ -76,7 +76,7 @@ class _Standings:
 
 
 def _lines(setting: dict[str, str], standings: _Standings, level: float) -> list[dict[str, Any]]:
-    k, sign = len(standings.names), -1 if setting["metric"] in LOWER_IS_BETTER else 1
+    k, sign = len(standings.names), -1 if lower_is_better(setting["metric"]) else 1
     pairs = list(standings.apart)
     ahead = np.array([sign * standings.apart[pair].mean for pair in pairs])
     two_sided = np.array([standings.apart[pair].p() for pair in pairs])
@@ -144,7 +144,7 @@ def critical_differences(contests: Sequence[Contest], *, level: float = 0.95) ->
         names = [name for name in some[0].names if all(name in contest.names for contest in some)]
         if len(some) > 1 and len(names) > 1:
             means = [[contest.values[:, contest.names.index(n)].mean() for n in names] for contest in some]
-            sign = -1 if setting["metric"] in LOWER_IS_BETTER else 1
+            sign = -1 if lower_is_better(setting["metric"]) else 1
             found.append(critical_difference(setting, names, sign * np.array(means), level=level))
     return found
 

@@ -11,7 +11,7 @@ from fastxfer.comparing.cells import natural_key
 from fastxfer.comparing.contests import NOTHING, SETTING, Contest, words_of
 from fastxfer.comparing.pairs import POINT
 from fastxfer.frames import in_latex, in_markdown
-from fastxfer.metrics import LOWER_IS_BETTER
+from fastxfer.metrics import lower_is_better
 
 
 def cell_table(contests: Sequence[Contest], pairs: pd.DataFrame, *, level: float = 0.95) -> pd.DataFrame:
@@ -24,7 +24,7 @@ def cell_table(contests: Sequence[Contest], pairs: pd.DataFrame, *, level: float
     for contest in contests:
         here = pairs[(pairs[list(contest.setting)] == pd.Series(contest.setting)).all(axis=1)]
         surely = here[here["p_holm"] <= 1 - level]
-        up = (surely["difference"] > 0) != (contest.setting["metric"] in LOWER_IS_BETTER)
+        up = (surely["difference"] > 0) != lower_is_better(contest.setting["metric"])
         beaten = set(surely["b"].where(up, surely["a"]))
         means, over = contest.values.mean(axis=0), "" if contest.over == NOTHING else contest.over
         for name, mean, low, high in zip(contest.names, means, *contest.intervals(level), strict=True):

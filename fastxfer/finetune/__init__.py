@@ -7,8 +7,10 @@ the probes, with probe "finetune", so that the two can be compared.
     task      what is trained and scored: images, labels, metrics
     images    pixels on their way into the network
     head      how the head starts
-    run       one run: train, score, rows; `state` is its checkpoint, `cost` its bill
-    runs      plans and checkpoints -> runs; the runs done, within a budget, by one process or several
+    run       what one run is, and its rows; `state` is its checkpoint, `cost` its bill
+    training  a run done: train, score
+    runs      plans and checkpoints -> runs
+    conductor runs done, within a budget, by one process or several
 """
 
 from __future__ import annotations
@@ -19,9 +21,11 @@ from typing import Any
 import pandas as pd
 
 from fastxfer.backbones import load_backbone
-from fastxfer.finetune.run import Machine, Run, train
-from fastxfer.finetune.runs import Study, prepare, prepare_checkpoint, run_all
+from fastxfer.finetune.conductor import run_all
+from fastxfer.finetune.run import Machine, Run
+from fastxfer.finetune.runs import Study, prepare, prepare_checkpoint
 from fastxfer.finetune.task import Task, episode_tasks, full_task
+from fastxfer.finetune.training import train
 from fastxfer.hyperrule import Settings, settle
 from fastxfer.plans import PlanEntry
 from fastxfer.targets import Target

@@ -13,7 +13,7 @@ from fastxfer.episodes import Episodes
 from fastxfer.errors import DataError
 from fastxfer.influences import WHOLE_SPLIT, Sampling, sampling_of
 from fastxfer.protocol import params_of
-from fastxfer.results import NO_EPISODE
+from fastxfer.results import NO_EPISODE, WHOLE_TRAIN
 from fastxfer.targets import Target
 
 Ints = NDArray[np.int64]
@@ -104,11 +104,9 @@ def full_task(target: Target, seed: int, labels: str | None = None) -> Task:
         val,
         len(target.class_names),
         MULTI_LABEL_METRICS if target.multi_label else SINGLE_LABEL_METRICS,
-        ways="all",
-        shots="full",
         seed=seed,
-        episode=NO_EPISODE,
         episodes_hash="",
+        **WHOLE_TRAIN,
         extra="".join(f";{word}" for word in extra),
     )
 

@@ -12,12 +12,15 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fastxfer.errors import DataError
 from fastxfer.metrics import kernels
+from fastxfer.plugins import Catalogue
 
 Array = NDArray[Any]
 
@@ -160,31 +163,54 @@ def per_label_calibration_error(scores: Array, labels: Array) -> Array:
 
 Function = Callable[[Array, Array], Array]
 
-METRICS: dict[str, Function] = {
-    "accuracy": accuracy,
-    "balanced_accuracy": balanced_accuracy,
-    "auc": auc,
-    "average_precision": average_precision,
-    "f1": f1,
-    "brier": brier,
-    "log_loss": log_loss,
-    "calibration_error": calibration_error,
-}
-NEED_PROBABILITIES = frozenset({"brier", "log_loss", "calibration_error"})
-SINGLE_LABEL_ONLY = frozenset({"balanced_accuracy"})
-LOWER_IS_BETTER = frozenset({"brier", "log_loss", "calibration_error"})
 
-_PER_CLASS: dict[str, Function] = {
-    "balanced_accuracy": per_class_accuracy,
-    "auc": per_class_auc,
-    "average_precision": per_class_average_precision,
-    "f1": per_class_f1,
-}
-_PER_LABEL: dict[str, Function] = {
-    "brier": per_label_brier,
-    "log_loss": per_label_log_loss,
-    "calibration_error": per_label_calibration_error,
-}
+@dataclass(frozen=True)
+class Metric:
+    """A metric: its function, what it asks for, and what its values mean.
+
+    function             (scores, labels) -> values; shapes, and what is unknown and undefined, as said above
+    needs_probabilities  `scores` are probabilities, so probes without any cannot be measured by it
+    single_label_only    it has no value for a multi-label target
+    lower_is_better      of two values the smaller is the better one
+    share                values lie between 0 and 1
+    per_class            (scores, labels) -> (..., n_classes), if its value is the mean of those that are defined
+    per_label            the same, if it is so for multi-label targets alone
+    """
+
+    function: Function
+    needs_probabilities: bool = False
+    single_label_only: bool = False
+    lower_is_better: bool = False
+    share: bool = True
+    per_class: Function | None = None
+    per_label: Function | None = None
+
+    def __call__(self, scores: Array, labels: Array) -> Array:
+        return self.function(scores, labels)
+
+
+def _wrong(name: str, thing: object) -> str:
+    return "" if isinstance(thing, Metric) else f"it is {thing!r}, expected a fastxfer.metrics.Metric"
+
+
+METRICS: Catalogue[Metric] = Catalogue(
+    "metrics",
+    {
+        "accuracy": Metric(accuracy),
+        "balanced_accuracy": Metric(balanced_accuracy, single_label_only=True, per_class=per_class_accuracy),
+        "auc": Metric(auc, per_class=per_class_auc),
+        "average_precision": Metric(average_precision, per_class=per_class_average_precision),
+        "f1": Metric(f1, per_class=per_class_f1),
+        "brier": Metric(brier, needs_probabilities=True, lower_is_better=True, share=False, per_label=per_label_brier),
+        "log_loss": Metric(
+            log_loss, needs_probabilities=True, lower_is_better=True, share=False, per_label=per_label_log_loss
+        ),
+        "calibration_error": Metric(
+            calibration_error, needs_probabilities=True, lower_is_better=True, per_label=per_label_calibration_error
+        ),
+    },
+    _wrong,
+)
 
 # What can be said of each class alone, in rows named "auc:Pneumonia".
 PER_CLASS: dict[str, Function] = {
@@ -206,15 +232,48 @@ def measure(metric: str, scores: Array, labels: Array) -> tuple[Array, Array]:
 
     For what is no mean over classes, the count is 1 where the value is NaN. A value over no class at all is NaN.
     """
-    per_class = _PER_CLASS | _PER_LABEL if _multi_label(scores, labels) else _PER_CLASS
-    if metric not in per_class:
-        values = METRICS[metric](scores, labels)
+    found = METRICS[metric]
+    per_class = found.per_class or (found.per_label if _multi_label(scores, labels) else None)
+    if per_class is None:
+        values = found(scores, labels)
+        if metric not in METRICS.own:
+            values = _check_values(metric, found, values, scores, labels)
         return values, np.isnan(values).astype(np.int32)
-    each = per_class[metric](scores, labels)
+    each = per_class(scores, labels)
     values = _macro(metric, each, scores, labels)
     if _second_only(metric, scores, labels):
         return values, np.isnan(values).astype(np.int32)
     return values, np.isnan(each).sum(axis=-1, dtype=np.int32)
+
+
+def _check_values(metric: str, found: Metric, values: Array, scores: Array, labels: Array) -> Array:
+    """What a package's metric gave, as float64; `DataError` for another shape, or values that it says it cannot have."""
+    own = 2 if _multi_label(scores, labels) else 1
+    shape = np.broadcast_shapes(scores.shape[:-2], labels.shape[: labels.ndim - own])
+    values = np.asarray(values, np.float64)
+    if values.shape != shape:
+        raise DataError(f"metric '{metric}' gives values {values.shape} of scores {scores.shape}: expected {shape}")
+    if found.share and ((values < 0) | (values > 1)).any():
+        raise DataError(
+            f"metric '{metric}' gives {np.nanmin(values):g} … {np.nanmax(values):g}, and says that its values lie "
+            "between 0 and 1: Metric(…, share=False) is for those that don't"
+        )
+    return values
+
+
+def meaning(metric: str) -> Metric | None:
+    """What the values of a metric mean that rows are of, a class's alone too ("auc:NAME"); None where nobody here knows.
+
+    Rows may have been made where another package was installed, or an earlier version of it.
+    """
+    name = metric.partition(":")[0]
+    return METRICS.find(name) or (Metric(PER_CLASS[name]) if name in PER_CLASS else None)
+
+
+def lower_is_better(metric: str) -> bool:
+    """Whether the smaller of two values is the better one; of a metric that nobody here knows, the larger is."""
+    found = meaning(metric)
+    return found is not None and found.lower_is_better
 
 
 def _macro(metric: str, each: Array, scores: Array, labels: Array) -> Array:

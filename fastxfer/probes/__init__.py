@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from fastxfer.errors import UsageError, nearest
-from fastxfer.metrics import NEED_PROBABILITIES
+from fastxfer.metrics import METRICS
+from fastxfer.plugins import Catalogue
+from fastxfer.probes.arrays import ArrayProbe
 from fastxfer.probes.base import Answer, Probe, Solution
 from fastxfer.probes.direct import KnnProbe, PrototypeProbe
 from fastxfer.probes.penalised import LogisticProbe, Penalised, RidgeProbe
@@ -19,6 +21,7 @@ __all__ = [
     "FIELD_GRID",
     "PROBES",
     "Answer",
+    "ArrayProbe",
     "KnnProbe",
     "LogisticProbe",
     "Penalised",
@@ -35,7 +38,17 @@ __all__ = [
 # C = 10^-6, 10^-5.75, … 10^5, as penalties on the sum of losses, 1/C; smallest C first, as the field's sweeps go.
 FIELD_GRID = tuple(10.0 ** (6 - i / 4) for i in range(45))
 
-PROBES: dict[str, type[Probe]] = {p.name: p for p in (LogisticProbe, RidgeProbe, PrototypeProbe, KnnProbe)}
+
+def _wrong(name: str, thing: object) -> str:
+    if not (isinstance(thing, type) and issubclass(thing, Probe)):
+        return f"it is {thing!r}, expected a subclass of fastxfer.probes.Probe"
+    given = getattr(thing, "name", None)
+    return "" if given == name else f"its `name` is {given!r}, expected {name!r}, by which rows call it"
+
+
+PROBES: Catalogue[type[Probe]] = Catalogue(
+    "probes", {p.name: p for p in (LogisticProbe, RidgeProbe, PrototypeProbe, KnnProbe)}, _wrong
+)
 
 
 def make_probe(
@@ -89,10 +102,10 @@ def probe_options(params: str) -> tuple[str, ...]:
 
 def check_metrics(probes: Sequence[Probe], metrics: Sequence[str]) -> None:
     """`UsageError` for a metric of probabilities and a probe that gives none."""
-    for metric in NEED_PROBABILITIES.intersection(metrics):
+    for metric in (m for m in metrics if METRICS[m].needs_probabilities):
         for probe in probes:
             if not probe.gives_probabilities:
-                able = [p.name for p in PROBES.values() if p.gives_probabilities]
+                able = [p.name for p in PROBES.own.values() if p.gives_probabilities]
                 raise UsageError(
                     f"metric '{metric}' needs probabilities, which probe '{probe.name}' does not give: "
                     f"choose --probe {' '.join(able)}, or another metric"

@@ -108,10 +108,6 @@ class Probe(EpisodeEstimator, ABC):
         """How many weight vectors score a query, if that is how the op may score it (`ops.products_of`)."""
         return None
 
-    def held_settings(self, n_support: int) -> int:
-        """How many sets of scores one solution needs in memory at a time."""
-        return len(self.settings(n_support))
-
     @property
     def reads_blocks(self) -> bool:
         """Whether `solve_full` takes rows that are read block by block, rather than arrays alone."""

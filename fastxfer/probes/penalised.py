@@ -72,9 +72,6 @@ class Penalised(Probe):
         grid = f"l2={_grid(self.l2)}" if self.l2 else f"l2_sum={_grid(self.l2_sum)}"
         return [";".join([f"l2_by={self.l2_by}", *folds, *criterion, grid])]
 
-    def held_settings(self, n_support: int) -> int:
-        return len(self.l2_values(n_support)) if self.l2_by == "fixed" else 1
-
     def at(self, position: int, n_support: int) -> Probe:
         if self.l2:
             return replace(self, l2=(self.l2[position],))

@@ -12,11 +12,18 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
-from fastxfer.budgets import COSTS, FINETUNE, is_stopped
-from fastxfer.comparing.cells import PROBE_ORDER, SPLIT_ORDER, add_choices, natural_key, ordered
+from fastxfer.budgets import FINETUNE, is_stopped
+from fastxfer.comparing.cells import (
+    PROBE_ORDER,
+    SPLIT_ORDER,
+    add_choices,
+    natural_key,
+    of_unknown_metrics,
+    ordered,
+)
 from fastxfer.comparing.pairs import EQUIVALENT
 from fastxfer.errors import DataError
-from fastxfer.metrics import LOWER_IS_BETTER
+from fastxfer.metrics import meaning
 from fastxfer.results import CELL, Cell
 from fastxfer.statistics import summarise
 
@@ -42,13 +49,15 @@ def aggregate(results: pd.DataFrame, read_images: ReadImages | None = None) -> p
 
     read_images: `ResultStore.read_images`; None: no few-shot cell has an interval over test images
     """
-    # Tables and standings go from the largest mean down, so metrics whose smallest value is best have no place in them.
+    # Tables and standings go from the largest mean down, and figures from 0 to 1, so other metrics have no place in them.
     # Values of single classes ("auc:NAME") are there for the reader's own tables.
     of_a_class = results["metric"].astype(str).str.contains(":")
     # Fine-tunings that were stopped have no place among those that were not.
     stopped = is_stopped(results)
-    left_out = [*COSTS, *LOWER_IS_BETTER, "transferability"]  # the last is no share of anything, and only ranks
-    rows = results[~results["metric"].isin(left_out) & ~of_a_class & ~stopped]
+    means = {name: meaning(str(name)) for name in results["metric"].unique()}
+    shares = [name for name, found in means.items() if found and found.share and not found.lower_is_better]
+    of_unknown_metrics(results)  # says which have no place because nobody knows
+    rows = results[results["metric"].isin(shares) & ~of_a_class & ~stopped]
     if rows.empty:
         raise DataError("report: there are no results to report; `fastxfer fewshot` or `fastxfer probe` makes some")
     images = None

@@ -29,13 +29,26 @@ from fastxfer.files import write_whole
 from fastxfer.results import images as image_parts
 from fastxfer.results.images import Cell, ImageSums
 
-__all__ = ["CELL", "KEY", "NO_EPISODE", "SCHEMA", "Cell", "ImageSums", "ResultStore", "complete", "results_path"]
+__all__ = [
+    "CELL",
+    "KEY",
+    "NO_EPISODE",
+    "SCHEMA",
+    "WHOLE_TRAIN",
+    "Cell",
+    "ImageSums",
+    "ResultStore",
+    "complete",
+    "results_path",
+]
 
 FORMAT = 3  # 1 had no column `undefined`, 2 no `l2` and `l2_at_edge`
 CELL = ("source", "backbone", "target", "ways", "shots", "seed", "probe", "params", "split", "metric")
 KEY = (*CELL[:6], "episode", *CELL[6:])
 _STUDY = "study.json"
 NO_EPISODE = -1
+# Of the key of a row that speaks of a whole train split.
+WHOLE_TRAIN: dict[str, Any] = {"ways": "all", "shots": "full", "episode": NO_EPISODE}
 
 _TEXT = pa.dictionary(pa.int32(), pa.string())
 SCHEMA = pa.schema(
@@ -150,7 +163,7 @@ class ResultStore:
             raise ValueError(f"rows without a value in key column {list(empty[empty].index)}")
         repeated = rows.duplicated(list(KEY))
         if repeated.any():
-            raise DataError(f"results: the same row twice: {_describe(rows.loc[repeated.idxmax()])}")
+            raise DataError(f"results: the same row twice: {describe(rows.loc[repeated.idxmax()])}")
         with self._only_writer():
             self.refresh()
             self._write(rows, self._new_cells(rows), images or {})
@@ -198,7 +211,7 @@ class ResultStore:
                 raise ValueError(f"episodes of a cell are not contiguous: {cell}")
             for old_first, old_last, _ in self._cells.get(tuple(cell), []):
                 if first <= old_last and old_first <= last:
-                    raise DataError(f"results: already there: {_describe(group.iloc[0])} ({self.path})")
+                    raise DataError(f"results: already there: {describe(group.iloc[0])} ({self.path})")
             of_list = group["episodes_hash"].iloc[0]
             if (group["episodes_hash"] != of_list).any():
                 raise ValueError(f"episodes of a cell are of several lists: {cell}")
@@ -328,54 +341,6 @@ def _sync(file: IO[bytes], name: str) -> None:
     os.chmod(name, 0o644)
 
 
-def merge(sources: Sequence[str | Path], into: str | Path) -> int:
-    """Put the rows of several folders of results into one, which may have rows already; how many were added.
-
-    Nothing is written unless all fit: `DataError` for a source without rows, for rows of one key that are not equal in every
-    column, for cells of different lists of episodes, and for folders of different studies. The logs of runs follow.
-    """
-    stores = {Path(path): ResultStore.open(path) for path in (*sources, into)}
-    frames = {path: store.read() for path, store in stores.items()}
-    for path in map(Path, sources):
-        if frames[path].empty:
-            raise DataError(f"no results at '{path}': there is nothing to merge")
-    studies = {path: store.study() for path, store in stores.items()}
-    names = {told["name"]: path for path, told in studies.items() if told}
-    if len(names) > 1:
-        words = ", ".join(f"'{path}' of '{name}'" for name, path in names.items())
-        raise DataError(f"results of different studies are not put into one folder: {words}")
-    text = {column: str for column in SCHEMA.names if pa.types.is_dictionary(SCHEMA.field(column).type)}
-    together = pd.concat([f.astype(text).assign(folder=str(p)) for p, f in frames.items()], ignore_index=True)
-    distinct = together.drop_duplicates(SCHEMA.names)
-    clash = distinct.duplicated(list(KEY), keep=False)
-    if clash.any():
-        one = distinct[clash].sort_values(list(KEY)).iloc[0]
-        same = distinct[clash & (distinct[list(KEY)] == one[list(KEY)]).all(axis=1)]
-        where = ", ".join(f"{row.value!r} in '{row.folder}'" for row in same.itertuples())
-        raise DataError(
-            f"{int(distinct[clash].duplicated(list(KEY)).sum()):,} rows are there twice and differ, the first: "
-            f"{_describe(one)}: {where}. Only equal rows can be merged: decide which are right, and leave the others out"
-        )
-    lists = distinct.groupby(list(CELL), observed=True)["episodes_hash"].nunique()
-    if (lists > 1).any():
-        cell = ", ".join(f"{name}={value}" for name, value in zip(CELL, lists[lists > 1].index[0], strict=True))
-        raise DataError(f"episodes of different lists under one key ({cell}): the target has changed between them")
-    target = stores[Path(into)]
-    added = sum(
-        target.append_new(frames[path], image_parts.sums_of(stores[path].read_images(), CELL))
-        for path in map(Path, sources)
-    )
-    known = target.runs()
-    for path in map(Path, sources):
-        for run in stores[path].runs():
-            if run not in known:
-                target.log_run(run)
-    for told in studies.values():
-        if told and not target.study():
-            target.set_study(told["name"], told["hash"], told["study"])
-    return added
-
-
 def complete(rows: pd.DataFrame) -> pd.DataFrame:
     """Rows with every column of the schema, in its order; `ValueError` for a missing key column or an unknown one."""
     missing = [c for c in (*KEY, "value") if c not in rows]
@@ -416,5 +381,5 @@ def _footer(part: Path) -> list[tuple[Cell, _Span]]:
         ) from error
 
 
-def _describe(row: pd.Series) -> str:
+def describe(row: pd.Series) -> str:
     return ", ".join(f"{name}={row[name]}" for name in KEY)

@@ -8,24 +8,35 @@ family. `replay` plays policies again on fine-tunings that have all been made.
 from collections.abc import Callable
 
 from fastxfer.errors import UsageError, nearest
+from fastxfer.plugins import Catalogue
 from fastxfer.selection.bound import UpperBound
 from fastxfer.selection.frame import Random
 from fastxfer.selection.gradient import KnowledgeGradient
 from fastxfer.selection.halving import Halving
 from fastxfer.selection.improvement import ExpectedImprovement
 from fastxfer.selection.plan import Plan, select
-from fastxfer.selection.policy import Policy
+from fastxfer.selection.policy import Choice, Policy, Situation, with_rest
 from fastxfer.selection.rows import FINETUNED
 from fastxfer.selection.top import TopK
 
-POLICIES: dict[str, Callable[[], Policy]] = {
-    "top": TopK,
-    "halving": Halving,
-    "ucb": UpperBound,
-    "ei": ExpectedImprovement,
-    "kg": KnowledgeGradient,
-    "random": Random,
-}
+
+def _wrong(name: str, thing: object) -> str:
+    good = isinstance(thing, type) and issubclass(thing, Policy)
+    return "" if good else f"it is {thing!r}, expected a subclass of fastxfer.selection.Policy"
+
+
+POLICIES: Catalogue[Callable[[], Policy]] = Catalogue(
+    "policies",
+    {
+        "top": TopK,
+        "halving": Halving,
+        "ucb": UpperBound,
+        "ei": ExpectedImprovement,
+        "kg": KnowledgeGradient,
+        "random": Random,
+    },
+    _wrong,
+)
 
 
 def policy_named(name: str) -> Policy:
@@ -35,4 +46,4 @@ def policy_named(name: str) -> Policy:
     return POLICIES[name]()
 
 
-__all__ = ["FINETUNED", "POLICIES", "Plan", "Policy", "policy_named", "select"]
+__all__ = ["FINETUNED", "POLICIES", "Choice", "Plan", "Policy", "Situation", "policy_named", "select", "with_rest"]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -25,14 +24,10 @@ def claim(backing: Any, key: str, what: str, wait: float) -> Iterator[None]:
     """Hold the object `key` while the block runs; DataError naming the holder if it isn't free within `wait` seconds."""
     mine = {**locks.mine(), "claim": uuid.uuid4().hex, "beat": 0}
     _take(backing, key, mine, what, time.monotonic() + wait)
-    done = threading.Event()
-    beating = threading.Thread(target=_beat, args=(backing, key, mine, done), daemon=True)
-    beating.start()
     try:
-        yield
+        with locks.beating(lambda: _beat(backing, key, mine), BEAT_SECONDS):
+            yield
     finally:
-        done.set()
-        beating.join()
         if _holder(backing, key)[0].get("claim") == mine["claim"]:
             files.run(backing.delete(key))
 
@@ -54,13 +49,13 @@ def _take(backing: Any, key: str, mine: dict[str, Any], what: str, deadline: flo
         time.sleep(PAUSE_SECONDS)
 
 
-def _beat(backing: Any, key: str, mine: dict[str, Any], done: threading.Event) -> None:
-    while not done.wait(BEAT_SECONDS):
-        holder, version = _holder(backing, key)
-        if holder.get("claim") != mine["claim"]:
-            return  # it was taken over: this process was silent for too long
-        mine["beat"] += 1
-        files.run(backing.swap(key, json.dumps(mine).encode(), version))
+def _beat(backing: Any, key: str, mine: dict[str, Any]) -> bool:
+    holder, version = _holder(backing, key)
+    if holder.get("claim") != mine["claim"]:
+        return False  # it was taken over: this process was silent for too long
+    mine["beat"] += 1
+    files.run(backing.swap(key, json.dumps(mine).encode(), version))
+    return True
 
 
 def _holder(backing: Any, key: str) -> tuple[dict[str, Any], Any]:

@@ -8,8 +8,9 @@ import glob
 import json
 import os
 import socket
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -178,3 +179,21 @@ def holder_of(path: Path, silent: float = SILENT_SECONDS) -> dict[str, Any] | No
 def touch(path: Path) -> None:
     """Say that the holder still lives."""
     os.utime(path)
+
+
+@contextmanager
+def beating(beat: Callable[[], bool], seconds: float) -> Iterator[None]:
+    """Call `beat` every so many seconds, in a thread, while the block runs or until it returns False: somebody took over."""
+    done = threading.Event()
+
+    def go_on() -> None:
+        while not done.wait(seconds) and beat():
+            pass
+
+    thread = threading.Thread(target=go_on, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from typing import Protocol
 
 from fastxfer.errors import UsageError, nearest
 from fastxfer.progress import Advance
-from fastxfer.store.locks import HeldError, hold, touch
+from fastxfer.store.locks import HeldError, beating, hold, touch
 from fastxfer.study.file import Study
 
 RUNNING = "running"  # folder of the results: what is under way
@@ -43,22 +42,16 @@ def claim(folder: Path, unit: Unit) -> Iterator[None]:
     """Hold a unit while the block runs; `HeldError` if another process has it."""
     digest = hashlib.sha256("\0".join(unit.key).encode()).hexdigest()[:16]
     with hold(folder / f"{unit.key[0]}-{digest}.lock", unit.title, silent=SILENT_SECONDS) as path:
-        done = threading.Event()
-        beating = threading.Thread(target=_beat, args=(path, done), daemon=True)
-        beating.start()
-        try:
+
+        def beat() -> bool:
+            try:
+                touch(path)
+            except FileNotFoundError:  # taken over: this process was silent for too long
+                return False
+            return True
+
+        with beating(beat, BEAT_SECONDS):
             yield
-        finally:
-            done.set()
-            beating.join()
-
-
-def _beat(path: Path, done: threading.Event) -> None:
-    while not done.wait(BEAT_SECONDS):
-        try:
-            touch(path)
-        except FileNotFoundError:  # taken over: this process was silent for too long
-            return
 
 
 def share(units: Sequence[Unit], folder: Path, advance: Advance) -> None:

@@ -140,9 +140,8 @@ class _Runner:
     def finetune(self) -> None:
         """What was planned; with `select.batch` plan after plan, until one asks for nothing new."""
         while True:
-            made = len(
-                plan_files(self.world)
-            )  # counted first: others may make the next one while this looks at the runs
+            # Counted first: others may make the next one while this looks at the runs.
+            made = len(plan_files(self.world))
             if not self._tuned() or is_last(self.world):
                 return
             self.select(made + 1)
@@ -157,7 +156,7 @@ class _Runner:
             return True
         from fastxfer.finetune import Machine, prepare, run_all
         from fastxfer.finetune import Study as Tuning
-        from fastxfer.finetune.runs import competing
+        from fastxfer.finetune.conductor import competing
 
         results, store = self.world.results, self.world.measuring([entry.target for entry in entries])
         results.refresh()
@@ -234,7 +233,7 @@ class SelectUnit:
 
 def _left(runs: Sequence[Any], results: ResultStore, halving: bool) -> list[Any]:
     """Fine-tunings that are not over, wherever they are done: neither finished nor, where they compete, lost."""
-    from fastxfer.finetune.runs import has_lost
+    from fastxfer.finetune.conductor import has_lost
 
     results.refresh()
     return [run for run in runs if not (run.is_done(results) or (halving and has_lost(run, results)))]

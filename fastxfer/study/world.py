@@ -11,7 +11,8 @@ from typing import Any
 from fastxfer.budgets import Rates, parse_budget
 from fastxfer.episodes import Episodes
 from fastxfer.errors import DataError, FastxferError
-from fastxfer.evaluation import cells_of, draw, without_leaks
+from fastxfer.evaluation import cells_of, draw
+from fastxfer.holdings import without_leaks
 from fastxfer.hyperrule import settle
 from fastxfer.protocol import Protocol
 from fastxfer.registered import find_registered

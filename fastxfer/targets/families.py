@@ -1,6 +1,7 @@
 """Targets by name: data sets whose official layout is known. One module a family; this is the list of them.
 
-A family's module has ``read(folder, name, **options) -> Target``. To add one, write the module and a line here.
+A family's module has ``read(folder, name, **options) -> Target``. To add one, write the module and a line here; packages
+bring others (`fastxfer.plugins`).
 """
 
 from __future__ import annotations
@@ -13,21 +14,22 @@ from pathlib import Path
 from typing import Any
 
 from fastxfer.errors import DataError, UsageError, nearest
+from fastxfer.plugins import Catalogue
 from fastxfer.targets.table import Target
 
 
 @dataclass(frozen=True)
 class Family:
-    """A built-in target.
+    """A target whose official layout is known, built-in or brought by a package.
 
-    name: of the target. module: of ``fastxfer.targets``, with the reader. expects: what has to lie in its folder.
+    name: of the target. reader: its function, or the module of ``fastxfer.targets`` that has it as ``read``. expects: what has to lie in its folder.
     source: where one gets the data, and what has to be signed. shares: name of the family whose folder it reads, if
     it is a variant. preset: options of the reader that make the variant; a caller's options win. packaged: labels
     alone need no folder, since torchxrayvision has them.
     """
 
     name: str
-    module: str
+    reader: str | Callable[..., Target]
     expects: str
     source: str
     shares: str = ""
@@ -43,7 +45,9 @@ class Family:
         return [p for p in inspect.signature(self._reader()).parameters if p not in ("folder", "name")]
 
     def _reader(self) -> Callable[..., Target]:
-        reader: Callable[..., Target] = importlib.import_module(f"fastxfer.targets.{self.module}").read
+        if not isinstance(self.reader, str):
+            return self.reader
+        reader: Callable[..., Target] = importlib.import_module(f"fastxfer.targets.{self.reader}").read
         return reader
 
     def read(self, data_root: Path, options: dict[str, Any]) -> Target:
@@ -63,7 +67,7 @@ class Family:
 
 
 _CHEXPERT: dict[str, Any] = {
-    "module": "chexpert",
+    "reader": "chexpert",
     "expects": "train.csv and valid.csv of the release with the folders train/ and valid/ beside them (directly, or in "
     "CheXpert-v1.0/ or CheXpert-v1.0-small/)",
     "source": "register with the Stanford AIMI Center and accept its research use agreement: "
@@ -71,13 +75,13 @@ _CHEXPERT: dict[str, Any] = {
     "packaged": True,
 }
 _MIMIC: dict[str, Any] = {
-    "module": "mimic",
+    "reader": "mimic",
     "expects": "mimic-cxr-2.0.0-chexpert.csv.gz (or -negbio), -metadata and -split (or .csv) and the folder files/",
     "source": "become a credentialed user of PhysioNet and sign its data use agreement: "
     "https://physionet.org/content/mimic-cxr-jpg/",
 }
 _PADCHEST: dict[str, Any] = {
-    "module": "padchest",
+    "reader": "padchest",
     "expects": "PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv (or .csv.gz) and the images, in folders 0 … 54 or "
     "any others",
     "source": "accept the terms of BIMCV: https://bimcv.cipf.es/bimcv-projects/padchest/",
@@ -85,24 +89,24 @@ _PADCHEST: dict[str, Any] = {
 }
 
 _TUBERCULOSIS: dict[str, Any] = {
-    "module": "tuberculosis",
+    "reader": "tuberculosis",
     "expects": "the folders ChinaSet_AllFiles/CXR_png/ (CHNCXR_0001_0.png …) and MontgomerySet/CXR_png/ (MCUCXR_0001_0.png …)",
     "source": "free, from the U.S. National Library of Medicine: "
     "https://lhncbc.nlm.nih.gov/LHC-downloads/downloads.html#tuberculosis-image-data-sets",
 }
 _CIFAR: dict[str, Any] = {
-    "module": "cifar",
+    "reader": "cifar",
     "expects": "cifar-10-batches-py/ (cifar-100-python/), then once `fastxfer targets export NAME`, which writes train/ "
     "and test/ with class folders",
     "source": "free: https://www.cs.toronto.edu/~kriz/cifar.html",
 }
 _FLOWERS: dict[str, Any] = {
-    "module": "flowers",
+    "reader": "flowers",
     "expects": "imagelabels.mat, setid.mat and jpg/ (directly, or in flowers-102/)",
     "source": "free: https://www.robots.ox.ac.uk/~vgg/data/flowers/102/",
 }
 
-FAMILIES: dict[str, Family] = {
+_OWN = {
     family.name: family
     for family in (
         Family("chexpert", **_CHEXPERT),
@@ -152,3 +156,12 @@ FAMILIES: dict[str, Family] = {
         ),
     )
 }
+
+
+def _wrong(name: str, thing: object) -> str:
+    if not isinstance(thing, Family):
+        return f"it is {thing!r}, expected a fastxfer.targets.Family"
+    return "" if thing.name == name else f"its name is '{thing.name}', expected '{name}'"
+
+
+FAMILIES: Catalogue[Family] = Catalogue("targets", _OWN, _wrong)

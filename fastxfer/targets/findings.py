@@ -101,7 +101,8 @@ def contaminated(source: str, target: str) -> bool:
 
     def plain(text: str) -> str:
         # Variants of a built-in target read the same images.
-        shared = FAMILIES[text].shares if text in FAMILIES else ""
+        family = FAMILIES.find(text)
+        shared = family.shares if family else ""
         return re.sub(r"[^a-z0-9]", "", shared or text.lower())
 
     parts = re.split(r"[,+;&/]|\bthen\b|\band\b", re.sub(r"\[[^\]]*\]", "", source.lower()))

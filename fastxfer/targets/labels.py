@@ -15,7 +15,6 @@ NO_FINDING = "No Finding"
 SEPARATOR = "|"
 PREFIX = "label:"
 """Columns called so hold the values of a label; the register writes them, and `targets add` needs no option to know them."""
-MISSING_LABELS = ("unknown", "drop", "error")
 # What programs write where a value is missing. As a class name it would be a mistake nearly always.
 _MISSING = frozenset({"", "nan", "none", "null", "na", "n/a", "<na>", "#n/a"})
 _WORDS = {"true": 1.0, "false": 0.0}

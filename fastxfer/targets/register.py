@@ -192,59 +192,49 @@ def _load_merge(name: str, data_root: Path, options: dict[str, Any]) -> Target:
 
 
 def list_targets(data_root: Path | str) -> list[dict[str, Any]]:
-    """What there is: added targets, defined ones, then built-in families whether or not their files are there.
+    """What there is: added targets, defined ones, then families, built-in and of packages, whether or not their files are there.
 
-    Keys: name, kind ("folder", "table", "packed", "variant", "built-in"), available, n_images and n_classes (None where only
-    reading the files would tell), where (the root folder, or where the files belong; of a variant, what it stands
-    for), source (where a built-in one is got from).
+    Keys: name, kind ("folder", "table", "packed", "variant", "built-in", "package"), available, n_images and n_classes (None
+    where only reading the files would tell), where (the root folder, or where the files belong; of a variant, what it stands
+    for; of a package that fails, why), source (where a family's files are got from).
     """
     data_root = Path(data_root)
     rows = []
     added = registered_names(data_root)
     for name in added:
         meta = _read_meta(register_folder(data_root), name)
-        rows.append(
-            {
-                "name": name,
-                "kind": meta["kind"],
-                "available": Path(meta["root"]).is_dir(),
-                "n_images": meta["n_images"],
-                "n_classes": len(meta["class_names"]),
-                "where": meta["root"],
-                "source": None,
-            }
-        )
+        counts = {"n_images": meta["n_images"], "n_classes": len(meta["class_names"])}
+        rows.append(_line(name, meta["kind"], meta["root"], Path(meta["root"]).is_dir(), **counts))
     for name in variant_names(data_root):
         variant = read_variant(name, data_root)
         members = variant.base.removeprefix(_UNION).split("+") if variant else []
-        folders = [FAMILIES[m].folder(data_root) for m in members if m in FAMILIES]
-        rows.append(
-            {
-                "name": name,
-                "kind": "variant",
-                "available": all(folder.is_dir() for folder in folders),
-                "n_images": None,
-                "n_classes": None,
-                "where": str(variant),
-                "source": None,
-            }
-        )
-    for name, family in FAMILIES.items():
-        if name in added:
-            continue
-        folder = family.folder(data_root)
-        rows.append(
-            {
-                "name": name,
-                "kind": "built-in",
-                "available": folder.is_dir(),
-                "n_images": None,
-                "n_classes": None,
-                "where": str(folder),
-                "source": family.source,
-            }
-        )
+        folders = [family.folder(data_root) for m in members if (family := FAMILIES.find(m))]
+        rows.append(_line(name, "variant", str(variant), all(folder.is_dir() for folder in folders)))
+    brought = {plugin.name: (family, problem) for plugin, family, problem in FAMILIES.tried()}
+    for name in (name for name in FAMILIES if name not in added):
+        family, problem = brought.get(name) or (FAMILIES.own[name], "")
+        kind = "package" if name in brought else "built-in"
+        if family is None:
+            rows.append(_line(name, kind, problem, False))
+        else:
+            folder = family.folder(data_root)
+            rows.append(_line(name, kind, str(folder), folder.is_dir(), source=family.source))
     return rows
+
+
+def _line(
+    name: str, kind: str, where: str, available: bool, *, n_images: int | None = None, n_classes: int | None = None,
+    source: str | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    return {
+        "name": name,
+        "kind": kind,
+        "available": available,
+        "n_images": n_images,
+        "n_classes": n_classes,
+        "where": where,
+        "source": source,
+    }
 
 
 def how_added(name: str, data_root: Path | str) -> dict[str, Any] | None:

@@ -14,10 +14,10 @@ from scipy import stats
 
 from fastxfer.errors import DataError, UsageError, nearest
 from fastxfer.estimators import episodes_of
-from fastxfer.evaluation import backbones_of, source_of
+from fastxfer.holdings import backbones_of, source_of
 from fastxfer.probes import LogisticProbe
 from fastxfer.progress import progress
-from fastxfer.results import NO_EPISODE, ResultStore, complete
+from fastxfer.results import WHOLE_TRAIN, ResultStore, complete
 from fastxfer.store import EmbeddingStore
 from fastxfer.targets import Target
 from fastxfer.transferability import scores
@@ -166,10 +166,8 @@ def transferability(
         "source": source_of(store, backbone, target.name),
         "backbone": backbone,
         "target": target.name,
-        "ways": "all",
-        "shots": "full",
         "seed": seed,
-        "episode": NO_EPISODE,
+        **WHOLE_TRAIN,
         "params": ";".join(params),
         "split": "train",
         "metric": METRIC,
