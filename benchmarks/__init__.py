@@ -29,6 +29,7 @@ from benchmarks import (
     selection,
     store,
     study,
+    truth,
 )
 from benchmarks import compile as compiling
 
@@ -63,6 +64,8 @@ BENCHMARKS: dict[str, Callable[[Any], list[Entry]]] = {
     "coverage": coverage.run,
     "study": study.run,
     "scaling": scaling.run,
+    "truth": truth.run,
 }
-# Run only if named: minutes for an option that few use, or for what isn't timed; half an hour for a size that few have.
-ON_REQUEST = {"compile", "compare", "coverage", "large", "scaling", "study"}
+# Run only if named: minutes for an option that few use, or for what isn't timed; half an hour for a size that few have;
+# what proves rather than times.
+ON_REQUEST = {"compile", "compare", "coverage", "large", "scaling", "study", "truth"}

@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from benchmarks import BENCHMARKS, ON_REQUEST, Entry, Options
+from benchmarks import BENCHMARKS, ON_REQUEST, Entry, Options, proof
 from benchmarks.machine import machine
 from benchmarks.selection import print_table
 
@@ -49,7 +49,10 @@ def main(arguments: list[str] | None = None) -> int:
         print(json.dumps(entries, indent=1))
     else:
         replayed = [entry for entry in entries if "policy" in entry]
-        _table([entry for entry in entries if entry not in replayed])
+        proven = [entry for entry in entries if "claim" in entry]
+        _table([entry for entry in entries if entry not in replayed and entry not in proven])
+        if proven:
+            print("\n".join(proof.table(proven)))
         if replayed:
             print_table(replayed)
     return 0 if all(entry["checked"] for entry in entries) else 1

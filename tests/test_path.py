@@ -6,73 +6,25 @@ supports.
 
 from __future__ import annotations
 
-import csv
-from pathlib import Path
-
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from benchmarks.published import FIELD_C, gaps, least_objectives
-from fastxfer import ops
-
-GAP = {"float32": 1e-6, "float64": 1e-9}
-BACKBONES = {
-    "natural_mobilenetv2_100_in1k": {"arch": "mobilenetv2_100", "arch_args": {"pad_type": "same"}},
-    "natural_cifar10_resnet56": {"arch": f"{Path(__file__).parent / 'architectures' / 'cifar_resnet56.py'}:build"},
-    "cxr_mobilenetv3_small_nih15": {"arch": f"{Path(__file__).parent / 'architectures' / 'cxr_mobilenetv3.py'}:build"},
-}
-WORK = [(5, 1), (5, 5), (2, 5), (10, 2)]
+from benchmarks.published import FIELD_C
+from benchmarks.truth import BACKBONES, GAP, WORK, drawn, gaps_of_episodes, of_textures, textures
 
 
 def compare(x: NDArray[np.floating], support: NDArray[np.int64], y: NDArray[np.int64], ways: int) -> None:
-    best = np.stack([least_objectives(x[rows].astype(np.float64), y, FIELD_C) for rows in support])
-    spread = float(np.var(x[support[0]], axis=0).sum())
-    for dtype, allowed in GAP.items():
-        for gram in (True, False):
-            pool = ops.Pool(x, dtype=dtype, gram=gram, backend="cpu")
-            got = ops.logistic(pool, support, y, support[:, :1], ways, list(1 / (len(y) * FIELD_C)))
-            assert got.converged.all()
-            gap = gaps(got.objective, best, FIELD_C, spread)
-            e, worst = np.unravel_index(gap.argmax(), gap.shape)
-            assert gap[e, worst] <= allowed, f"{dtype}, C = {FIELD_C[worst]:.3g}, episode {e}: {gap[e, worst]:.2e}"
-
-
-def drawn(label: NDArray[np.int64], ways: int, shots: int, count: int) -> NDArray[np.int64]:
-    rng = np.random.default_rng(ways + shots)
-    return np.stack(
-        [
-            np.concatenate([rng.permutation(np.flatnonzero(label == k))[:shots] for k in rng.permutation(10)[:ways]])
-            for _ in range(count)
-        ]
-    )
-
-
-@pytest.fixture(scope="module")
-def images(real: Path) -> tuple[list[Path], NDArray[np.int64]]:
-    """Ten textures of each of ten classes."""
-    with (real / "dtd10" / "labels.csv").open(encoding="utf-8") as file:
-        rows = [r for r in csv.DictReader(file) if r["split"] == "train"]
-    names = sorted({r["label"] for r in rows})
-    chosen = [r for name in names for r in [r for r in rows if r["label"] == name][:10]]
-    return [real / "dtd10" / r["path"] for r in chosen], np.array([names.index(r["label"]) for r in chosen])
+    for dtype, gap in gaps_of_episodes(x, support, y, ways):
+        e, worst = np.unravel_index(gap.argmax(), gap.shape)
+        assert gap[e, worst] <= GAP[dtype], f"{dtype}, C = {FIELD_C[worst]:.3g}, episode {e}: {gap[e, worst]:.2e}"
 
 
 @pytest.mark.real
 @pytest.mark.slow
 @pytest.mark.parametrize("backbone", BACKBONES)
-def test_every_penalty_on_real_embeddings(backbone: str, images: tuple[list[Path], NDArray[np.int64]], real: Path):
-    import torch
-
-    from fastxfer.backbones import load_backbone
-    from fastxfer.images import load_image
-
-    paths, label = images
-    loaded = load_backbone(real / "weights" / f"{backbone}.safetensors", **BACKBONES[backbone])
-    pixels = loaded.preprocessing.geometry()
-    with torch.inference_mode():
-        batch = torch.from_numpy(np.stack([pixels(load_image(p)) for p in paths]))
-        x = loaded.network(loaded.preprocessing.normalise(batch)).numpy()
+def test_every_penalty_on_real_embeddings(backbone: str):
+    x, label = of_textures(backbone), textures()[1]
     for ways, shots in WORK:
         compare(x, drawn(label, ways, shots, 2), np.repeat(np.arange(ways), shots), ways)
 
