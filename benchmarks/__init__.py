@@ -24,6 +24,7 @@ from benchmarks import (
     path,
     pretrain,
     probe,
+    reliability,
     sample,
     scaling,
     selection,
@@ -38,11 +39,14 @@ Entry = dict[str, Any]
 
 @dataclass(frozen=True)
 class Options:
-    """tiny: a size for tests, seconds in all; threads: of ours and of the peer; seed: of the episodes."""
+    """tiny: a size for tests, seconds in all; threads: of ours and of the peer; seed: of the episodes; minutes: of fuzzing; only:
+    some kinds of what is broken."""
 
     tiny: bool = False
     threads: int = 1
     seed: int = 0
+    minutes: float = 2.0
+    only: tuple[str, ...] = ()
 
 
 BENCHMARKS: dict[str, Callable[[Any], list[Entry]]] = {
@@ -65,7 +69,8 @@ BENCHMARKS: dict[str, Callable[[Any], list[Entry]]] = {
     "study": study.run,
     "scaling": scaling.run,
     "truth": truth.run,
+    "reliability": reliability.run,
 }
 # Run only if named: minutes for an option that few use, or for what isn't timed; half an hour for a size that few have;
 # what proves rather than times.
-ON_REQUEST = {"compile", "compare", "coverage", "large", "scaling", "study", "truth"}
+ON_REQUEST = {"compile", "compare", "coverage", "large", "reliability", "scaling", "study", "truth"}
