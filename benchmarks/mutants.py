@@ -26,7 +26,7 @@ from typing import Any
 
 from benchmarks.embeddings import REAL
 from benchmarks.machine import ROOT, machine
-from benchmarks.proof import RESULTS
+from benchmarks.records import RESULTS
 
 # part -> (files, test files of all, fastest first)
 PARTS: dict[str, tuple[str, list[str]]] = {

@@ -5,17 +5,14 @@ Three tables: truth (`benchmarks.truth`), reliability (`benchmarks.reliability`)
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from benchmarks.machine import ROOT
+from benchmarks.records import RESULTS, Entry, newest
 
-RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "proof.md"
-Entry = Mapping[str, Any]
 HEAD = """# The proof: truth, reliability, mutants
 
     python -m benchmarks truth --json --save         # ours against others, and against known truths
@@ -25,12 +22,6 @@ HEAD = """# The proof: truth, reliability, mutants
 
 Of each the newest result is shown, missed ones as missed.
 """
-
-
-def newest(name: str, folder: Path = RESULTS) -> list[Entry]:
-    """The entries of the newest result with that name, [] where there is none."""
-    found = [json.loads(file.read_text(encoding="utf-8")) for file in folder.glob(f"{name}-2*.json")]
-    return max(found, key=lambda entries: str(entries[0]["date"]), default=[])
 
 
 def table(entries: Iterable[Entry]) -> list[str]:

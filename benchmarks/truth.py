@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from benchmarks import embeddings, proof, published
+from benchmarks import embeddings, published, records
 from benchmarks.embeddings import REAL
 from benchmarks.machine import ROOT
 from benchmarks.selection import GOAL
@@ -372,13 +372,13 @@ def _aucs() -> Entry:
 # -- what was counted before -------------------------------------------------------------------------------------------
 
 
-def _when(entries: list[proof.Entry]) -> str:
+def _when(entries: list[records.Entry]) -> str:
     return f"commit {entries[0]['commit'][:9]}" if entries else "no result"
 
 
 def _counted() -> Iterator[Entry]:
     """How many of the worlds were not as promised, and the worst of them by name."""
-    worlds = proof.newest("coverage")
+    worlds = records.newest("coverage")
     for claim, field in (("95 % intervals hold the truth in 94 to 96 % (few images: 93 to 97 %)", "coverage"),
                          ("runs that stop at a width miss it in at most 5 %", "miss_rate")):  # fmt: skip
         some = [w for w in worlds if field in w]
@@ -387,13 +387,13 @@ def _counted() -> Iterator[Entry]:
             f"coverage/{field}", claim, f"{len(some)} worlds of known truth, {_when(worlds)}", 0, len(missed), "worlds outside",
             missed=[f"{w['name']} ({w['metric']}): {w[field]:.4f}" for w in missed],
         )  # fmt: skip
-    questions = proof.newest("compare")
+    questions = records.newest("compare")
     missed = [q for q in questions if not q["checked"]]
     yield _entry(
         "compare", "wrong answers of comparisons are as rare as promised", f"{len(questions)} kinds of world, {_when(questions)}", 0,
         len(missed), "kinds outside", missed=[f"{q['name']}: {q['rate']:.4f}" for q in missed],
     )  # fmt: skip
-    policies = proof.newest("selection")
+    policies = records.newest("selection")
     for e in (e for e in policies if e["name"] in ("selection/kg", "selection/ei", "selection/halving")):
         yield _entry(
             e["name"], f"replay of {e['policy']}: {e['saved']:.0%} of the runs saved, what the worst cell loses",

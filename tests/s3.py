@@ -173,3 +173,11 @@ class Proxy:
     def __exit__(self, *_: object) -> None:
         self._server.shutdown()
         self._server.server_close()
+
+
+if (
+    __name__ == "__main__"
+):  # python -m tests.s3 FOLDER: until its input ends, for those who must not start threads themselves
+    with serve(Path(sys.argv[1])) as address:
+        print(address, flush=True)
+        sys.stdin.read()

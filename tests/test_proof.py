@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import proof, published, truth
+from benchmarks import proof, published, records, truth
 from benchmarks.__main__ import main
 from benchmarks.breaking import faults
 from benchmarks.breaking.inputs import PIECES, Kind, damaged, fault_of
@@ -31,7 +31,7 @@ def test_truth_is_a_row_a_claim(capsys, tmp_path, monkeypatch):
         assert e["checked"], e
         assert 0 <= e["figure"] <= e["most"]
     # What was counted before is read from the newest results, as it stands there.
-    outside = [w for w in proof.newest("coverage") if "coverage" in w and not w["checked"]]
+    outside = [w for w in records.newest("coverage") if "coverage" in w and not w["checked"]]
     assert entries["truth/coverage/coverage"]["figure"] == len(outside)
     assert entries["truth/coverage/coverage"]["checked"] == (not outside)
     (saved,) = tmp_path.iterdir()

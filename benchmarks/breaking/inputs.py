@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from benchmarks.breaking.road import Road
 from benchmarks.machine import ROOT
 
 SECONDS = 60
+ENDS = "done, or a sentence and exit code 1 or 2"
 STUDY = """
 name = "broken"
 targets = ["photos"]
@@ -76,30 +78,42 @@ class World:
         road = self.road
         rows, data = ["--store", road.store, "--results", road.results], ["--data-root", road.data]
         show = ["--arch", f"{road.network}:build", "--store", road.store, *data]
-        yield Kind("checkpoint, .pt", road.weights, ["backbones", "show", road.weights, *show])
+        yield Kind("checkpoints, .pt", road.weights, ["backbones", "show", road.weights, *show])
         safe = road.folder / "net.safetensors"
         line.in_a_fork(lambda: _as_safetensors(road.weights, safe))
-        yield Kind("checkpoint, .safetensors", safe, ["backbones", "show", safe, *show])
+        yield Kind("checkpoints, .safetensors", safe, ["backbones", "show", safe, *show])
         yield from self._pictures()
-        yield Kind("labels.csv", road.images / "labels.csv",
+        yield Kind("tables, labels.csv", road.images / "labels.csv",
                    ["targets", "add", road.images, "--name", "mine", "--data-root", road.folder / "other"])  # fmt: skip
         register = next(road.data.rglob("photos.csv"))
-        yield Kind("registered target", register, ["targets", "show", "photos", *data])
+        yield Kind("tables, registered target", register, ["targets", "show", "photos", *data])
         study = road.folder / "study.toml"
         study.write_text(STUDY.format(**vars(road)), encoding="utf-8")
-        yield Kind("study.toml", study, ["study", "run", study, "--dry-run"])
+        yield Kind("studies, recipes and plans, study.toml", study, ["study", "run", study, "--dry-run"])
         recipe = road.folder / "recipe.toml"
         recipe.write_bytes((ROOT / "pretrain" / "recipes" / "imagenet1k.toml").read_bytes())
-        yield Kind("recipe.toml", recipe, ["pretrain", recipe, "--dry-run", "--images", 1000])
-        yield Kind("plan.json", road.plan, ["finetune", "--plan", road.plan, "--only", 99, *rows])
+        yield Kind(
+            "studies, recipes and plans, recipe.toml", recipe, ["pretrain", recipe, "--dry-run", "--images", 1000]
+        )
+        yield Kind(
+            "studies, recipes and plans, plan.json", road.plan, ["finetune", "--plan", road.plan, "--only", 99, *rows]
+        )
         part = max(road.results.glob("rows-*.parquet"), key=lambda p: p.stat().st_size)
-        yield Kind("results part", part, ["results", "export", "--raw", "--out", road.folder / "rows.csv", *rows])
+        yield Kind("results parts", part, ["results", "export", "--raw", "--out", road.folder / "rows.csv", *rows])
         array = road.store / "targets" / "photos" / "embeddings" / "net"
-        yield Kind("store metadata", array / "zarr.json", ["store", "show", "net", "photos", "--store", road.store])
-        yield Kind("store block", next(array.glob("c.*")), ["store", "verify", "--store", road.store])
+        yield Kind(
+            "files of a store, metadata", array / "zarr.json", ["store", "show", "net", "photos", "--store", road.store]
+        )
+        yield Kind(
+            "files of a store, block",
+            next(array.glob("c.*")),
+            ["store", "export", "net", "photos", "--out", road.folder / "net.npz", "--store", road.store],
+        )
         column = road.store / "targets" / "photos" / "labels" / "zarr.json"
         yield Kind(
-            "store table", column, ["fewshot", *rows, "--ways", 2, "--shots", 2, "--episodes", 2, "--queries", 2]
+            "files of a store, table",
+            column,
+            ["fewshot", *rows, "--ways", 2, "--shots", 2, "--episodes", 2, "--queries", 2],
         )
 
     def _pictures(self) -> Iterator[Kind]:
@@ -120,7 +134,7 @@ class World:
             name, data = kind.lower(), self.road.folder / "pictures"
             ended = line.run(["targets", "add", folder, "--name", name, "--data-root", data], self.log)
             assert ended.code == 0, ended.words
-            yield Kind(f"image, {kind}", path, ["targets", "check", name, "--data-root", data])
+            yield Kind(f"images, {kind}", path, ["targets", "check", name, "--data-root", data])
 
 
 def _as_safetensors(weights: Path, to: Path) -> None:
@@ -194,11 +208,14 @@ def malformed(roads: Roads, tiny: bool) -> Iterator[Row]:
     """A seeded sample of each kind, a thousand in all."""
     world = world_of(roads)
     each = 2 if tiny else -(-1000 // len(world.kinds))
-    for kind in world.kinds:
-        found = _in_a_fork(kind, lambda kind=kind: _sample(kind, each))  # type: ignore[misc]
-        yield row(
-            f"malformed/{kind.name}", f"malformed: {kind.name}", each, found, "done, or a sentence and exit code 1 or 2"
-        )
+    for family, kinds in _families(world.kinds):
+        found = [fault for kind in kinds for fault in _in_a_fork(kind, lambda kind=kind: _sample(kind, each))]  # type: ignore[misc]
+        yield row(f"malformed/{family}", f"malformed {family}", each * len(kinds), found, ENDS)
+
+
+def _families(kinds: list[Kind]) -> Iterator[tuple[str, list[Kind]]]:
+    for family, members in groupby(kinds, key=lambda kind: kind.name.split(", ")[0]):
+        yield family, list(members)
 
 
 def _sample(kind: Kind, each: int) -> list[str]:
@@ -224,12 +241,13 @@ def _in_a_fork(kind: Kind, work: Callable[[], list[str]]) -> list[str]:
 def fuzz(roads: Roads, tiny: bool, minutes: float = 2.0) -> Iterator[Row]:
     """Hypothesis makes the damage, and makes what it finds small; `minutes` for all kinds together."""
     world = world_of(roads)
-    kinds = world.kinds[:2] if tiny else world.kinds
-    for kind in kinds:
-        seconds = 1.0 if tiny else 60 * minutes / len(kinds)
-        told = line.in_a_fork(lambda kind=kind, seconds=seconds: _search(kind, seconds))  # type: ignore[misc]
-        yield row(f"fuzz/{kind.name}", f"fuzzed: {kind.name}", told["examples"], told["faults"],
-                  f"{seconds:.0f} s of hypothesis; done, or a sentence and exit code 1 or 2")  # fmt: skip
+    chosen = world.kinds[:2] if tiny else world.kinds
+    seconds = 1.0 if tiny else 60 * minutes / len(chosen)
+    for family, kinds in _families(chosen):
+        told = [line.in_a_fork(lambda kind=kind: _search(kind, seconds)) for kind in kinds]  # type: ignore[misc]
+        found = [fault for one in told for fault in one["faults"]]
+        yield row(f"fuzz/{family}", f"{family} under hypothesis, {seconds * len(kinds):.0f} s",
+                  sum(one["examples"] for one in told), found, ENDS)  # fmt: skip
 
 
 def _search(kind: Kind, seconds: float) -> dict[str, Any]:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import contextmanager
 from importlib.util import find_spec
+from pathlib import Path
 from random import Random
 
 from benchmarks.breaking import line
 from benchmarks.breaking.disk import Roads, Row, row
-from tests.s3 import BUCKET, CREDENTIALS, FAULTS, Fault, Proxy, serve, weed
+from benchmarks.machine import ROOT
+from tests.s3 import BUCKET, CREDENTIALS, FAULTS, Fault, Proxy, weed
 
 
 def objects(roads: Roads, tiny: bool) -> Iterator[Row]:
@@ -22,7 +26,7 @@ def objects(roads: Roads, tiny: bool) -> Iterator[Row]:
     found, faults, requests = [], 0, 0
     roads.before("embed")
     trials = 1 if tiny else 20
-    with serve(roads.work / "s3") as server:
+    with _server(roads.work / "s3") as server:
         for trial in range(trials):
             rng = Random(trial)
 
@@ -31,8 +35,7 @@ def objects(roads: Roads, tiny: bool) -> Iterator[Row]:
                     time.sleep(rng.random() * 0.3)
                 return rng.choice(FAULTS) if rng.random() < 0.2 else None
 
-            with ExitStack() as stack:
-                proxy = stack.enter_context(Proxy(server, fault))
+            with Proxy(server, fault) as proxy:
                 os.environ |= {**CREDENTIALS, "AWS_ENDPOINT_URL": proxy.url}
                 url = f"s3://{BUCKET}/{trial}"
                 words = [url if word == roads.road.store else word for word in roads.road.lines()["embed"]]
@@ -47,6 +50,16 @@ def objects(roads: Roads, tiny: bool) -> Iterator[Row]:
                 requests += proxy.methods.total()
     yield row("object store", "`embed` into a bucket that is slow and fails", trials, found,
               f"{faults:,} of {requests:,} requests failed; valid, and the digest of a store on a disk")  # fmt: skip
+
+
+@contextmanager
+def _server(folder: Path) -> Iterator[str]:
+    """Its URL. Its client's threads, with which it waits for the server, are another process's: a fork would lose them."""
+    command = [sys.executable, "-m", "tests.s3", str(folder)]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        yield process.stdout.readline().strip()
+        process.communicate()
 
 
 def _state(url: str) -> dict[str, object]:
