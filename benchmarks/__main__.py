@@ -28,6 +28,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/NAME-DATE-COMMIT.json")
     parser.add_argument("--tiny", action="store_true", help="a size for tests: the numbers mean nothing")
     parser.add_argument("--threads", type=int, default=1, help="threads of ours and of the peer (default 1)")
+    parser.add_argument(
+        "--minutes", type=float, default=2.0, help="reliability: of fuzzing, all parsers together (default 2)"
+    )
+    parser.add_argument("--only", nargs="+", default=(), help="reliability: only these kinds of damage")
     given = parser.parse_args(arguments)
     for name in given.names:
         if name not in BENCHMARKS:
@@ -35,10 +39,11 @@ def main(arguments: list[str] | None = None) -> int:
     if given.threads < 1:
         parser.error(f"--threads must be at least 1, got {given.threads}")
 
+    options = Options(tiny=given.tiny, threads=given.threads, minutes=given.minutes, only=tuple(given.only))
     found: dict[str, list[Entry]] = {}
     for name in dict.fromkeys(given.names) or [name for name in BENCHMARKS if name not in ON_REQUEST]:
         where = machine()
-        some = [entry | where for entry in BENCHMARKS[name](Options(tiny=given.tiny, threads=given.threads))]
+        some = [entry | where for entry in BENCHMARKS[name](options)]
         found[name] = some
         if given.save:
             RESULTS.mkdir(exist_ok=True)
