@@ -189,7 +189,11 @@ def write_tables(out: Path, extent: Extent) -> None:
     for source, rows in sources.items():
         train = rows[rows["split"] == "train"]
         for amount in extent.amounts:
-            some = train.groupby("label", sort=True).head(amount // train["label"].nunique())
+            a_class = amount // train["label"].nunique()
+            # One more of each class, called test: a target without a test split would be given a part of train.
+            some = train.groupby("label", sort=True).head(a_class + 1)
+            place = some.groupby("label").cumcount()
+            some = some.assign(split=place.eq(a_class).map({True: "test", False: "train"}))
             some[["path", "label", "split"]].to_csv(tables / f"{source}-{amount}.csv", index=False)
 
 
