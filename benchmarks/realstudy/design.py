@@ -19,8 +19,9 @@ ALPHABETS = ("Balinese", "Greek", "Tagalog")
 SIZES = {"s": [128], "m": [128, 256], "l": [128, 256, 512]}
 NATURAL, CHEST, NONE = "natural", "chest", "untrained"
 CIFAR = "cifar10_subset"
-# Networks made for 224 pixels see fewer, so that probe and fine-tuning see the same and a core can do all of it.
-FOREIGN_SIDE = 96
+SIDE = 32  # pixels of bit_tiny's images
+# Networks that were made for more pixels see fewer, so that probe and fine-tuning see the same and a core can do all of it.
+NATIVE_SIDE, FOREIGN_SIDE = 224, 96
 # The side to which the chest source is shrunk once, so that pre-training is not spent on decoding.
 SOURCE_SIDE = 64
 _ARCHITECTURES = ROOT / "tests" / "architectures"

@@ -8,11 +8,12 @@ from typing import Any
 
 import pandas as pd
 
-from benchmarks.realstudy.design import ALL_TARGETS, FULL, SIZES
-from benchmarks.realstudy.values import FEW, PROBE, REGIMES, TUNED, WHOLE
+from benchmarks.realstudy.design import ALL_TARGETS
+from benchmarks.realstudy.values import FEW, PROBE, REGIMES, TUNED, WHOLE, extent_of
 
 # Okabe and Ito's, as in the report.
 BLUE, ORANGE, GREEN, RED, SKY, PINK, BLACK = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#000000"
+SHADES = (SKY, BLUE, BLACK)  # of the sizes
 Figure = Any
 PLACE_OF_WHOLE = 400.0  # on the axis of shots
 
@@ -64,7 +65,8 @@ def _shots(t: Mapping[str, pd.DataFrame]) -> Figure:
     """Learning curves of five backbones, both intervals."""
     import plotly.graph_objects as go
 
-    most, largest = max(FULL.amounts), list(SIZES)[-1]
+    e = extent_of(t)
+    most, largest = max(e["amounts"]), e["sizes"][-1]
     shown = {
         f"natural-{largest}-{most}": BLUE, f"chest-{largest}-{most}": RED, f"untrained-{largest}": BLACK, "lite0": GREEN, "cxr-nih": ORANGE,
     }  # fmt: skip
@@ -154,13 +156,14 @@ def _source(t: Mapping[str, pd.DataFrame]) -> Figure:
     some = some[some["shots"].isin([FEW, WHOLE])]
     targets = list(dict.fromkeys(some["target"]))
     figure = _panels([f"{FEW} shots", "whole train split"], 2, 420, shared_yaxes=True)
-    colours = dict(zip(SIZES, (SKY, BLUE, BLACK), strict=True))
+    e = extent_of(t)
+    colours = dict(zip(e["sizes"], SHADES, strict=False))
     for i, shots in enumerate((FEW, WHOLE)):
         for j, (size, colour) in enumerate(colours.items()):
             part = _only(some, shots=shots)
             part = part[part["a"].str.split("-").str[1] == size]
             amount = part["a"].str.split("-").str[-1].astype(int)
-            rank = amount.map({a: k for k, a in enumerate(FULL.amounts)})
+            rank = amount.map({a: k for k, a in enumerate(e["amounts"])})
             y = [targets.index(x) for x in part["target"]] + (3 * j + rank - 4) * 0.09
             figure.add_trace(
                 go.Scatter(
@@ -181,11 +184,11 @@ def _axis(t: Mapping[str, pd.DataFrame]) -> Figure:
     import plotly.graph_objects as go
 
     cells = _only(t["cells"], probe=PROBE, shots=FEW).merge(t["backbones"].drop(columns="seen"), on="backbone")
-    targets = list(dict.fromkeys(t["data"]["target"]))
+    e, targets = extent_of(t), list(dict.fromkeys(t["data"]["target"]))
     figure = _panels(targets, 4, 430)
     for i, target in enumerate(targets):
         for domain, dash in (("natural", "solid"), ("chest", "dot")):
-            for size, colour in zip(SIZES, (SKY, BLUE, BLACK), strict=True):
+            for size, colour in zip(e["sizes"], SHADES, strict=False):
                 line = _only(cells, target=target, domain=domain, size=size).sort_values("images")
                 figure.add_trace(
                     go.Scatter(
@@ -195,7 +198,7 @@ def _axis(t: Mapping[str, pd.DataFrame]) -> Figure:
                     ),
                     **_place(i, 4),
                 )  # fmt: skip
-    figure.update_xaxes(type="log", tickvals=list(FULL.amounts), ticktext=[f"{a:,}" for a in FULL.amounts])
+    figure.update_xaxes(type="log", tickvals=e["amounts"], ticktext=[f"{a:,}" for a in e["amounts"]])
     figure.update_layout(legend={"orientation": "h", "y": -0.1})
     return figure
 
@@ -232,7 +235,7 @@ def _tuned(t: Mapping[str, pd.DataFrame]) -> Figure:
 
     whole = _only(t["cells"], shots=WHOLE)
     wide = whole[whole["probe"].isin([PROBE, TUNED])].pivot_table("mean", ["target", "backbone"], "probe").dropna().reset_index()  # fmt: skip
-    domain = t["backbones"].set_index("backbone")["domain"]
+    domain, foreign = t["backbones"].set_index("backbone")["domain"], extent_of(t)["foreign"]
     targets = list(dict.fromkeys(wide["target"]))
     figure = _panels(targets, len(targets), 260)
     for i, target in enumerate(targets):
@@ -247,7 +250,7 @@ def _tuned(t: Mapping[str, pd.DataFrame]) -> Figure:
             figure.add_trace(
                 go.Scatter(
                     x=some[PROBE], y=some[TUNED], mode="markers", name=name, legendgroup=name, showlegend=i == 0,
-                    marker={"color": colour, "size": 6, "symbol": ["diamond" if b in FULL.foreign else "circle" for b in some["backbone"]]},
+                    marker={"color": colour, "size": 6, "symbol": ["diamond" if b in foreign else "circle" for b in some["backbone"]]},
                 ),
                 row=1, col=i + 1,
             )  # fmt: skip

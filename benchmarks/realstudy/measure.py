@@ -4,17 +4,30 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from benchmarks.realstudy.design import ALL_TARGETS, CHEST, NATURAL, NONE, SIZES, BackboneDesign, Extent, backbones
+from benchmarks.realstudy.design import (
+    ALL_TARGETS,
+    CHEST,
+    FOREIGN_SIDE,
+    NATIVE_SIDE,
+    NATURAL,
+    NONE,
+    SIDE,
+    SIZES,
+    BackboneDesign,
+    Extent,
+    backbones,
+)  # fmt: skip
 from fastxfer.budgets import COSTS, FINETUNE, Rates
 from fastxfer.comparing import compare, contests
 from fastxfer.comparing.pairs import holm
+from fastxfer.paper.beside import beside
 from fastxfer.plans import CRITERIA, read_plan
 from fastxfer.results import ResultStore
 from fastxfer.scale import cells_of, fit_scale, own, paper_cells
@@ -30,7 +43,7 @@ RANDOM_DRAWS = 20
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """What a study has measured. rows: those of the page's metrics, test only;  everything: of the study's file, to select by."""
+    """What a study has measured. rows: those of the page's metrics, test only;  everything: of the study that fine-tunes, to select by."""
 
     stores: tuple[ResultStore, ...]
     rows: pd.DataFrame
@@ -65,6 +78,7 @@ def tables(out: Path, extent: Extent) -> dict[str, pd.DataFrame]:
     designs = {b.name: b for b in backbones(extent)}
     pairs = _pairs(found)
     return {
+        "extent": _extent(extent),
         "backbones": _backbones(designs, found),
         "cells": _cells(found, designs),
         "verdicts": _verdicts(pairs),
@@ -76,7 +90,14 @@ def tables(out: Path, extent: Extent) -> dict[str, pd.DataFrame]:
         "plan": _plan(found, out),
         "spent": _spent(out, found),
         "data": _data(out, extent),
+        "beside": pd.DataFrame({"cells": [int(beside(found.everything)["ours"].notna().sum())]}),
     }
+
+
+def _extent(extent: Extent) -> pd.DataFrame:
+    """What was asked for, a value a line, as JSON."""
+    told = {**asdict(extent), "side": SIDE, "foreign_side": FOREIGN_SIDE, "native_side": NATIVE_SIDE}
+    return pd.DataFrame([{"key": key, "value": json.dumps(value)} for key, value in told.items()])
 
 
 def _backbones(designs: dict[str, BackboneDesign], found: Rows) -> pd.DataFrame:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
-from benchmarks.realstudy.design import ALL_TARGETS, FULL, SIZES, backbones
+from benchmarks.realstudy.design import ALL_TARGETS, CHEST, NATURAL
+from fastxfer.hyperrule import PRESETS, hyperrule
+from fastxfer.paper import paper_results
+from fastxfer.paper.facts import MODELS, SOURCES
 
 Tables = Mapping[str, pd.DataFrame]
 TUNED, PROBE, WHOLE = "finetune", "logistic", "full"
@@ -20,8 +24,13 @@ def values(t: Tables) -> dict[str, Any]:
     """All of them."""
     return {
         **_design(t), **_leaders(t), **_floors(t), **_sure(t), **_source(t), **_near(t), **_scale(t), **_tuned(t),
-        **_selection(t), **_cost(t),
+        **_selection(t), **_cost(t), **_paper(t),
     }  # fmt: skip
+
+
+def extent_of(t: Tables) -> dict[str, Any]:
+    """What was asked for: the fields of `Extent`, and pixels."""
+    return {key: json.loads(value) for key, value in t["extent"].itertuples(index=False)}
 
 
 def markdown(lines: Sequence[Mapping[str, Any]]) -> str:
@@ -41,10 +50,9 @@ def _counted(verdicts: pd.Series) -> dict[str, int]:
 
 
 def _design(t: Tables) -> dict[str, Any]:
-    all_backbones, data = t["backbones"], t["data"]
-    ours = [b for b in backbones(FULL) if b.is_ours]
-    parameters = all_backbones.set_index("backbone")["parameters"]
-    sizes = {size: parameters[f"untrained-{size}"] / 1e6 for size in SIZES}
+    e, all_backbones, data = extent_of(t), t["backbones"], t["data"]
+    ours = all_backbones[all_backbones["size"].fillna("") != ""]
+    sizes = dict(zip(ours["size"], ours["parameters"] / 1e6, strict=True))
     lines = [
         {
             "target": f"`{r.target}`", "what": ALL_TARGETS[r.target].words, "kind": r.domain, "classes": r.classes,
@@ -54,13 +62,13 @@ def _design(t: Tables) -> dict[str, Any]:
     ]  # fmt: skip
     seen = all_backbones[all_backbones["seen"].fillna("") != ""]
     return {
-        "n_backbones": len(all_backbones), "n_ours": len(ours), "n_targets": len(data), "n_foreign": len(FULL.foreign),
-        "n_sizes": len(FULL.sizes), "n_amounts": len(FULL.amounts), "amounts": ", ".join(f"{a:,}" for a in FULL.amounts),
+        "n_backbones": len(all_backbones), "n_ours": len(ours), "n_targets": len(data), "n_foreign": len(e["foreign"]),
+        "n_sizes": len(e["sizes"]), "n_amounts": len(e["amounts"]), "amounts": ", ".join(f"{a:,}" for a in e["amounts"]),
         "sizes": ", ".join(f"{size.upper()} {millions:.2f}" for size, millions in sizes.items()),
-        "span_size": max(sizes.values()) / min(sizes.values()), "span_data": max(FULL.amounts) / min(FULL.amounts),
-        "images_seen": FULL.images_seen, "episodes": FULL.episodes, "side": 32, "foreign_side": 96,
-        "many": " and ".join(f"{episodes:,} at {shots} shots" for shots, episodes in FULL.many),
-        "steps": FULL.steps, "batch": FULL.batch, "base_lr": f"{FULL.base_lr:g}",
+        "span_size": max(sizes.values()) / min(sizes.values()), "span_data": max(e["amounts"]) / min(e["amounts"]),
+        "images_seen": e["images_seen"], "episodes": e["episodes"], "side": e["side"], "foreign_side": e["foreign_side"], "native_side": e["native_side"],
+        "many": " and ".join(f"{episodes:,} at {shots} shots" for shots, episodes in e["many"]),
+        "steps": e["steps"], "batch": e["batch"], "base_lr": f'{e["base_lr"]:g}',
         "table_data": markdown(lines), "n_seen_cells": int(t["cells"].query("probe == @PROBE and shots == @WHOLE")["seen"].sum()),
         "n_pairs": len(t["cells"].query("probe == @PROBE and shots == @WHOLE")),
         "seen_backbones": ", ".join(f"`{b}`" for b in seen["backbone"] if not b.startswith(("natural", "chest"))),
@@ -76,7 +84,7 @@ def _of(frame: pd.DataFrame, **wanted: Any) -> pd.DataFrame:
 
 def _leaders(t: Tables) -> dict[str, Any]:
     """Who leads at five shots and with the whole train split, among those that have not seen the target."""
-    leaders = _of(t["leaders"], probe=PROBE)
+    leaders, e = _of(t["leaders"], probe=PROBE), extent_of(t)
     lines = []
     for shots in (FEW, WHOLE):
         for r in _of(leaders, shots=shots).itertuples():
@@ -95,8 +103,8 @@ def _leaders(t: Tables) -> dict[str, Any]:
         "table_leaders": markdown(lines), "n_leaders_sure": int(sure), "n_leaders": len(names),
         "n_leaders_few_sure": int(_of(leaders, shots=FEW)["verdict"].eq("a better").sum()), "n_leaders_few": len(_of(leaders, shots=FEW)),
         "commonest_leader": common.index[0], "commonest_leader_count": int(common.iloc[0]),
-        "n_foreign_leaders": int(names.isin(FULL.foreign).sum()),
-        "nih_leader": ", ".join(_of(leaders, shots=WHOLE, target="nih")["leader"]), "most_images": max(FULL.amounts),
+        "n_foreign_leaders": int(names.isin(e["foreign"]).sum()),
+        "nih_leader": ", ".join(_of(leaders, shots=WHOLE, target="nih")["leader"]), "most_images": max(e["amounts"]),
     }  # fmt: skip
 
 
@@ -110,7 +118,7 @@ def _floors(t: Tables) -> dict[str, Any]:
     counts = _counted(some["verdict"])
     by = some.groupby(["domain", "target"])["difference"].mean()
     lines = [
-        {"target": target, **{f"{d} source": f"{by[d, target]:+.1f}" if (d, target) in by.index else "seen" for d in ("natural", "chest")}}
+        {"target": target, **{f"{d} source": f"{by[d, target]:+.1f}" if (d, target) in by.index else "seen" for d in (NATURAL, CHEST)}}
         for target in sorted(set(some["target"]))
     ]  # fmt: skip
     largest = some.loc[some["difference"].idxmax()]
@@ -154,7 +162,7 @@ def _source(t: Tables) -> dict[str, Any]:
                     "natural better": c["a better"], "chest better": c["b better"], "equivalent": c["equivalent"], "undecided": c["undecided"],
                 }
             )  # fmt: skip
-    for name, domain in (("natural", "natural"), ("chest", "chest")):
+    for name, domain in (("natural", NATURAL), ("chest", CHEST)):
         on = [ALL_TARGETS[target].domain == domain for target in some["target"]]
         few = _of(some[on], shots=FEW)
         c = _counted(few["verdict"])
@@ -277,4 +285,20 @@ def _cost(t: Tables) -> dict[str, Any]:
         "clock_hours": spent.loc[core.index, "clock"].sum() / 3600, "tuned_minutes": tuned / 60, "selected_minutes": selected / 60,
         "selected_share": 100 * selected / tuned, "probe_minutes": probes / 60,
         "share_of_cores": 100 * core.sum() / spent.loc[core.index, "clock"].sum(),
+    }  # fmt: skip
+
+
+def _paper(t: Tables) -> dict[str, Any]:
+    """The size of the paper's study, beside ours."""
+    natural = [s.images for s in SOURCES.values() if s.domain == NATURAL]
+    sizes = [m.parameters for m in MODELS.values()]
+    cells = paper_results()
+    of_target = cells.groupby("target")
+    return {
+        "paper_span_size": max(sizes) / min(sizes), "paper_span_data": max(natural) / min(natural),
+        "paper_weights": max(sizes) / 1e6, "paper_source": max(natural) / 1e6,
+        "paper_times": max(sizes) / t["backbones"]["parameters"].max(),
+        "paper_images": hyperrule(1, 1.0).steps * PRESETS["paper"].batch_size,
+        "paper_networks": max(len(g[["source", "model"]].drop_duplicates()) for _, g in of_target),
+        "paper_shots": max(g["shots"].nunique() for _, g in of_target), "beside_n": int(t["beside"]["cells"].sum()),
     }  # fmt: skip
