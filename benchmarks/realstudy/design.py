@@ -52,7 +52,7 @@ TARGETS = (
 # Probed, not fine-tuned: the same images under fewer labels, and more of them.
 MORE_TARGETS = (
     TargetDesign("kermany2", "kermany_pneumonia", CHEST, "chest X-rays of children"),
-    TargetDesign("cifar10", CIFAR, NATURAL, "photographs"),
+    TargetDesign("cifar-all", CIFAR, NATURAL, "photographs"),
 )
 ALL_TARGETS = {t.name: t for t in (*TARGETS, *MORE_TARGETS)}
 
@@ -112,7 +112,7 @@ class BackboneDesign:
 
 # Backbone, or else source -> beginnings of the names of targets.
 _SEEN_BY = {
-    "cifar-seen": ("cifar10",),
+    "cifar-seen": ("cifar-all",),
     "kermany": ("kermany",),
     "resnet56": ("cifar",),
     "cxr-nih": ("nih",),

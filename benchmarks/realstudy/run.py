@@ -76,7 +76,7 @@ class Run:
             if able:
                 self._do(
                     "many shots", "fewshot", "--target", *able, "--shots", str(shots), "--episodes", str(episodes),
-                    "--probe", "logistic", *self.store, "--results", str(self.out / results),
+                    "--probe", "logistic", "--fewer-queries", *self.store, "--results", str(self.out / results),
                 )  # fmt: skip
 
     def _per_label(self) -> None:
