@@ -62,9 +62,10 @@ class Extent:
     """How much of everything.
 
     images_seen: in pre-training, whatever the amount of data, so that a larger source costs no more
-    per_class:   images of each class and split that a target keeps, of its ten first classes; None: all of all
+    per_class:   images of each class and split that a target keeps, of its first classes; None: all of all
     many:        (shots, episodes) beyond those of the study's file, where a target has so many images a class
     steps:       of a fine-tuning, of `batch` images each
+    proximity:   whether it is measured, which forty images are needed for
     """
 
     sizes: tuple[str, ...] = tuple(SIZES)
@@ -80,12 +81,14 @@ class Extent:
     steps: int = 40
     batch: int = 32
     base_lr: float = 5e-4
+    proximity: bool = True
 
 
 FULL = Extent()
 QUICK = Extent(
     sizes=("s", "m"), amounts=(20, 40), images_seen=160, foreign=("resnet56",), per_class=12, episodes=50, many=((8, 20),),
     steps=2, batch=8,
+    proximity=False,
 )  # fmt: skip
 
 
@@ -181,7 +184,8 @@ def write_tables(out: Path, extent: Extent) -> None:
         if design.only is not None:
             rows = rows[rows[design.only[0]].isin(design.only[1])]
         if extent.per_class is not None:
-            common = rows[design.label].value_counts(sort=name == "nih").index[:10]
+            several = name == "nih"  # whose commonest label strings are of one label each
+            common = rows[design.label].value_counts(sort=several).index[: 25 if several else 10]
             rows = rows[rows[design.label].isin(common)]
             rows = rows.groupby([design.label, "split"], sort=False).head(extent.per_class)
         rows.to_csv(tables / f"{name}.csv", index=False)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from benchmarks.realstudy import design
-from benchmarks.realstudy.design import ALL_TARGETS, Extent, backbones
+from benchmarks.realstudy.design import Extent, backbones
 from fastxfer.cli import main as fastxfer
 from fastxfer.files import write_whole
 from fastxfer.store import EmbeddingStore
@@ -82,7 +82,7 @@ class Run:
     def _per_label(self) -> None:
         """What one [fewshot] for all targets cannot say either: each label by itself where an image has several."""
         store, e = EmbeddingStore.open(str(self.out / "store")), self.extent
-        several = [t for t in e.targets if store.target(t).labels.ndim > 1]
+        several = [t for t in e.targets if store.target(t).multi_label]
         if several:
             self._do(
                 "per label", "fewshot", "--target", *several, "--labels", "per-label", "--shots", *map(str, e.shots),
@@ -94,7 +94,7 @@ class Run:
         """Of the chest source to every target, by all networks of others that have seen neither."""
         references = [b.name for b in backbones(self.extent) if not b.is_ours and not b.has_seen(PROXIMITY_OF)]
         others = [t for t in self.extent.targets if t != PROXIMITY_OF]
-        if not (self.out / "near.csv").exists():
+        if self.extent.proximity and not (self.out / "near.csv").exists():
             self._do(
                 "proximity", "proximity", PROXIMITY_OF, *others, "--reference", *references, "--measure", "mmd", "neighbours",
                 "--out", str(self.out / "near.csv"), *self.store,
@@ -128,11 +128,6 @@ class Run:
 def _images_a_class(store: EmbeddingStore, target: str) -> int:
     """Train images of the scarcest class; 0 where an image has several labels."""
     table = store.target(target)
-    if table.labels.ndim > 1:
+    if table.multi_label:
         return 0
     return int(pd.Series(table.labels[table.rows("train")]).value_counts().min())
-
-
-def domain_of(target: str) -> str:
-    """ "natural" or "chest"."""
-    return ALL_TARGETS[target].domain

@@ -174,6 +174,15 @@ def _source(t: Tables) -> dict[str, Any]:
 def _near(t: Tables) -> dict[str, Any]:
     """How near the chest source is to the targets, beside what it is worth there."""
     near = _of(t["near"], measure="mmd")
+    if near.empty:
+        return {
+            "table_near": "not measured",
+            "nearest": "–",
+            "furthest": "–",
+            "near_targets": 0,
+            "near_rank": 0.0,
+            "near_references": 0,
+        }
     worth = _of(t["contrasts"], kind="source", shots=WHOLE, probe=PROBE).groupby("target")["difference"].mean()
     mean = near.groupby("target")["value"].agg(["mean", "min", "max"]).sort_values("mean")
     lines = [
