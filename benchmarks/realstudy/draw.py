@@ -31,7 +31,9 @@ def write(found: Mapping[str, Figure], folder: Path) -> None:
     import plotly.io as pio
 
     folder.mkdir(parents=True, exist_ok=True)
-    pio.write_images(list(found.values()), [folder / f"{name}.svg" for name in found])
+    drawn = list(found.values())
+    files = [folder / f"{name}.svg" for name in found]
+    pio.write_images(drawn, files, width=[f.layout.width for f in drawn], height=[f.layout.height for f in drawn])
 
 
 def _panels(names: list[str], columns: int, height: int, **shared: Any) -> Figure:

@@ -211,7 +211,7 @@ def _leaders(pairs: pd.DataFrame, designs: dict[str, BackboneDesign]) -> pd.Data
 def _contrasts(pairs: pd.DataFrame, designs: dict[str, BackboneDesign]) -> pd.DataFrame:
     """The pairs of ours that differ in one thing: source, size, amount of data, or training at all."""
     ours = [b for b in designs.values() if b.is_ours]
-    largest, most = max(b.size for b in ours if b.size == ours[-1].size), max(b.images for b in ours)
+    largest, most = ours[-1].size, max(b.images for b in ours)
     first, least = ours[0].size, min(b.images for b in ours if b.images)
     wanted: dict[tuple[str, str], str] = {}
     for a in ours:

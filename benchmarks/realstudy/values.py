@@ -130,20 +130,22 @@ def _floors(t: Tables) -> dict[str, Any]:
 
 
 def _sure(t: Tables) -> dict[str, Any]:
+    """Of targets whose test images (patients, drawers) are enough to speak of new ones."""
     v = _of(t["verdicts"], probe=PROBE)
+    v = v[v["half_images"].notna()]
     few, whole = _of(v, shots=FEW), _of(v, shots=WHOLE)
 
     def share(frame: pd.DataFrame, column: str) -> float:
         return 100 * frame[column].sum() / frame["pairs"].sum()
 
-    known = few[few["half_images"].notna()]
     return {
         "few_pairs": int(few["pairs"].sum()), "few_better": share(few, "better"), "few_alike": share(few, "equivalent"),
         "few_undecided": share(few, "undecided"), "few_better_episodes": share(few, "better_episodes"),
         "whole_pairs": int(whole["pairs"].sum()), "whole_better": share(whole, "better"),
         "whole_alike": share(whole, "equivalent"), "whole_undecided": share(whole, "undecided"),
-        "half_episodes": float(known["half"].median()), "half_images": float(known["half_images"].median()),
-        "half_ratio": float((known["half_images"] / known["half"]).median()),
+        "half_episodes": float(few["half"].median()), "half_images": float(few["half_images"].median()),
+        "half_ratio": float((few["half_images"] / few["half"]).median()),
+        "few_sure_targets": few["target"].nunique(), "whole_sure_targets": whole["target"].nunique(),
     }  # fmt: skip
 
 
