@@ -27,11 +27,12 @@ from benchmarks import (
     sample,
     scaling,
     selection,
+    slopes,
     store,
     study,
 )
 from benchmarks import compile as compiling
-from benchmarks.printing import print_rates
+from benchmarks.printing import print_rates, print_slopes
 
 Entry = dict[str, Any]
 
@@ -54,6 +55,7 @@ BENCHMARKS: dict[str, Callable[[Any], list[Entry]]] = {
     "gram": gram.run,
     "sample": sample.run,
     "growth": growth.run,
+    "slopes": slopes.run,
     "neardup": neardup.run,
     "store": store.run,
     "embed": embed.run,
@@ -68,6 +70,7 @@ BENCHMARKS: dict[str, Callable[[Any], list[Entry]]] = {
 # How entries are shown that are not of times (`printing.print_times`).
 PRINTERS: dict[str, Callable[[list[Entry]], None]] = {
     "selection": selection.print_table,
+    "slopes": print_slopes,
     "compare": print_rates,
     "scaling": print_rates,
     "coverage": coverage.print_coverage,

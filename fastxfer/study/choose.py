@@ -60,6 +60,7 @@ def choose(
         top=keys.top,
         policy=None if keys.policy == "top" else policy_named(keys.policy),
         stop_gain=keys.stop_gain,
+        batch=keys.batch,
         checkpoints=checkpoints,
     )
     if not is_spent:

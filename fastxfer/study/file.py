@@ -279,6 +279,11 @@ def _problems(study: Study) -> Iterator[str]:
                 yield f"finetune.{key} = {value!r}: expected one of {', '.join(known)}.{nearest(value, known)}"
         if f.budget is not None and (wrong := _said(parse_budget, f.budget)):
             yield f"finetune.budget: {wrong}"
+        if k.select is not None and k.select.batch is not None:
+            if f.budget is not None:
+                yield "finetune.budget: a loop of plans (select.batch) has the budget of [select]: leave one of them out"
+            if f.shots:
+                yield "select.batch: plans again by fine-tunings on whole train splits: leave it out, or finetune.shots"
         if f.shots and (wrong := _said(study.finetune_protocol, 0)):
             yield f"finetune: {wrong}"
 

@@ -161,6 +161,9 @@ class SelectKeys:
     gpu_hour: float | None = key(None, "What a GPU-hour costs, in usd or eur.")
     policy: str = key("top", "top, halving, ucb, ei, kg or random.")
     top: int = key(1, "Policy top: backbones a target that are chosen outright.", least=1)
+    batch: int | None = key(
+        None, "Fine-tunings in one plan; after them another is made, until nothing new is worth one.", least=1
+    )
     stop_gain: float = key(0.0, "Points: leave out what is expected to add less to its target's choice.")
 
 

@@ -18,6 +18,7 @@ from fastxfer.probes import variant_of
 from fastxfer.progress import Advance
 from fastxfer.report import read_curves, write_report
 from fastxfer.results import CELL
+from fastxfer.study.rounds import plan_files, told
 from fastxfer.study.units import Tally, fewshot_units
 from fastxfer.study.world import World
 
@@ -47,11 +48,6 @@ def rows_of(world: World, rows: pd.DataFrame) -> pd.DataFrame:
     return rows[keep]
 
 
-def plan_file(world: World) -> Path:
-    """Where the study's selection lies."""
-    return world.results.path / f"plan-{world.study.choice_hash}.json"
-
-
 def curve_folder(world: World) -> Path | None:
     """Where fine-tunings write their curves, if they do."""
     f = world.study.keys.finetune
@@ -78,9 +74,10 @@ class ReportUnit:
     @property
     def stamp(self) -> dict[str, str]:
         """Which study the page is of, and of which rows and plan."""
-        study, plan = self.world.study, plan_file(self.world)
+        study = self.world.study
         self.world.results.refresh()
-        made_of = [self.world.results.digest, plan.read_text(encoding="utf-8") if plan.is_file() else "", self.heading]
+        plans = "".join(path.read_text(encoding="utf-8") for path in plan_files(self.world))
+        made_of = [self.world.results.digest, plans, self.heading]
         stamp = hashlib.sha256("\0".join(made_of).encode()).hexdigest()[:16]
         return {"name": study.name, "hash": study.hash, "rows": stamp}
 
@@ -97,7 +94,7 @@ class ReportUnit:
             return 1
 
     def do(self, advance: Advance) -> None:
-        study, plan, curves = self.world.study, plan_file(self.world), curve_folder(self.world)
+        study, curves = self.world.study, curve_folder(self.world)
         with self.tally.counting():
             stamp = self.stamp
             rows = rows_of(self.world, self.world.results.read())
@@ -109,7 +106,7 @@ class ReportUnit:
                 study.keys.store,
                 rows,
                 self.out,
-                plan=json.loads(plan.read_text(encoding="utf-8")) if plan.is_file() else None,
+                plan=told(self.world),
                 command=self.command,
                 title=self.heading,
                 runs=[run for run in self.world.results.runs() if run.get("study", study.name) == study.name],

@@ -8,6 +8,7 @@ from typing import Any
 from fastxfer.budgets import Rates
 from fastxfer.hyperrule import settle
 from fastxfer.study.choose import runs_of
+from fastxfer.study.rounds import is_last
 from fastxfer.study.share import Part
 from fastxfer.study.stages import load_networks
 from fastxfer.study.status import runs_of_plan
@@ -93,14 +94,15 @@ def _fewshot(world: World, part: Part) -> dict[str, Any]:
 
 
 def _finetuning(world: World) -> dict[str, Any]:
-    """Of the plan, or, before there is one, of as many runs as its budget has, at what a run takes on average."""
+    """Of the plans, or, before the last one, of as many runs as its budget has, at what a run takes on average."""
     study, f, select = world.study, world.study.keys.finetune, world.study.keys.select
     assert f is not None
     assert select is not None
     each = len(set(f.seeds)) * (len(set(f.shots)) * f.episodes if f.shots else 1)
     planned = runs_of_plan(world)
     at_most = len(study.pairs) if (runs := runs_of(select)) is None else min(runs, len(study.pairs))
-    asked = sum(of for _, of in planned.values()) or at_most * each
+    asked = sum(of for _, of in planned.values())
+    asked = asked if is_last(world) else max(asked, at_most * each)
     left = asked - sum(done for done, _ in planned.values())
     pairs = [pair for pair, (done, of) in planned.items() if done < of] or study.pairs
     rates = Rates.of(world.results.read())

@@ -14,12 +14,13 @@ from typing import Any
 
 from fastxfer.budgets import parse_budget
 from fastxfer.full_splits import chosen_l2
-from fastxfer.plans import read_plan
 from fastxfer.progress import Advance, progress, say
 from fastxfer.ranks import team_of_environment
+from fastxfer.results import ResultStore
 from fastxfer.study.choose import choose
 from fastxfer.study.keys import BackboneKeys
-from fastxfer.study.page import ReportUnit, curve_folder, plan_file, rows_of
+from fastxfer.study.page import ReportUnit, curve_folder, rows_of
+from fastxfer.study.rounds import is_last, plan_file, plan_files, planned
 from fastxfer.study.share import PAUSE_SECONDS, RUNNING, Part, Unit, share
 from fastxfer.study.units import EmbedUnit, Tally, embed_units, fewshot_units, full_units
 from fastxfer.study.world import World
@@ -133,19 +134,29 @@ class _Runner:
 
     # -- what looks at all of it ---------------------------------------------------------------------------------------
 
-    def select(self) -> None:
-        self._share([SelectUnit(self.world, self.tally)], "plans")
+    def select(self, number: int = 1) -> None:
+        self._share([SelectUnit(self.world, self.tally, number)], "plans")
 
     def finetune(self) -> None:
+        """What was planned; with `select.batch` plan after plan, until one asks for nothing new."""
+        while True:
+            # Counted first: others may make the next one while this looks at the runs.
+            made = len(plan_files(self.world))
+            if not self._tuned() or is_last(self.world):
+                return
+            self.select(made + 1)
+
+    def _tuned(self) -> bool:
+        """Do what the plans so far ask for; whether all of it is over, here or elsewhere."""
         tally, f = self.tally, self.study.keys.finetune
         assert f is not None
-        entries = read_plan(plan_file(self.world))[1]
+        entries = planned(self.world)
         if not entries:
             say(f"{self.title}: nothing was selected")
-            return
+            return True
         from fastxfer.finetune import Machine, prepare, run_all
         from fastxfer.finetune import Study as Tuning
-        from fastxfer.finetune.conductor import competing, has_lost
+        from fastxfer.finetune.conductor import competing
 
         results, store = self.world.results, self.world.measuring([entry.target for entry in entries])
         results.refresh()
@@ -160,27 +171,29 @@ class _Runner:
         budget = parse_budget(f.budget) if f.budget else None
         machine = Machine(micro_batch=f.micro_batch, workers=f.workers, device=f.device, save_steps=f.checkpoint_every)
         pause = PAUSE_SECONDS[0]
-        while True:
-            over = {id(run) for run in runs if run.is_done(results) or (f.halving and has_lost(run, results))}
-            if len(over) == len(runs):
-                break
-            say(f"{self.title}: {len(over)} of {len(runs)} runs are there")
+        while left := _left(runs, results, f.halving):
+            say(f"{self.title}: {len(runs) - len(left)} of {len(runs)} runs are there")
             # Whole groups, since what competes is claimed as one.
-            groups = [group for group in competing(runs, f.halving) if not over >= {id(run) for run in group}]
-            left = [run for group in groups for run in group]
+            some = {id(run) for run in left}
+            groups = [group for group in competing(runs, f.halving) if some & {id(run) for run in group}]
             started = time.perf_counter()
             outcomes = run_all(
-                left, results, machine=machine, curves=curve_folder(self.world), budget=budget, halving=f.halving
+                [run for group in groups for run in group],
+                results,
+                machine=machine,
+                curves=curve_folder(self.world),
+                budget=budget,
+                halving=f.halving,
             )
             # A run that has lost here says its score.
             did = sum(o["state"] in ("done", "stopped") or any(word.startswith("val_") for word in o) for o in outcomes)
             if did:
                 tally.units, tally.seconds = tally.units + did, tally.seconds + time.perf_counter() - started
             if budget or not any(o["state"] == "elsewhere" for o in outcomes):
-                break
+                return not _left(runs, results, f.halving)
             time.sleep(pause)  # for those that others are doing
             pause = min(2 * pause, FINETUNE_PAUSE)
-            results.refresh()
+        return True
 
     def report(self) -> None:
         assert self.study.keys.report is not None
@@ -189,21 +202,22 @@ class _Runner:
 
 @dataclass
 class SelectUnit:
-    """The plan. It is made once for what it depends on, and kept: runs of fine-tuning follow it."""
+    """A plan, the first or that of a later round. It is made once for what it depends on, and kept: runs follow it."""
 
     world: World
     tally: Tally
+    number: int = 1
 
     @property
     def key(self) -> tuple[str, ...]:
-        return ("select", self.world.study.choice_hash)
+        return ("select", self.world.study.choice_hash, str(self.number))
 
     @property
     def title(self) -> str:
         return f"the selection of {self.world.study.name}"
 
     def left(self) -> int:
-        return int(not plan_file(self.world).is_file())
+        return int(not plan_file(self.world, self.number).is_file())
 
     def do(self, advance: Advance) -> None:
         study, store = self.world.study, self.world.store
@@ -212,10 +226,17 @@ class SelectUnit:
         with self.tally.counting():
             rows = rows_of(self.world, self.world.results.read())
             checkpoints = {(e.backbone, e.target): e.attrs for t in study.targets for e in store.entries(t)}
-            choose(study.keys.select, rows, store=study.keys.store, checkpoints=checkpoints).write(
-                plan_file(self.world)
-            )
+            plan = choose(study.keys.select, rows, store=study.keys.store, checkpoints=checkpoints)
+            plan.write(plan_file(self.world, self.number))
         advance(1)
+
+
+def _left(runs: Sequence[Any], results: ResultStore, halving: bool) -> list[Any]:
+    """Fine-tunings that are not over, wherever they are done: neither finished nor, where they compete, lost."""
+    from fastxfer.finetune.conductor import has_lost
+
+    results.refresh()
+    return [run for run in runs if not (run.is_done(results) or (halving and has_lost(run, results)))]
 
 
 def load_networks(backbones: Sequence[BackboneKeys], data_root: Path) -> list[Any]:

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from fastxfer.budgets import FINETUNE, is_stopped
-from fastxfer.plans import read_plan
 from fastxfer.results import CELL
 from fastxfer.store.locks import holder_of
-from fastxfer.study.page import ReportUnit, plan_file
+from fastxfer.study.page import ReportUnit
+from fastxfer.study.rounds import is_last, plan_files, planned
 from fastxfer.study.share import RUNNING, SILENT_SECONDS
 from fastxfer.study.units import Tally, fewshot_units, full_units
 from fastxfer.study.world import World
@@ -36,7 +36,8 @@ def status(world: World) -> dict[str, Any]:
     found: dict[str, Count] = {}
     for stage in study.stages:
         if stage == "select":
-            found[stage] = [int(plan_file(world).is_file()), 1]
+            plans = len(plan_files(world))
+            found[stage] = [plans, plans + (not is_last(world))]
         elif study.keys.report and stage == "report":
             found[stage] = [1 - ReportUnit(world, "", Path(study.keys.report.out), Tally()).left(), 1]
         else:
@@ -97,9 +98,9 @@ def _cells(world: World) -> list[dict[str, Any]]:
 
 
 def runs_of_plan(world: World) -> dict[tuple[str, str], Count]:
-    """(backbone, target) -> fine-tunings that are over, and asked for by the plan; {} while there is none."""
-    f = world.study.keys.finetune
-    if f is None or not plan_file(world).is_file():
+    """(backbone, target) -> fine-tunings that are over, and asked for by the plans so far; {} while there are none."""
+    f, entries = world.study.keys.finetune, planned(world)
+    if f is None or not entries:
         return {}
     words = {"preset": f.preset, "steps": f.steps, "batch": f.batch_size, "size": f.image_size}
     said = {f"{name}={value}" for name, value in words.items() if value is not None}
@@ -114,7 +115,7 @@ def runs_of_plan(world: World) -> dict[tuple[str, str], Count]:
     )
     counts = over.groupby(["backbone", "target"]).size()
     each = len(set(f.seeds)) * (len(set(f.shots)) * f.episodes if f.shots else 1)
-    pairs = [(entry.backbone, entry.target) for entry in read_plan(plan_file(world))[1]]
+    pairs = [(entry.backbone, entry.target) for entry in entries]
     return {pair: [min(each, int(counts.get(pair, 0))), each] for pair in pairs}
 
 

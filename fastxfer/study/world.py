@@ -241,6 +241,8 @@ def _wrong_on(world: World, name: str, entries: dict[str, Entry]) -> Iterator[st
     f = study.keys.finetune
     if f is None:
         return
+    if study.keys.select and study.keys.select.batch and not len(table.rows("val")):
+        yield f"select.batch: target '{name}' has no val images to plan again by: leave it out, or give `val` to the target"
     if f.halving and not len(table.rows("val")):
         yield f"finetune.halving: target '{name}' has no val images to stop runs by: leave it out, or give `val` to the target"
     try:
