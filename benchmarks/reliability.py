@@ -90,7 +90,7 @@ def _kills() -> Iterator[dict[str, Any]]:
 
 def _study() -> dict[str, Any]:
     """The study of `benchmarks.study`, with two workers."""
-    told = study.entry(2, 12, 20)
+    told = study.entry(2, 12, 10)
     return {
         "name": "reliability/study",
         "what": f"a study of {told['cells']} cells under two workers, {told['killed']} kills in all",
