@@ -48,6 +48,9 @@ def main(arguments: list[str] | None = None) -> int:
         if given.save:
             RESULTS.mkdir(exist_ok=True)
             file = RESULTS / f"{name}-{where['date'][:10]}-{where['commit'][:9]}.json"
+            mine = {entry["name"] for entry in some}
+            before = json.loads(file.read_text(encoding="utf-8")) if given.only and file.exists() else []
+            some = [*(entry for entry in before if entry["name"] not in mine), *some]
             file.write_text(json.dumps(some, indent=1) + "\n", encoding="utf-8")
             print(f"written: {file}", file=sys.stderr)
     entries = [entry for some in found.values() for entry in some]

@@ -39,7 +39,7 @@ PARTS: dict[str, tuple[str, list[str]]] = {
     "store": (
         "fastxfer/store/*.py",
         ["test_store", "test_store_blocks", "test_store_tables", "test_store_verify", "test_store_upkeep", "test_arrow",
-         "test_store_places", "test_projector", "test_cli_store", "test_store_s3"],
+         "test_store_places", "test_projector", "test_cli_store", "test_drop_leaks", "test_left_out", "test_store_s3"],
     ),
     "core": ("csrc/core/*.h", ["test_ops", "test_ops_awkward", "test_ridge_path", "test_path"]),
 }  # fmt: skip

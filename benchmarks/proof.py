@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from benchmarks.machine import ROOT
-from benchmarks.records import RESULTS, Entry, newest
+from benchmarks.records import RESULTS, Entry, newest, newest_of_each
 
 PAGE = ROOT / "docs" / "proof.md"
 HEAD = """# The proof: truth, reliability, mutants
@@ -64,7 +64,7 @@ def _yes(entry: Entry) -> str:
 def _run(entry: Entry) -> str:
     return (
         f"{entry['device']}, {entry['cores']} cores, load {entry['load']}, commit {entry['commit'][:9]}, "
-        f"{entry['date'][:10]}."
+        f"{entry['date'][:10]}"
     )
 
 
@@ -94,14 +94,14 @@ def _code(text: str) -> str:
 def page(folder: Path = RESULTS) -> str:
     """The page in Markdown."""
     text = [HEAD]
-    for title, name, lines in (
-        ("Truth", "truth", table),
-        ("Reliability", "reliability", table),
-        ("Mutants", "mutants", _mutants),
+    for title, entries, lines in (
+        ("Truth", newest("truth", folder), table),
+        ("Reliability", newest_of_each("reliability", folder), table),
+        ("Mutants", newest("mutants", folder), _mutants),
     ):
-        entries = newest(name, folder)
         text += [f"## {title}\n"]
-        text += [_run(entries[0]) + "\n", *lines(entries), ""] if entries else ["No result yet.\n"]
+        runs = list(dict.fromkeys(map(_run, entries)))
+        text += ["; ".join(runs) + ".\n", *lines(entries), ""] if entries else ["No result yet.\n"]
     return "\n".join(text)
 
 

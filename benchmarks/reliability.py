@@ -23,19 +23,21 @@ from benchmarks.machine import ROOT
 # Those that leave threads behind, which forks would lose, come last.
 KINDS = (
     *("flips", "checkpoint", "malformed", "disk", "clocks", "writers"),
-    *("offline", "fuzz", "dependencies", "soak", "objects"),
+    *("offline", "fuzz", "dependencies", "soak", "objects", "kills", "study"),
 )
 
 
 def run(options: Any) -> list[dict[str, Any]]:
     """An entry a kind of damage; `options.minutes` are for hypothesis, of all parsers together."""
-    entries = [*_broken(options), *([] if options.tiny or options.only else [*_kills(), _study()])]
+    kinds = options.only or (KINDS[:-2] if options.tiny else KINDS)
+    entries = [*_broken([kind for kind in kinds if kind not in ("kills", "study")], options)]
+    entries += _kills() if "kills" in kinds else []
+    entries += [_study()] if "study" in kinds else []
     return [entry | {"tiny": options.tiny} for entry in entries]
 
 
-def _broken(options: Any) -> Iterator[dict[str, Any]]:
+def _broken(left: list[str], options: Any) -> Iterator[dict[str, Any]]:
     """What `benchmarks.breaking` tells; and a row that did not hold where it died, with the rest begun anew."""
-    left = list(options.only or KINDS)
     environment = {"LD_PRELOAD": str(faults.library()), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     while left:
         command = [sys.executable, "-m", "benchmarks.breaking", *left, str(options.minutes), *["--tiny"] * options.tiny]
@@ -90,7 +92,7 @@ def _kills() -> Iterator[dict[str, Any]]:
 
 def _study() -> dict[str, Any]:
     """The study of `benchmarks.study`, with two workers."""
-    told = study.entry(2, 12, 20)
+    told = study.entry(2, 12, 10)
     return {
         "name": "reliability/study",
         "what": f"a study of {told['cells']} cells under two workers, {told['killed']} kills in all",

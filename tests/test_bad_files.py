@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 import subprocess
 import sys
@@ -192,6 +193,32 @@ def _fault(path: Path, wanted: Any) -> str | None:
     if isinstance(wanted, tuple):
         return None if image.size == wanted else f"{image.size} instead of {wanted}"
     return None if wanted is None or np.array_equal(np.asarray(image), wanted) else "other pixels"
+
+
+DEEP = "[" * 100_000
+
+
+@pytest.mark.parametrize("kind", ["plan", "study", "recipe", "registered", "words beside weights", "variant"])
+def test_brackets_deeper_than_python_counts(kind: str, tmp_path: Path) -> None:
+    from fastxfer import plans, registered
+    from fastxfer.backbones import checkpoint
+    from fastxfer.study import file as study
+    from fastxfer.targets import variants
+    from pretrain import catalogue
+
+    path = tmp_path / {"registered": "backbones/x.json", "variant": "variants/x.json"}.get(kind, "x.toml")
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f"a = {DEEP}" if path.suffix == ".toml" and kind != "plan" else DEEP)
+    read: dict[str, Callable[[], Any]] = {
+        "plan": lambda: plans.read_plan(path),
+        "study": lambda: study.parse(path),
+        "recipe": lambda: catalogue.read_recipe(path),
+        "registered": lambda: registered.find_registered("x", tmp_path),
+        "words beside weights": lambda: checkpoint._read_words(path),
+        "variant": lambda: variants.read_variant("x", tmp_path),
+    }
+    with pytest.raises(DataError, match=re.escape(str(path))):
+        read[kind]()
 
 
 @pytest.mark.parametrize("ending", ["npz", "packed.npz", "parquet", "arrow", "feather"])

@@ -30,7 +30,7 @@ def clocks(roads: Roads, tiny: bool) -> Iterator[Row]:
 
 def writers(roads: Roads, tiny: bool) -> Iterator[Row]:
     """Two who do the same at the same time."""
-    yield from _together(roads, "two writers", "the same line twice at once", 2 if tiny else 40, 0)
+    yield from _together(roads, "two writers", "the same line twice at once", 2 if tiny else 20, 0)
 
 
 def _together(roads: Roads, name: str, what: str, trials: int, apart: int) -> Iterator[Row]:

@@ -25,7 +25,7 @@ def objects(roads: Roads, tiny: bool) -> Iterator[Row]:
         return
     found, faults, requests = [], 0, 0
     roads.before("embed")
-    trials = 1 if tiny else 20
+    trials = 1 if tiny else 10
     with _server(roads.work / "s3") as server:
         for trial in range(trials):
             rng = Random(trial)
