@@ -1,4 +1,4 @@
-"""docs/benchmarks.md and its picture, from what lies in benchmarks/results: `python -m benchmarks.page`.
+"""docs/benchmarks.md with its picture, and the README's short table, from benchmarks/results: `python -m benchmarks.page`.
 
 Of each entry the newest result counts. No figure of the page is typed by anybody.
 """
@@ -12,10 +12,12 @@ from typing import Any
 
 from benchmarks.goals import judged
 from benchmarks.machine import ROOT
+from benchmarks.records import RESULTS, newest, newest_of_each
 
-RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "benchmarks.md"
 PICTURE = ROOT / "docs" / "slopes.svg"
+README = ROOT / "README.md"
+MARKS = ("<!-- made by python -m benchmarks.page -->\n", "<!-- as far as here -->\n")
 HEAD = """# What was to be reached, and what was
 
     python -m benchmarks --json --save        # all of it; NAME… for some, --threads N
@@ -32,6 +34,8 @@ def entries(folder: Path = RESULTS) -> list[dict[str, Any]]:
     newest: dict[tuple[str, Any], dict[str, Any]] = {}
     for file in sorted(folder.glob("*.json")):
         for entry in json.loads(file.read_text(encoding="utf-8")):
+            if "name" not in entry:  # of the proof
+                continue
             key = (entry["name"], entry.get("threads"))
             if key not in newest or entry["date"] >= newest[key]["date"]:
                 newest[key] = entry
@@ -77,6 +81,37 @@ def page(found: Iterable[dict[str, Any]]) -> str:
     return "\n\n".join(part.strip("\n") for part in parts) + "\n"
 
 
+def summary(found: Iterable[dict[str, Any]]) -> str:
+    """The README's table: how many of each kind hold."""
+    met = [ok for entry in found for _, _, ok in judged(entry)]
+    rows = [("goals of speed, memory, selection", sum(met), len(met), "benchmarks")]
+    truth, broken, mutants = newest("truth"), newest_of_each("reliability"), newest("mutants")
+    if truth:
+        rows.append(
+            ("claims against other programs and known truths", sum(e["checked"] for e in truth), len(truth), "proof")
+        )
+    if broken:
+        rows.append(
+            (
+                "kills, faults, bad inputs that were survived",
+                sum(e["held"] for e in broken),
+                sum(e["cases"] for e in broken),
+                "proof",
+            )
+        )
+    if mutants:
+        rows.append(("wrong lines that the tests noticed", sum(e["killed"] for e in mutants), len(mutants), "proof"))
+    lines = [f"| {what} | {held:,} of {of:,} | [docs/{page}.md](docs/{page}.md) |" for what, held, of, page in rows]
+    return "\n".join(["| | | in full |", "|---|---|---|", *lines]) + "\n"
+
+
+def with_summary(readme: str, table: str) -> str:
+    """The README with this table between its marks."""
+    before, rest = readme.split(MARKS[0])
+    _, after = rest.split(MARKS[1])
+    return before + MARKS[0] + table + MARKS[1] + after
+
+
 def _figure(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
@@ -105,8 +140,9 @@ def picture(slopes: list[dict[str, Any]]) -> bytes:
 
 
 def main() -> None:
-    """Write the page and its picture."""
+    """Write them."""
     found = entries()
+    README.write_text(with_summary(README.read_text(encoding="utf-8"), summary(found)), encoding="utf-8")
     PAGE.write_text(page(found), encoding="utf-8")
     slopes = [entry for entry in found if "points" in entry]
     if slopes:

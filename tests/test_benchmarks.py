@@ -339,4 +339,7 @@ def test_each_goal_is_some_entrys():
 
 
 def test_the_page_of_benchmarks_is_made_from_the_results():
-    assert page.PAGE.read_text() == page.page(page.entries()), "python -m benchmarks.page"
+    found = page.entries()
+    assert page.PAGE.read_text() == page.page(found), "python -m benchmarks.page"
+    readme = page.README.read_text()
+    assert readme == page.with_summary(readme, page.summary(found)), "python -m benchmarks.page"
