@@ -3,6 +3,8 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Files of tests are shared out among processes, one a core.
+PYTEST_ARGS ?= --numprocesses auto --maxprocesses 4 --dist loadfile
 
 .PHONY: demo test lint format site clean
 

@@ -24,24 +24,32 @@ from benchmarks import (
     path,
     pretrain,
     probe,
+    proof,
+    reliability,
     sample,
     scaling,
     selection,
+    slopes,
     store,
     study,
+    truth,
 )
 from benchmarks import compile as compiling
+from benchmarks.printing import print_rates, print_slopes
 
 Entry = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Options:
-    """tiny: a size for tests, seconds in all; threads: of ours and of the peer; seed: of the episodes."""
+    """tiny: a size for tests, seconds in all; threads: of ours and of the peer; seed: of the episodes; minutes: of fuzzing; only:
+    some kinds of what is broken."""
 
     tiny: bool = False
     threads: int = 1
     seed: int = 0
+    minutes: float = 2.0
+    only: tuple[str, ...] = ()
 
 
 BENCHMARKS: dict[str, Callable[[Any], list[Entry]]] = {
@@ -53,6 +61,7 @@ BENCHMARKS: dict[str, Callable[[Any], list[Entry]]] = {
     "gram": gram.run,
     "sample": sample.run,
     "growth": growth.run,
+    "slopes": slopes.run,
     "neardup": neardup.run,
     "store": store.run,
     "embed": embed.run,
@@ -63,6 +72,19 @@ BENCHMARKS: dict[str, Callable[[Any], list[Entry]]] = {
     "coverage": coverage.run,
     "study": study.run,
     "scaling": scaling.run,
+    "truth": truth.run,
+    "reliability": reliability.run,
 }
-# Run only if named: minutes for an option that few use, or for what isn't timed; half an hour for a size that few have.
-ON_REQUEST = {"compile", "compare", "coverage", "large", "scaling", "study"}
+# How entries are shown that are not of times (`printing.print_times`).
+PRINTERS: dict[str, Callable[[list[Entry]], None]] = {
+    "selection": selection.print_table,
+    "slopes": print_slopes,
+    "compare": print_rates,
+    "scaling": print_rates,
+    "coverage": coverage.print_coverage,
+    "truth": proof.print_claims,
+    "reliability": proof.print_claims,
+}
+# Run only if named: minutes for an option that few use, or for what isn't timed; half an hour for a size that few have;
+# what proves rather than times.
+ON_REQUEST = {"compile", "compare", "coverage", "large", "reliability", "scaling", "study", "truth"}

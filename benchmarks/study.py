@@ -21,10 +21,11 @@ TINY = ((2, 8, 1),)
 
 def run(options: Any) -> list[dict[str, Any]]:
     """An entry a number of workers."""
-    return [_entry(*size) for size in (TINY if options.tiny else SIZES)]
+    return [entry(*size) for size in (TINY if options.tiny else SIZES)]
 
 
-def _entry(workers: int, kills: int, trials: int) -> dict[str, Any]:
+def entry(workers: int, kills: int, trials: int) -> dict[str, Any]:
+    """So many trials of as many kills among so many workers."""
     with tempfile.TemporaryDirectory() as work:
         done = subprocess.run(
             [sys.executable, str(SCRIPT), work, *map(str, (trials, workers, kills))],

@@ -36,7 +36,7 @@ PURPOSES = {
     "energy": "energy of a GPU as a column of the results",
     "demo": "fastxfer demo",
 }
-NOT_FOR_USERS = {"dev"}
+NOT_FOR_USERS = {"dev", "docs"}
 
 
 @dataclass(frozen=True)

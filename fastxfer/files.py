@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -54,6 +54,15 @@ def write_npz(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
     buffer = io.BytesIO()
     np.savez(buffer, allow_pickle=False, **arrays)
     write_whole(path, buffer.getbuffer())
+
+
+def parsed(parse: Callable[[Any], Any], content: str | bytes) -> Any:
+    """`parse(content)`, of JSON or TOML. ValueError for what is neither; also where brackets lie deeper in brackets than
+    Python can count, of which the standard library makes a RecursionError that nobody expects."""
+    try:
+        return parse(content)
+    except RecursionError:
+        raise ValueError("its brackets are nested too deeply") from None
 
 
 def available_memory() -> int:

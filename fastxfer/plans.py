@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fastxfer.errors import DataError, nearest
+from fastxfer.files import parsed
 
 PLAN_VERSION = 1
 # The metric that decides, by preference: the first that a target's validation rows have.
@@ -44,10 +45,10 @@ def read_plan(path: Path, store: str | None = None) -> tuple[str, list[PlanEntry
     `store` is given, a plan that was made for another one.
     """
     try:
-        plan = json.loads(Path(path).read_text(encoding="utf-8"))
+        plan = parsed(json.loads, Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DataError(f"plan '{path}' does not exist: `fastxfer select --out {path}` writes one") from None
-    except (ValueError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise DataError(f"plan '{path}' is no JSON: {error}") from error
     if not isinstance(plan, dict) or not isinstance(plan.get("entries"), list):
         raise DataError(f"plan '{path}' has no list of entries: is it a plan of `fastxfer select`?")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastxfer.errors import DataError, UsageError
-from fastxfer.files import write_whole
+from fastxfer.files import parsed, write_whole
 from fastxfer.store import EmbeddingStore, check_name
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def find_registered(name: str, data_root: Path) -> Registered | None:
     if "/" in name or "\\" in name or not path.is_file():
         return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parsed(json.loads, path.read_text(encoding="utf-8"))
         version = int(content.pop("format"))
         if version <= FORMAT:
             return Registered(**content)

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from fastxfer.errors import DataError, UsageError, nearest
+from fastxfer.files import parsed
 from pretrain.recipe import ARCHITECTURES, KINDS, Recipe
 
 FOLDER = Path(__file__).parent / "recipes"
@@ -149,8 +150,8 @@ def _tables(name: str | Path) -> dict[str, Any]:
             raise DataError(f"recipe '{name}' does not exist, neither as a file nor by name.{hint}")
         path = known
     try:
-        tables: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        tables: dict[str, Any] = parsed(tomllib.loads, path.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise DataError(f"recipe '{path}' is no TOML: {error}") from error
     for table in _walk(tables):
         for layer in _LAYERS:

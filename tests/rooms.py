@@ -5,6 +5,7 @@ The picture and the table come from the imports, the examples of plug-ins from t
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ HEAVY = ("torch", "timm", "numba", "zarr", "click", "plotly", "umap", "fastxfer.
 _PART = re.compile(r"(<!-- made of ([^:]*): .*?-->\n).*?(<!-- end -->)", re.DOTALL)
 
 
+@functools.cache
 def import_graph() -> nx.DiGraph:
     """room -> rooms that it imports, and `libraries` of each room."""
     graph = nx.DiGraph()

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import io
+import re
 import struct
 import subprocess
 import sys
 import warnings
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow
-import pyarrow.ipc
-import pyarrow.parquet
 import pytest
 import scipy.io
 from bad_inputs import WORLDS
 from click.testing import CliRunner
 from layouts import flowers_tables, touch
+from pictures import FORMATS, Rng, cut, dicom, encode, npz, picture, png_of, table, turned
 from PIL import Image
-from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage
 
 from fastxfer.cli import main
 from fastxfer.errors import DataError
@@ -31,85 +26,7 @@ from fastxfer.images import check_header, load_image
 from fastxfer.targets import load_target
 from fastxfer.targets.tuberculosis import SOURCES
 
-Rng = np.random.Generator
-LOSSLESS = ("PNG", "BMP", "TIFF", "PPM")
-FORMATS = (*LOSSLESS, "JPEG", "GIF", "WEBP", "JPEG2000")
 SECRETS = ("Doe", "Jane", "12345678", "19700102")
-
-
-def picture(rng: Rng, height: int = 24, width: int = 31) -> Image.Image:
-    return Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
-
-
-def encode(image: Image.Image, kind: str, **options: Any) -> bytes:
-    stream = io.BytesIO()
-    image.save(stream, kind, **options)
-    return stream.getvalue()
-
-
-def dicom(rng: Rng, **tags: Any) -> bytes:
-    """A grey DICOM file that says who is on it; a tag of None is left out."""
-    meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = SecondaryCaptureImageStorage, "1.2.3"
-    meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    ds = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
-    ds.PatientName, ds.PatientID, ds.PatientBirthDate = "Doe^Jane", "12345678", "19700102"
-    stored = {
-        "Rows": 8,
-        "Columns": 6,
-        "SamplesPerPixel": 1,
-        "PhotometricInterpretation": "MONOCHROME2",
-        "BitsAllocated": 16,
-        "BitsStored": 16,
-        "HighBit": 15,
-        "PixelRepresentation": 0,
-        "PixelData": rng.integers(0, 4000, 48, dtype=np.uint16).tobytes(),
-    }
-    for tag, value in (stored | tags).items():
-        if value is not None:
-            setattr(ds, tag, value)
-    stream = io.BytesIO()
-    ds.save_as(stream, enforce_file_format=True)
-    return stream.getvalue()
-
-
-def png_of(width: int, height: int, pixels: bytes = b"\0" * 100) -> bytes:
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(pixels)) + chunk(b"IEND", b"")
-
-
-def npz(rng: Rng, compressed: bool = False) -> bytes:
-    stream = io.BytesIO()
-    (np.savez_compressed if compressed else np.savez)(stream, images=rng.integers(0, 256, (5, 6, 7), dtype=np.uint8))
-    return stream.getvalue()
-
-
-def table(rng: Rng, ending: str) -> bytes:
-    """Three images as Parquet, as a stream of Arrow's, or as one of its files."""
-    stream = io.BytesIO()
-    content = pyarrow.table({"image": [encode(picture(rng), "PNG") for _ in range(3)]})
-    if ending == "parquet":
-        pyarrow.parquet.write_table(content, stream)
-    else:
-        new = pyarrow.ipc.new_stream if ending == "arrow" else pyarrow.ipc.new_file
-        with new(stream, content.schema) as writer:
-            writer.write_table(content, max_chunksize=1)
-    return stream.getvalue()
-
-
-def cut(content: bytes, rng: Rng) -> bytes:
-    return content[: int(rng.integers(1, len(content)))]
-
-
-def turned(content: bytes, rng: Rng) -> bytes:
-    """A few bytes turned, anywhere behind the first 16 (a changed signature is another kind)."""
-    spoiled = bytearray(content)
-    for at in rng.integers(16, len(content), 1 + int(rng.integers(8))):
-        spoiled[at] ^= int(rng.integers(1, 256))
-    return bytes(spoiled)
 
 
 REFUSED = "refused"
@@ -276,6 +193,32 @@ def _fault(path: Path, wanted: Any) -> str | None:
     if isinstance(wanted, tuple):
         return None if image.size == wanted else f"{image.size} instead of {wanted}"
     return None if wanted is None or np.array_equal(np.asarray(image), wanted) else "other pixels"
+
+
+DEEP = "[" * 100_000
+
+
+@pytest.mark.parametrize("kind", ["plan", "study", "recipe", "registered", "words beside weights", "variant"])
+def test_brackets_deeper_than_python_counts(kind: str, tmp_path: Path) -> None:
+    from fastxfer import plans, registered
+    from fastxfer.backbones import checkpoint
+    from fastxfer.study import file as study
+    from fastxfer.targets import variants
+    from pretrain import catalogue
+
+    path = tmp_path / {"registered": "backbones/x.json", "variant": "variants/x.json"}.get(kind, "x.toml")
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f"a = {DEEP}" if path.suffix == ".toml" and kind != "plan" else DEEP)
+    read: dict[str, Callable[[], Any]] = {
+        "plan": lambda: plans.read_plan(path),
+        "study": lambda: study.parse(path),
+        "recipe": lambda: catalogue.read_recipe(path),
+        "registered": lambda: registered.find_registered("x", tmp_path),
+        "words beside weights": lambda: checkpoint._read_words(path),
+        "variant": lambda: variants.read_variant("x", tmp_path),
+    }
+    with pytest.raises(DataError, match=re.escape(str(path))):
+        read[kind]()
 
 
 @pytest.mark.parametrize("ending", ["npz", "packed.npz", "parquet", "arrow", "feather"])

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from fnmatch import fnmatchcase
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from benchmarks import coverage, fewshot, miniature, sample, torch_lbfgs
-from benchmarks.__main__ import _table as table
+from benchmarks import PRINTERS, coverage, fewshot, miniature, page, sample, torch_lbfgs
 from benchmarks.__main__ import main
 from benchmarks.embeddings import embeddings, two_halves
+from benchmarks.goals import GOALS, judged
 from fastxfer import ops
 from fastxfer.episodes import EpisodeSpec, sample_episodes
 from fastxfer.results import NO_EPISODE
@@ -306,5 +307,36 @@ def test_compare_entries(capsys):
         assert 0 <= least <= most <= 1
         assert 0 <= e["rate"] <= 1
         assert e["milliseconds"] < 1000
-    table(entries)
+    PRINTERS["compare"](entries)
     assert "new images" in capsys.readouterr().out
+
+
+def test_slopes_compare_time_with_counted_work(capsys):
+    assert main(["slopes", "--tiny", "--json"]) == 0
+    entries = {e["name"]: e for e in json.loads(capsys.readouterr().out)}
+    assert len(entries) == 7
+    assert entries["slopes/dim"]["expected_slope"] == pytest.approx(0, abs=0.05)
+    assert entries["slopes/images"]["expected_slope"] == pytest.approx(2)
+    assert entries["slopes/threads"]["expected_slope"] in (pytest.approx(-1), 0)
+    for e in entries.values():
+        assert e["checked"]
+        assert e["slope_beyond"] == pytest.approx(e["slope"] - e["expected_slope"])
+
+
+def test_goals_are_limits_of_fields():
+    fast = {"name": "fewshot/5w1s", "ratio_per_core": 999.0, "ratio": 2000.0, "date": "", "threads": 1}
+    ((goal, figure, met),) = judged(fast)
+    assert (goal.limit, figure, met) == ("≥ 1,000", 999, False)
+    assert judged(fast | {"tiny": True}) == []
+    assert judged({"name": "nothing's goal"}) == []
+    ((goal, figure, met),) = judged({"name": "first_row", "ratio": 0.8})
+    assert (goal.limit, figure, met) == ("≤ 1.3", 1.25, True)
+
+
+def test_each_goal_is_some_entrys():
+    names = {e["name"] for e in page.entries()}
+    assert [goal.of for goal in GOALS if not any(fnmatchcase(name, goal.of) for name in names)] == []
+
+
+def test_the_page_of_benchmarks_is_made_from_the_results():
+    assert page.PAGE.read_text() == page.page(page.entries()), "python -m benchmarks.page"

@@ -264,11 +264,11 @@ def test_a_run_that_another_process_does_is_left_to_it(
     real = train
 
     def meanwhile(*args: Any, **options: Any) -> Any:
-        monkeypatch.setattr("fastxfer.finetune.runs.train", real)
+        monkeypatch.setattr("fastxfer.finetune.conductor.train", real)
         theirs.extend(run_all(runs, ResultStore.open(results.path)))
         return real(*args, **options)
 
-    monkeypatch.setattr("fastxfer.finetune.runs.train", meanwhile)
+    monkeypatch.setattr("fastxfer.finetune.conductor.train", meanwhile)
     ours = run_all(runs, results)
     assert [o["state"] for o in theirs] == ["elsewhere", "done"]
     assert [o["state"] for o in ours] == ["done", "already there"]

@@ -2,46 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-
-N_IMAGES = 128
-NETWORK = """
-import torch
-def build():
-    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 32), torch.nn.ReLU(), torch.nn.Linear(32, 16))
-    net.input_size, net.mean, net.std = (3, 8, 8), 0.5, 0.25
-    return net
-"""
-
-
-def killed(work: Path, place: str, trials: int, real: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """(undisturbed run, trials), as `kills` tells them."""
-    root = real / "cifar10_subset"
-    names = sorted(p.relative_to(root).as_posix() for p in root.rglob("*.jpg"))[:N_IMAGES]
-    assert len(names) == N_IMAGES
-    (work / "images.json").write_text(json.dumps({"root": str(root), "names": names}))
-    (work / "net.py").write_text(NETWORK)
-    torch.manual_seed(1)
-    shapes = {"1.weight": (32, 192), "1.bias": (32,), "3.weight": (16, 32), "3.bias": (16,)}
-    torch.save({name: torch.randn(shape) for name, shape in shapes.items()}, work / "net.pt")
-    done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("kills.py")), str(work), place, str(trials)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=550,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    first, *rest = [json.loads(line) for line in done.stdout.splitlines()]
-    return first["undisturbed"], rest
+from kills import N_IMAGES, killed
 
 
 def check(undisturbed: dict[str, Any], trials: list[dict[str, Any]], n: int) -> None:

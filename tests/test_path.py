@@ -1,108 +1,30 @@
 """The logistic probe at each of the field's 45 penalties, C = 10^linspace(-6, 5), against float64 optima of scikit-learn.
 
 Relative objective gap at most 1e-6 in float32 and 1e-9 in float64, on real embeddings of three backbones and on awkward
-supports. scikit-learn's Newton solver works on the support in coordinates of its own span, which changes no inner product.
+supports.
 """
 
 from __future__ import annotations
-
-import csv
-import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from fastxfer import ops
-
-C = np.logspace(-6, 5, 45)
-GAP = {"float32": 1e-6, "float64": 1e-9}
-BACKBONES = {
-    "natural_mobilenetv2_100_in1k": {"arch": "mobilenetv2_100", "arch_args": {"pad_type": "same"}},
-    "natural_cifar10_resnet56": {"arch": f"{Path(__file__).parent / 'architectures' / 'cifar_resnet56.py'}:build"},
-    "cxr_mobilenetv3_small_nih15": {"arch": f"{Path(__file__).parent / 'architectures' / 'cxr_mobilenetv3.py'}:build"},
-}
-WORK = [(5, 1), (5, 5), (2, 5), (10, 2)]
-
-
-def optima(x: NDArray[np.float64], y: NDArray[np.int64], c_values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The least objective at each C."""
-    from sklearn.linear_model import LogisticRegression
-
-    m = len(y)
-    r = np.linalg.qr((x - x.mean(axis=0)).T, mode="r")
-    # The same inner products in at most m coordinates; on one scale, since tolerances are absolute.
-    scale = np.sqrt((r**2).sum() / m)
-    span = r.T / scale
-    classes = np.unique(y)
-    rank = np.searchsorted(classes, y)
-    found = np.full(len(c_values), np.nan)
-    for i, c in enumerate(c_values):
-        peer = LogisticRegression(C=c * scale**2, solver="newton-cholesky", tol=1e-12, max_iter=500)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            peer.fit(span, y)
-        z = peer.decision_function(span)
-        z = np.stack([-z / 2, z / 2], axis=1) if len(classes) == 2 else z
-        others = z - z[np.arange(m), rank][:, None]
-        others[np.arange(m), rank] = -np.inf
-        top = np.maximum(others.max(axis=1), 0)
-        loss = np.mean(top + np.log1p(np.exp(-top) - 1 + np.exp(others - top[:, None]).sum(axis=1)))
-        found[i] = loss + 0.5 / (m * c) * (peer.coef_**2).sum() / scale**2
-    return found
+from benchmarks.published import FIELD_C
+from benchmarks.truth import BACKBONES, GAP, WORK, drawn, gaps_of_episodes, of_textures, textures
 
 
 def compare(x: NDArray[np.floating], support: NDArray[np.int64], y: NDArray[np.int64], ways: int) -> None:
-    best = np.stack([optima(x[rows].astype(np.float64), y, C) for rows in support])
-    for dtype, allowed in GAP.items():
-        for gram in (True, False):
-            pool = ops.Pool(x, dtype=dtype, gram=gram, backend="cpu")
-            got = ops.logistic(pool, support, y, support[:, :1], ways, list(1 / (len(y) * C)))
-            assert got.converged.all()
-            gap = got.objective / best - 1
-            # Where hardly any penalty is left, scikit-learn's absolute tolerance ends its search early; ours may be better.
-            reached = C * np.var(x[support[0]], axis=0).sum() <= 1e9
-            gap = np.where(reached, np.abs(gap), gap)
-            e, worst = np.unravel_index(gap.argmax(), gap.shape)
-            assert gap[e, worst] <= allowed, f"{dtype}, C = {C[worst]:.3g}, episode {e}: {gap[e, worst]:.2e}"
-
-
-def drawn(label: NDArray[np.int64], ways: int, shots: int, count: int) -> NDArray[np.int64]:
-    rng = np.random.default_rng(ways + shots)
-    return np.stack(
-        [
-            np.concatenate([rng.permutation(np.flatnonzero(label == k))[:shots] for k in rng.permutation(10)[:ways]])
-            for _ in range(count)
-        ]
-    )
-
-
-@pytest.fixture(scope="module")
-def images(real: Path) -> tuple[list[Path], NDArray[np.int64]]:
-    """Ten textures of each of ten classes."""
-    with (real / "dtd10" / "labels.csv").open(encoding="utf-8") as file:
-        rows = [r for r in csv.DictReader(file) if r["split"] == "train"]
-    names = sorted({r["label"] for r in rows})
-    chosen = [r for name in names for r in [r for r in rows if r["label"] == name][:10]]
-    return [real / "dtd10" / r["path"] for r in chosen], np.array([names.index(r["label"]) for r in chosen])
+    for dtype, gap in gaps_of_episodes(x, support, y, ways):
+        e, worst = np.unravel_index(gap.argmax(), gap.shape)
+        assert gap[e, worst] <= GAP[dtype], f"{dtype}, C = {FIELD_C[worst]:.3g}, episode {e}: {gap[e, worst]:.2e}"
 
 
 @pytest.mark.real
 @pytest.mark.slow
 @pytest.mark.parametrize("backbone", BACKBONES)
-def test_every_penalty_on_real_embeddings(backbone: str, images: tuple[list[Path], NDArray[np.int64]], real: Path):
-    import torch
-
-    from fastxfer.backbones import load_backbone
-    from fastxfer.images import load_image
-
-    paths, label = images
-    loaded = load_backbone(real / "weights" / f"{backbone}.safetensors", **BACKBONES[backbone])
-    pixels = loaded.preprocessing.geometry()
-    with torch.inference_mode():
-        batch = torch.from_numpy(np.stack([pixels(load_image(p)) for p in paths]))
-        x = loaded.network(loaded.preprocessing.normalise(batch)).numpy()
+def test_every_penalty_on_real_embeddings(backbone: str):
+    x, label = of_textures(backbone), textures()[1]
     for ways, shots in WORK:
         compare(x, drawn(label, ways, shots, 2), np.repeat(np.arange(ways), shots), ways)
 

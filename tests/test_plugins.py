@@ -9,22 +9,25 @@ import sys
 import textwrap
 import tomllib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
 import pytest
 from click.testing import CliRunner, Result
-from helpers import blobs_store
+from helpers import blobs_store, blobs_target
 from PIL import Image
 
 from fastxfer import plugins
 from fastxfer.cli import main
+from fastxfer.episodes import EpisodeSpec, sample_episodes
 from fastxfer.errors import DataError, UsageError
+from fastxfer.evaluation import evaluate
 from fastxfer.metrics import METRICS, meaning, measure
 from fastxfer.plugins import KINDS
-from fastxfer.probes import PROBES, make_probe
+from fastxfer.probes import PROBES, ArrayProbe, PrototypeProbe, make_probe
 from fastxfer.results import ResultStore
 
 OUTSIDE = Path(__file__).parent / "outside"
@@ -319,3 +322,53 @@ def test_rows_of_a_metric_that_nobody_here_knows_are_left_out_and_said(site, tmp
         assert "left out: values of gone, since no package here says what they mean" in done.stderr
     asked = run("compare", "--metric", "gone", *store)
     assert asked.exit_code == 2
+
+
+# -- probes of arrays --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Mean(ArrayProbe):
+    """`prototype` once more, in NumPy."""
+
+    name: ClassVar[str] = "mean"
+    summary: ClassVar[str] = "nearest class mean"
+    power: int = 2
+
+    def score(self, x: Any, y: Any, query: Any, ways: int) -> Any:
+        means = np.stack([x[y == label].mean(axis=0) for label in range(ways)])
+        return -(np.abs(query[:, None] - means) ** self.power).sum(axis=2)
+
+
+@pytest.mark.parametrize("labels", ["exactly-one", "per-label"])
+@pytest.mark.parametrize("transform", [(), ("standardise",)])
+def test_a_probe_of_arrays_says_what_the_compiled_one_says(tmp_path: Path, labels: str, transform: tuple[str, ...]):
+    store = blobs_store(tmp_path / "store", blobs_target(multi_label=labels == "per-label"))
+    spec = EpisodeSpec(4, 3, 5, labels=labels)
+    episodes = sample_episodes(store.target("blobs"), spec, seed=0, episodes=20)
+    probes = [Mean(transform=transform), PrototypeProbe(transform=transform)]
+    rows = evaluate(store, episodes, probes, backbones=["bad"], metrics=["auc"])
+    own, compiled = (rows[rows["probe"] == probe.name]["value"].to_numpy() for probe in probes)
+    np.testing.assert_allclose(own, compiled, atol=0.02)  # a pair of scores that all but tie
+    assert set(rows["params"][rows["probe"] == "mean"].str.split(";").str[0]) == {"power=2"}
+
+
+def test_a_probe_of_arrays_takes_the_labels_of_an_image_one_by_one():
+    rng = np.random.default_rng(0)
+    x, query = rng.normal(size=(40, 5)), rng.normal(size=(7, 5))
+    y = (rng.random((40, 3)) < 0.5).astype(np.float32)
+    y[rng.random(y.shape) < 0.2] = np.nan
+    (found,) = Mean().solve_full(x, y, query, 3)
+    for label in range(3):
+        known = ~np.isnan(y[:, label])
+        no, yes = Mean().score(x[known], y[known, label], query, 2).T
+        np.testing.assert_allclose(found.scores[:, label], yes - no)
+
+
+def test_scores_of_a_wrong_shape_are_refused():
+    class Flat(Mean):
+        def score(self, x: Any, y: Any, query: Any, ways: int) -> Any:
+            return np.zeros(len(query))
+
+    with pytest.raises(DataError, match=r"probe 'mean' gives scores \(7,\) of 7 queries in 2 ways: expected \(7, 2\)"):
+        list(Flat().solve_full(np.zeros((4, 2)), np.array([0, 0, 1, 1]), np.zeros((7, 2)), 2))

@@ -1,4 +1,4 @@
-"""Published protocols against transcriptions of their definitions, written here from the papers with NumPy, SciPy and scikit-learn."""
+"""Published protocols against transcriptions of their definitions (`benchmarks.published`), which share no code with ours."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from helpers import blobs_store, blobs_target
-from sklearn.linear_model import LogisticRegression
 
+from benchmarks import published
 from fastxfer import ops
 from fastxfer.cli import main
 from fastxfer.episodes import EpisodeSpec, sample_episodes
@@ -20,11 +20,6 @@ from fastxfer.full_splits import evaluate_full, run_full
 from fastxfer.presets import PRESETS, episodes_for, probes_for
 from fastxfer.results import ResultStore
 from fastxfer.targets import make_split
-
-
-def accuracy_of(c, x, y, fit, score):
-    model = LogisticRegression(C=c, tol=1e-8, max_iter=20_000).fit(x[fit], y[fit])
-    return (model.predict(x[score]) == y[score]).mean()
 
 
 def probed(tmp_path, name, target, command="probe"):
@@ -45,14 +40,12 @@ def test_field_grid_by_validation_accuracy(tmp_path, name):
         train, val = train[part == "train"], train[part == "val"]
         assert len(val) == 10 or abs(len(val) - 10) <= 2
     # DINOv2: C; SimCLR: the penalty, which the code that follows it hands to scikit-learn as C = 1/wd.
-    grid = 10 ** np.linspace(-6, 5, 45)
-    grid = grid if name == "dinov2" else 1 / grid
-    on_val = [accuracy_of(c, x, y, train, val) for c in grid]
-    best = grid[int(np.argmax(on_val))]  # the first of equals, as a running maximum keeps it
+    grid = published.FIELD_C if name == "dinov2" else 1 / published.FIELD_C
+    best, on_val = published.best_of_grid(grid, x, y, train, val)
     both = np.concatenate([train, val])
     measured = rows[rows["metric"] == "accuracy"].set_index("split")
-    assert measured.loc["val", "value"] == pytest.approx(max(on_val))
-    assert measured.loc["test", "value"] == pytest.approx(accuracy_of(best, x, y, both, test))
+    assert measured.loc["val", "value"] == pytest.approx(on_val)
+    assert measured.loc["test", "value"] == pytest.approx(published.accuracy_of(best, x, y, both, test))
     # The penalty in the rows is that of the refit on all of train and validation.
     assert 1 / (measured.loc["test", "l2"] * len(both)) == pytest.approx(best)
     assert measured["converged"].all()
@@ -66,15 +59,10 @@ def test_clip_sweep_finds_what_the_papers_search_finds(tmp_path):
 
     def on_val(place):  # lambda = 10^(place / 8), on the sum of losses
         if place not in known:
-            known[place] = accuracy_of(10 ** (-place / 8), x, y, train, val)
+            known[place] = published.accuracy_of(10 ** (-place / 8), x, y, train, val)
         return known[place]
 
-    # Start at 1e-6, 1e-4, … 1e6; halve the interval around the best until there are eight steps a decade.
-    places, step = list(range(-48, 49, 16)), 16
-    best = max(places, key=on_val)
-    while step > 1:
-        step //= 2
-        best = max((p for p in (best - step, best, best + step) if -48 <= p <= 48), key=on_val)
+    best = published.clip_search(on_val)
     measured = rows[rows["metric"] == "accuracy"].set_index("split")
     # The whole sweep can only find as good or better; here the peak is one, so both find its height.
     assert measured.loc["val", "value"] == pytest.approx(on_val(best))
@@ -82,13 +70,12 @@ def test_clip_sweep_finds_what_the_papers_search_finds(tmp_path):
     chosen = int(np.argmax(whole)) - 48
     both = np.concatenate([train, val])
     assert measured.loc["test", "l2"] * len(both) == pytest.approx(10 ** (chosen / 8))
-    assert measured.loc["test", "value"] == pytest.approx(accuracy_of(10 ** (-chosen / 8), x, y, both, test))
+    assert measured.loc["test", "value"] == pytest.approx(published.accuracy_of(10 ** (-chosen / 8), x, y, both, test))
 
 
 @pytest.mark.parametrize("uneven", [False, True])
 @pytest.mark.parametrize("dim", [6, 40])
 def test_big_vision_scores_to_1e_5(uneven, dim):
-    """Whitened by mean and standard deviation + 1e-5, a constant feature of 100, (XᵀX + 1024)w = XᵀY with Y = ±1."""
     rng = np.random.default_rng(dim)
     labels = np.repeat(np.arange(4), [1, 3, 5, 7] if uneven else [4] * 4)
     centres = rng.normal(size=(4, dim))
@@ -96,13 +83,7 @@ def test_big_vision_scores_to_1e_5(uneven, dim):
     x = (3.0 * x + 1.0).astype(np.float32)
     (probe,) = probes_for("fewshot", ["big-vision"])
 
-    s, q = x[:16].astype(float), x[16:].astype(float)
-    mean, deviation = s.mean(axis=0), s.std(axis=0) + 1e-5
-    s, q = (np.hstack([(part - mean) / deviation, np.full((len(part), 1), 100.0)]) for part in (s, q))
-    y = np.where(labels[:, None] == np.arange(4), 1.0, -1.0)
-    w = np.linalg.solve(s.T @ s + 1024 * np.eye(dim + 1), s.T @ y)
-    expected = q @ w
-
+    expected = published.big_vision(x[:16].astype(float), labels, x[16:].astype(float), 4)
     for backend in ("reference", "cpu"):
         pool = ops.Pool(x, backend=backend)
         (got,) = probe.solve(pool, np.arange(16)[None], labels, np.arange(16, 46)[None], 4)
@@ -117,25 +98,9 @@ def test_big_vision_features_that_are_constant_on_the_support(tmp_path):
     x[:10, ::3] = 0.0
     labels = np.arange(10) % 5
     (probe,) = probes_for("fewshot", ["big-vision"])
-    s, q = x[:10].astype(float), x[10:].astype(float)
-    mean, deviation = s.mean(axis=0), s.std(axis=0) + 1e-5
-    s, q = (np.hstack([(part - mean) / deviation, np.full((len(part), 1), 100.0)]) for part in (s, q))
-    y = np.where(labels[:, None] == np.arange(5), 1.0, -1.0)
-    expected = q @ np.linalg.solve(s.T @ s + 1024 * np.eye(31), s.T @ y)
+    expected = published.big_vision(x[:10].astype(float), labels, x[10:].astype(float), 5)
     (got,) = probe.solve(ops.Pool(x), np.arange(10)[None], labels, np.arange(10, 40)[None], 5)
     assert np.abs(got.scores[0] - expected).max() < 1e-5
-
-
-def dino_votes(x, y, train, query, k, n_classes):
-    """Unit features, the k most similar train images, each with exp(similarity / 0.07) for its class."""
-    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
-    similarity = unit[query] @ unit[train].T
-    near = np.argsort(-similarity, axis=1, kind="stable")[:, :k]
-    votes = np.zeros((len(query), n_classes))
-    for i, row in enumerate(near):
-        for j in row:
-            votes[i, y[train[j]]] += np.exp(similarity[i, j] / 0.07)
-    return votes
 
 
 def test_dino_knn(tmp_path):
@@ -143,15 +108,11 @@ def test_dino_knn(tmp_path):
     rows, x, y = probed(tmp_path, "dino-knn", target, "knn")
     train, val, test = (target.rows(split) for split in ("train", "val", "test"))
 
-    def right(k, fit, query, balanced):
-        hit = dino_votes(x, y, fit, query, k, 5).argmax(axis=1) == y[query]
-        return np.mean([hit[y[query] == c].mean() for c in range(5)]) if balanced else hit.mean()
-
-    on_val = {k: right(k, train, val, True) for k in (10, 20, 100, 200)}
+    on_val = {k: published.dino_right(x, y, train, val, k, 5, balanced=True) for k in (10, 20, 100, 200)}
     k = max(on_val, key=on_val.get)
     assert rows["params"].unique().tolist() == [f"k={k};temperature=0.07;preset=dino-knn;chosen=val"]
     got = rows[(rows["split"] == "test") & (rows["metric"] == "accuracy")]["value"].item()
-    assert got == pytest.approx(right(k, np.sort(np.concatenate([train, val])), test, False))
+    assert got == pytest.approx(published.dino_right(x, y, np.sort(np.concatenate([train, val])), test, k, 5))
     # Few-shot, all four of them.
     store = blobs_store(tmp_path / "few", target, backbones={"one": 4.0}, dim=10)
     episodes = sample_episodes(target, EpisodeSpec(4, 50, 10), 0, 3)
@@ -162,7 +123,7 @@ def test_dino_knn(tmp_path):
         for s, q in zip(episodes.support, episodes.query, strict=True):
             rank = np.zeros(len(y), int)
             rank[s] = local
-            expected.append((dino_votes(x, rank, s, q, k, 4).argmax(axis=1) == episodes.query_labels).mean())
+            expected.append((published.dino_votes(x, rank, s, q, k, 4).argmax(axis=1) == episodes.query_labels).mean())
         mine = few[few["params"].str.startswith(f"k={k};")]["value"].tolist()
         assert mine == pytest.approx(expected)
 
@@ -177,9 +138,7 @@ def test_meta_baseline(tmp_path):
     x = store.embeddings("one", "blobs").astype(float)
     expected = []
     for s, q in zip(episodes.support, episodes.query, strict=True):
-        means = np.stack([x[s][episodes.support_labels == c].mean(axis=0) for c in range(5)])
-        means /= np.linalg.norm(means, axis=1, keepdims=True)
-        logits = x[q] / np.linalg.norm(x[q], axis=1, keepdims=True) @ means.T
+        logits = published.meta_baseline(x[s], episodes.support_labels, x[q], 5)
         expected.append((logits.argmax(axis=1) == episodes.query_labels).mean())
     assert rows["value"].tolist() == pytest.approx(expected)
 
@@ -201,14 +160,12 @@ def test_all_way_k_shot(tmp_path, name, shots):
         # A seed shuffles each class once and takes its first k: the images of fewer shots are among those of more.
         assert all(fewer < set(support) for fewer, support in zip(smaller, episodes.support, strict=True))
         smaller = [set(support) for support in episodes.support]
-        expected = []
         for support in episodes.support:
             # k train images of every class, none twice; all test images are scored.
             assert np.bincount(y[support], minlength=6).tolist() == [shots] * 6
             assert len(np.unique(support)) == len(support)
             assert (target.split[support] == "train").all()
-            model = LogisticRegression(C=1.0, tol=1e-10, max_iter=20_000).fit(x[support], y[support])
-            expected.append(model.score(x[target.split == "test"], y[target.split == "test"]))
+        expected = published.all_way(x, y, episodes.support, target.split == "test")
         # float32: a query whose two best logits are 10^-3 apart may go either way.
         off = np.abs(rows["value"] - expected) * (target.split == "test").sum()
         assert off.max() < 1.01

@@ -153,6 +153,11 @@ def test_equal_backbones_go_by_name() -> None:
     assert "(0.0 points behind, its interval reaches the best)" in plan.entries[1].reason
 
 
+def test_an_interval_that_just_reaches_the_best_is_not_told_apart_from_it() -> None:
+    plan = select(row("a", 0.7, high=0.9), row("b", 0.9), row("c", 0.8, high=0.8999))
+    assert named(plan.entries) == ["b on pets", "a on pets"]
+
+
 def test_without_an_interval_nothing_is_told_apart_and_the_file_stays_json(tmp_path: Path) -> None:
     plan = select(row("a", 0.5, half=float("nan")), row("b", 0.9, half=float("nan")))
     assert named(plan.entries) == ["b on pets", "a on pets"]

@@ -237,6 +237,17 @@ def test_each_class_alone_has_the_interval_of_its_own_question():
             assert row["low"] < row["value"] < row["high"]
 
 
+def test_recall_of_a_class_keeps_the_patients_of_its_images_whole():
+    rng = np.random.default_rng(5)
+    labels, patient = rng.integers(0, 3, 240), np.arange(240) // 4
+    scores = rng.normal(size=(240, 3)) + np.eye(3)[labels]
+    for i, row in enumerate(measure_classes("recall", ("a", "b", "c"), scores, labels, groups=patient)):
+        of_class = labels == i
+        expected = split_interval("accuracy", scores[of_class], labels[of_class], groups=patient[of_class])
+        assert (row["low"], row["high"]) == expected
+        assert 0 < row["low"] < row["value"] < row["high"] < 1
+
+
 @pytest.mark.parametrize("level", [0.9, 0.95])
 def test_a_confidence_sequence_is_where_neither_bet_has_won(level):
     x = np.random.default_rng(0).beta(7, 3, 300)

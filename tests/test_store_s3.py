@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from s3 import Fault, Proxy
+from s3 import FAULTS, Fault, Proxy
 from test_store import ATTRS, DIM, fill, make_store, make_target, values_for
 
 from fastxfer.errors import DataError, UsageError
@@ -22,7 +22,6 @@ obstore = pytest.importorskip("obstore")
 objects = pytest.importorskip("fastxfer.store.objects")
 pytestmark = pytest.mark.s3
 N = 40
-FAULTS: tuple[Fault, ...] = ("503", "cut", "500", "late cut", "cut body", "429")
 
 
 def requests(proxy: Proxy) -> dict[str, int]:

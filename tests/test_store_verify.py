@@ -124,6 +124,29 @@ def test_a_hundred_of_a_hundred_flips_are_found_named_and_put_right(good: Path, 
     assert EmbeddingStore.open(path).digest() == digest
 
 
+def test_the_stores_inside_are_looked_at_and_put_right_too(path: Path) -> None:
+    """Digests of images and kept pixels lie in stores of their own."""
+    inside = EmbeddingStore.open(path / "contents", mode="a")
+    fill(inside, make_target(N), backbone="blake2b", identity="c" * 64)
+    assert found(path) == []
+    whole = EmbeddingStore.open(path / "contents").digest()
+    names = [p for p in (path / "contents").rglob("*") if p.is_file() and ".locks" not in p.parts]
+    for file in names:
+        content = file.read_bytes()
+        flip(file, len(content) // 2, 8)
+        (problem,) = found(path)
+        assert file.relative_to(path).as_posix().startswith(problem.path)
+        assert verify(path, "tiny", "photos").problems == []
+        repaired = repair(path, load=load)
+        assert repaired.left == []
+        assert repaired.done[0].startswith("contents/")
+        assert repaired.lost == {}  # no embeddings
+        assert found(path) == []
+        file.write_bytes(content)
+    fill(EmbeddingStore.open(path / "contents", mode="a"), make_target(N), backbone="blake2b", identity="c" * 64)
+    assert EmbeddingStore.open(path / "contents").digest() == whole
+
+
 def test_every_flip_of_a_zarr_json_shows(path: Path) -> None:
     key = "targets/photos/embeddings/tiny/zarr.json"
     content = (path / key).read_bytes()

@@ -19,6 +19,7 @@ from layouts import (
     touch,
 )
 
+from benchmarks.published import OFFICIAL_SPLITS
 from fastxfer.cli import main
 from fastxfer.errors import DataError, UsageError
 from fastxfer.targets import (
@@ -97,7 +98,7 @@ PADCHEST_CL = {
 
 def test_padchest_cl_is_the_papers_to_the_image() -> None:
     shown = show("padchest-cl")
-    assert shown["splits"] == {"train": 37387, "test": 4153}
+    assert shown["splits"] == OFFICIAL_SPLITS["padchest-cl"]
     counts = {c: tuple(shown["labels"][s][c]["positive"] for s in ("train", "test")) for c in shown["classes"]}
     assert counts == PADCHEST_CL
     assert shown["labels"]["test"]["Air Trapping"] == {"positive": 279, "negative": 4153 - 279, "unknown": 0}
@@ -110,7 +111,7 @@ def test_padchest_cl_is_the_papers_to_the_image() -> None:
 
 def test_padchest_paper_and_who_is_on_both_sides() -> None:
     paper = of_the_wheel("padchest-paper")
-    assert describe_target(paper)["splits"] == {"train": 144638, "test": 16071}
+    assert describe_target(paper)["splits"] == OFFICIAL_SPLITS["padchest-paper"]
     test = paper.split == "test"
     assert paper.patient is not None
     assert np.isin(paper.patient[test], paper.patient[~test]).mean() == pytest.approx(0.803, abs=5e-4)
@@ -122,7 +123,7 @@ def test_padchest_paper_and_who_is_on_both_sides() -> None:
 
 def test_chexpert_counts() -> None:
     shown = show("chexpert")
-    assert shown["splits"] == {"train": 191_010}
+    assert shown["splits"] == OFFICIAL_SPLITS["chexpert"]
     assert shown["views"] == {"AP": 161_590, "PA": 29_420}
     (lateral,) = shown["left_out"]
     assert (lateral["count"], lateral["rows"][0], len(set(lateral["rows"]))) == (
@@ -144,7 +145,7 @@ def test_chexpert_counts() -> None:
 def test_nih14_counts() -> None:
     target = of_the_wheel("nih14")
     shown = describe_target(target)
-    assert shown["splits"] == {"train": 86_524, "test": 25_596}
+    assert shown["splits"] == OFFICIAL_SPLITS["nih14"]
     assert shown["views"] == {"AP": 44_810, "PA": 67_310}
     assert shown["patients"] == 30_805
     assert (target.exactly_one() >= 0).sum() == 30_963

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from fastxfer.errors import DataError, nearest
-from fastxfer.files import WEIGHTS
+from fastxfer.files import WEIGHTS, parsed
 
 _NUMBERS = (int, float, list), "a number, or one a channel"
 _WORDS_BESIDE: dict[str, tuple[Any, str]] = {
@@ -122,7 +122,7 @@ def _read_safetensors(path: Path) -> Checkpoint:
     meta.pop("format", None)
     for key, value in meta.items():  # safetensors keeps words only; ours are JSON in them
         try:
-            meta[key] = json.loads(value)
+            meta[key] = parsed(json.loads, value)
         except ValueError:
             continue
     return Checkpoint(path, _strip(state), meta)
@@ -183,7 +183,7 @@ def _why_refused(path: Path, error: str) -> str:
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = parsed(json.loads, path.read_text(encoding="utf-8"))
         preprocessing = config.get("pretrained_cfg") or {}
         return {**preprocessing, "architecture": config["architecture"], "arch_args": config.get("model_args") or {}}
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
@@ -193,7 +193,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 def _read_words(path: Path) -> dict[str, Any]:
     """What a person wrote beside the weights (TOML): arch, arch_args, source and words of `Preprocessing`."""
     try:
-        words = tomllib.loads(path.read_text(encoding="utf-8"))
+        words = parsed(tomllib.loads, path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"{path} is no whole TOML file ({error})") from None
     for key, value in words.items():

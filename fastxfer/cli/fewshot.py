@@ -81,7 +81,7 @@ from fastxfer.progress import say
     multiple=True,
     metavar="M…",
     help="Metrics: accuracy, balanced_accuracy, auc, average_precision, f1, brier, log_loss, calibration_error (the last "
-    "three for logistic and knn) [default: accuracy; where classes differ in queries also balanced_accuracy and auc; "
+    "three for logistic and knn), or one that a package brings [default: accuracy; where classes differ in queries also balanced_accuracy and auc; "
     "per label auc and average_precision].",
 )
 @click.option(

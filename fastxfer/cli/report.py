@@ -17,6 +17,7 @@ from fastxfer.cli.common import (
     results_option,
     store_option,
 )
+from fastxfer.files import parsed
 
 
 @click.command(cls=ManyValues)
@@ -92,7 +93,7 @@ def _read_plan(path: Path) -> dict[str, Any]:
     from fastxfer.errors import DataError
 
     try:
-        plan = json.loads(path.read_text(encoding="utf-8"))
+        plan = parsed(json.loads, path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DataError(f"no plan at '{path}': `fastxfer select --out {path}` makes one") from None
     except ValueError as error:

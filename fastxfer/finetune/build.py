@@ -10,7 +10,7 @@ from timm.optim import create_optimizer_v2
 from torch import nn
 
 from fastxfer.backbones import load_network
-from fastxfer.errors import UsageError
+from fastxfer.errors import DataError, UsageError
 from fastxfer.finetune.task import Task
 from fastxfer.hyperrule import PRESETS, Settings
 from fastxfer.plans import PlanEntry
@@ -23,7 +23,7 @@ def make_network(entry: PlanEntry, n_classes: int, drop_path: float) -> nn.Modul
     if drop_path:
         try:
             return load_network(entry.checkpoint, arch, {**entry.arch_args, "drop_path_rate": drop_path}, n_classes)
-        except UsageError:
+        except (UsageError, DataError):  # of timm, or of an architecture file
             say(f"{entry.backbone}: its architecture knows no drop path, so there is none")
     return load_network(entry.checkpoint, arch, entry.arch_args or None, n_classes)
 

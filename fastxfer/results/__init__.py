@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fastxfer.errors import DataError
-from fastxfer.files import write_whole
+from fastxfer.files import parsed, write_whole
 from fastxfer.results import images as image_parts
 from fastxfer.results.images import Cell, ImageSums
 
@@ -279,7 +279,7 @@ class ResultStore:
         for number, line in enumerate(log.read_bytes().split(b"\n"), start=1):
             if line.strip():
                 try:
-                    found.append(json.loads(line))
+                    found.append(parsed(json.loads, line))
                 except ValueError:
                     raise DataError(f"results: '{log}', line {number} is damaged: delete that line") from None
         return found
@@ -290,7 +290,7 @@ class ResultStore:
         if not note.is_file():
             return {}
         try:
-            told = json.loads(note.read_text(encoding="utf-8"))
+            told = parsed(json.loads, note.read_text(encoding="utf-8"))
             return {"name": str(told["name"]), "hash": str(told["hash"]), "study": dict(told["study"])}
         except (ValueError, KeyError, TypeError):
             raise DataError(f"results: '{note}' is damaged: delete it, and run the study again") from None

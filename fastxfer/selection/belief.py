@@ -29,7 +29,7 @@ class Belief:
 
     A run is a value with noise. The level of a contest is in the covariance, and falls out of every comparison inside it. A
     target may vary more, or less, than those that the covariance was learnt from: the runs themselves tell (Shah, Wilson and
-    Ghahramani 2014, arXiv 1402.4306, section 3).
+    Ghahramani 2014, arXiv 1402.4306).
     """
 
     contest: Ints
@@ -110,8 +110,8 @@ class Belief:
 
 
 def expected_excess(mean: Floats, scale: Floats, dof: float) -> Floats:
-    """E max(0, x) of x = mean + scale t, t Student with dof > 1: expected improvement (Jones et al. 1998, eq. 15; its form
-    for the t is that of Shah et al. 2014, section 5)."""
+    """E max(0, x) of x = mean + scale t, t Student with dof > 1: expected improvement (Jones et al. 1998; for the t as in Shah
+    et al. 2014; tests hold it against integration)."""
     certain = scale <= 0
     z = np.where(certain, 0.0, mean / np.where(certain, 1.0, scale))
     # The density, by its definition: scipy.stats takes fifty times as long, and a replay asks for it at every run.
@@ -124,7 +124,7 @@ def expected_excess(mean: Floats, scale: Floats, dof: float) -> Floats:
 def expected_best(mean: Floats, reach: Floats, dof: float) -> Floats:
     """E max_k(mean_k + reach_ok t) - max_k mean_k for each option o: what a t-distributed outcome is worth.
 
-    mean (k,), reach (o, k) -> (o,). The h(a, b) of Frazier, Powell and Dayanik 2009 (INFORMS J. Computing 21, eq. 13 to 15), over
+    mean (k,), reach (o, k) -> (o,). The h(a, b) of Frazier, Powell and Dayanik 2009 (INFORMS J. Computing 21), over
     128 equally likely values of t.
     """
     t = special.stdtrit(dof, (np.arange(128) + 0.5) / 128)

@@ -1,6 +1,6 @@
 """Expected improvement: the rival from which most is to be expected beyond the favourite.
 
-Jones, Schonlau and Welch 1998 (J. Global Optimization 13, equation 15), of the difference between two uncertain values.
+Jones, Schonlau and Welch 1998 (J. Global Optimization 13), of the difference between two uncertain values.
 """
 
 from __future__ import annotations

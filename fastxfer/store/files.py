@@ -23,7 +23,7 @@ from zarr.core.buffer import Buffer, default_buffer_prototype
 from zarr.core.sync import sync
 
 from fastxfer.errors import DataError, UsageError
-from fastxfer.files import PARTIAL, write_whole
+from fastxfer.files import PARTIAL, parsed, write_whole
 
 T = TypeVar("T")
 TRASH = ".trash-"
@@ -90,7 +90,7 @@ class RemoteStore(Sealing, zarr.storage.FsspecStore):  # type: ignore[misc]
 
 def seal(key: str, content: bytes) -> bytes:
     """A zarr.json in canonical form, with the digest of itself and of its path. ValueError if it is none."""
-    document = json.loads(content)
+    document = parsed(json.loads, content)
     if not isinstance(document, dict) or not isinstance(document.setdefault("attributes", {}), dict):
         raise ValueError("not the JSON of a Zarr array or group")
     document["attributes"].pop(DIGEST, None)
@@ -190,7 +190,7 @@ def read_json(store: Store, key: str, *, sealed: bool = True) -> dict[str, Any] 
 
 
 def _parse(key: str, content: bytes, sealed: bool = True) -> dict[str, Any]:
-    document: dict[str, Any] = json.loads(content)
+    document: dict[str, Any] = parsed(json.loads, content)
     attributes = document["attributes"] if isinstance(document, dict) else None
     if not isinstance(attributes, dict):
         raise ValueError("not the JSON of a Zarr array or group")

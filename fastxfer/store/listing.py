@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fastxfer.files import parsed
 from fastxfer.store import files
 from fastxfer.store.arrays import StoredArray
 from fastxfer.store.layout import NAME, array_path, bad_rows
@@ -86,6 +87,6 @@ def _identity(store: EmbeddingStore, backbone: str, target: str) -> str:
     """As an array's zarr.json has it, unchecked; "" if that cannot be read, which others tell who need it."""
     try:
         content = files.read(store.backing, f"{array_path(backbone, target)}/{files.METADATA}")
-        return "" if content is None else str(json.loads(content)["attributes"]["identity"])
+        return "" if content is None else str(parsed(json.loads, content)["attributes"]["identity"])
     except (ValueError, KeyError, TypeError):
         return ""

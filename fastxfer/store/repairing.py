@@ -13,7 +13,7 @@ from fastxfer.store import files
 from fastxfer.store.embeddings import EmbeddingStore
 from fastxfer.store.layout import FORMAT
 from fastxfer.store.tables import write_columns
-from fastxfer.store.verifying import Problem, verify
+from fastxfer.store.verifying import Problem, stores_inside, verify_one
 from fastxfer.targets.table import Target
 
 _ROUNDS = 4  # what lies below a damaged zarr.json is seen once that is restored
@@ -35,15 +35,27 @@ def repair(
     *,
     load: Callable[[str], Target | None] = lambda _: None,
 ) -> Repaired:
-    """Verify, restore metadata and tables, remove damaged blocks, and verify again until nothing is left to do.
+    """Verify, restore metadata and tables, remove damaged blocks, and verify again until nothing is left to do; of a whole
+    store those inside it as well.
 
     load: a target by name, as registered, from which a damaged table is written anew if it is the very same; or None
 
     Killed midway, it goes on when it is run again. DataError if somebody is writing what is to be repaired.
     """
+    out = _repair_one(path, backbone, target, load)
+    for name in stores_inside(path) if backbone is None and target is None else ():
+        inner = _repair_one(f"{path}/{name}", None, None, load)
+        out.done += [f"{name}/{told}" for told in inner.done]
+        out.left += [problem.inside(name) for problem in inner.left]
+    return out
+
+
+def _repair_one(
+    path: str | Path, backbone: str | None, target: str | None, load: Callable[[str], Target | None]
+) -> Repaired:
     out = Repaired()
     for _ in range(_ROUNDS):
-        problems = verify(path, backbone, target).problems
+        problems = verify_one(path, backbone, target).problems
         # Metadata first: the rest is put right through it.
         problems.sort(key=lambda p: (p.kind not in ("metadata", "copy"), p.path.count("/")))
         left = [p for p in problems if not _repair(path, p, load, out)]

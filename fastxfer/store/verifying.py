@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +24,8 @@ from fastxfer.store.layout import BLOCK_FILE, FORMAT, NAME, array_path, block_fi
 from fastxfer.store.tables import COLUMNS, has_columns, read_table
 
 _THREADS = 4
+# Stores inside a store: digests of images, and their pixels.
+INSIDE = ("contents", "pixels")
 Kind = Literal["metadata", "copy", "table", "block", "missing", "unreadable"]
 
 
@@ -48,6 +50,10 @@ class Problem:
         rows = f"rows {self.rows.start:,} to {self.rows.stop - 1:,}: " if self.rows else ""
         return f"{whose}{rows}{self.path}: {self.why}"
 
+    def inside(self, name: str) -> Problem:
+        """The same, as seen from the store that this one's store is inside of."""
+        return replace(self, path=f"{name}/{self.path}")
+
     def as_dict(self) -> dict[str, Any]:
         return {
             "kind": self.kind,
@@ -71,10 +77,29 @@ class Report:
 
 
 def verify(path: str | Path, backbone: str | None = None, target: str | None = None) -> Report:
-    """Check a whole store, or what belongs to one array, byte for byte. Reads only, and needs no lock.
+    """Check a whole store, with those inside it, or what belongs to one array, byte for byte. Reads only, needs no lock.
 
+    The stores inside (digests of images, pixels) add their problems; what is counted is the embeddings'.
     DataError if there is no store or it has an older format; UsageError if it has no such array.
     """
+    report = verify_one(path, backbone, target)
+    for inside in stores_inside(path) if backbone is None and target is None else ():
+        try:
+            found = verify_one(f"{path}/{inside}").problems
+        except DataError as error:
+            found = [Problem("metadata", files.METADATA, str(error))]
+        report.problems += [problem.inside(inside) for problem in found]
+    return report
+
+
+def stores_inside(path: str | Path) -> list[str]:
+    """Names of the stores inside a store that are there."""
+    backing = files.open_files(path, read_only=True)
+    return [name for name in INSIDE if {files.METADATA, files.COPY} & set(files.names(backing, name))]
+
+
+def verify_one(path: str | Path, backbone: str | None = None, target: str | None = None) -> Report:
+    """`verify` without the stores inside."""
     backing = files.open_files(path, read_only=True)
     root = files.local_root(backing)
     if root is not None and not root.is_dir():

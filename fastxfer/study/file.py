@@ -13,7 +13,7 @@ from typing import Any
 
 from fastxfer.budgets import parse_budget
 from fastxfer.errors import DataError, FastxferError, UsageError, nearest
-from fastxfer.files import WEIGHTS
+from fastxfer.files import WEIGHTS, parsed
 from fastxfer.hyperrule import AUGMENTATIONS, HEADS
 from fastxfer.hyperrule import PRESETS as RULES
 from fastxfer.presets import episodes_for, full_probe_for, probes_for
@@ -177,10 +177,10 @@ def raise_problems(path: Path, problems: list[str]) -> None:
 def parse(path: Path, places: dict[str, Any] | None = None) -> tuple[Study, list[str]]:
     """The study, as far as it can be read, and all that is wrong with its words; `DataError` for a file that is no TOML."""
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        raw = parsed(tomllib.loads, path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DataError(f"study '{path}' does not exist: `fastxfer study init {path}` writes an example") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
+    except (ValueError, IsADirectoryError) as error:
         raise DataError(f"study '{path}' is no TOML: {error}") from None
     problems: list[str] = []
     keys = _resolved(Reader(problems).table(StudyKeys, raw, ""), path.absolute().parent)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from fastxfer.errors import DataError
-from fastxfer.files import write_whole
+from fastxfer.files import parsed, write_whole
 from fastxfer.targets.families import FAMILIES
 from fastxfer.targets.register import check_name, register_folder
 from fastxfer.targets.table import Target
@@ -175,7 +175,7 @@ def load_findings(data_root: Path | str, name: str, fingerprint: str) -> Finding
     file = _file(data_root, name)
     again = f"`fastxfer targets check {name} --save --data-root {data_root}` makes them anew"
     try:
-        content = json.loads(file.read_bytes())
+        content = parsed(json.loads, file.read_bytes())
         if content.pop("format") != FORMAT:
             raise DataError(f"{file}: findings of another version of fastxfer; {again}")
         findings = Findings(**content)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fastxfer.errors import DataError, UsageError, nearest
+from fastxfer.files import parsed
 from fastxfer.images import CHOICES, DEFAULT, Pixels
 from fastxfer.progress import say
 from fastxfer.targets.changes import find_changes, record_files
@@ -325,7 +326,7 @@ def _table_bytes(target: Target) -> bytes:
 def _read_meta(folder: Path, name: str) -> dict[str, Any]:
     path = folder / f"{name}.json"
     try:
-        meta: dict[str, Any] = json.loads(read_bytes(path))
+        meta: dict[str, Any] = parsed(json.loads, read_bytes(path))
         newer = meta["format"] > FORMAT
         complete = {
             "kind",

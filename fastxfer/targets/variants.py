@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fastxfer.errors import DataError
-from fastxfer.files import write_whole
+from fastxfer.files import parsed, write_whole
 from fastxfer.targets.csvfile import read_bytes
 
 FORMAT = 1
@@ -38,7 +38,7 @@ def read_variant(name: str, data_root: Path) -> Variant | None:
     if not path.is_file():
         return None
     try:
-        content = json.loads(read_bytes(path))
+        content = parsed(json.loads, read_bytes(path))
         options = {str(o): tuple(v) if isinstance(v, list) else v for o, v in content["options"].items()}
         variant, version = Variant(str(content["base"]), options), int(content["format"])
     except (ValueError, KeyError, TypeError, AttributeError):
