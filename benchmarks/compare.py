@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from fastxfer.comparing import Contest, compare, rank
 from fastxfer.comparing.crossing import stretches
-from fastxfer.comparing.pairs import compare_pair
+from fastxfer.comparing.pairs import compare_pairs
 from fastxfer.metrics import auc
 from fastxfer.metrics.influence import influence
 from fastxfer.statistics import EPISODES_AND_IMAGES
@@ -183,7 +183,7 @@ def questions() -> list[tuple[str, str, tuple[float, float], Once]]:
 def _wrong(world: World, column: str) -> Once:
     def once(rng: np.random.Generator) -> Callable[[], bool]:
         contest = world.draw(rng)
-        return lambda: bool(compare_pair(contest, 0, 1, level=LEVEL)[column] <= 1 - LEVEL)
+        return lambda: bool(compare_pairs(contest, level=LEVEL)[column].item() <= 1 - LEVEL)
 
     return once
 
@@ -191,7 +191,7 @@ def _wrong(world: World, column: str) -> Once:
 def _auc(positives: int, negatives: int) -> Once:
     def once(rng: np.random.Generator) -> Callable[[], bool]:
         contest = _of_scores(rng, positives, negatives, 1.2, 0.5)
-        return lambda: bool(compare_pair(contest, 0, 1, level=LEVEL)["p"] <= 1 - LEVEL)
+        return lambda: bool(compare_pairs(contest, level=LEVEL)["p"].item() <= 1 - LEVEL)
 
     return once
 
@@ -209,7 +209,7 @@ def _alike(world: World, margin: float) -> Once:
 
     def once(rng: np.random.Generator) -> Callable[[], bool]:
         contest = world.draw(rng)
-        return lambda: bool(compare_pair(contest, 0, 1, margin=margin, level=LEVEL)["p_equivalent"] <= 1 - LEVEL)
+        return lambda: bool(compare_pairs(contest, margin=margin, level=LEVEL)["p_equivalent"].item() <= 1 - LEVEL)
 
     return once
 
@@ -221,7 +221,7 @@ def _one_sided(n_images: int, episodes: int) -> Once:
         right = np.stack([np.ones(n_images, bool), rng.random(n_images) >= 0.01], axis=-1)
         asked = _drawn(rng, episodes, n_images, 50 if episodes > 1 else n_images)
         contest = of_answers(right[asked], asked, np.arange(n_images))
-        return lambda: bool(compare_pair(contest, 0, 1, level=LEVEL)["p_equivalent"] <= 1 - LEVEL)
+        return lambda: bool(compare_pairs(contest, level=LEVEL)["p_equivalent"].item() <= 1 - LEVEL)
 
     return once
 

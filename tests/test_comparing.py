@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import numpy as np
 import pandas as pd
 import pytest
-from scipy import stats
+from scipy import optimize, stats
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.weightstats import ttost_paired
@@ -23,6 +24,7 @@ from fastxfer.comparing import (
     markdown,
     paired,
     rank,
+    ranking,
 )
 from fastxfer.comparing.crossing import stretches
 from fastxfer.comparing.pairs import holm
@@ -97,7 +99,7 @@ def test_the_difference_is_scipys_and_statsmodels():
     line = compare([contest(values)], margin=1.5).iloc[0]
     theirs = stats.ttest_rel(*values.T)
     assert (line["low"], line["high"]) == pytest.approx(tuple(100 * b for b in theirs.confidence_interval(0.95)))
-    assert contest(values).difference(0, 1, EPISODES).p() == pytest.approx(theirs.pvalue)
+    assert contest(values).differences([0], [1], EPISODES).p() == pytest.approx(theirs.pvalue)
     assert line["p_equivalent"] == pytest.approx(ttost_paired(*values.T, -0.015, 0.015)[0])
     d = values[:, 0] - values[:, 1]
     assert line["d"] == pytest.approx(d.mean() / d.std(ddof=1))
@@ -166,8 +168,8 @@ def test_delongs_test_gives_the_published_numbers():
         assert (line["test"], line["over"]) == ("DeLong", TEST_IMAGES)
         assert line["difference"] == pytest.approx(100 * difference, abs=5e-3)
         a, b = ("abc".index(name) for name in pair)
-        estimate = found.difference(a, b, TEST_IMAGES)
-        assert math.sqrt(estimate.variance) == pytest.approx(se, abs=5e-5)
+        estimate = found.differences([a], [b], TEST_IMAGES)
+        assert np.sqrt(estimate.variance) == pytest.approx(se, abs=5e-5)
         assert estimate._replace(df=math.inf).p() == pytest.approx(p, abs=5e-5)
         assert p < line["p"] < p + 0.02  # by the t distribution
 
@@ -184,7 +186,7 @@ def test_delongs_variance_is_that_of_leaving_patients_out():
             left.append(areas[0] - areas[1])
         m = part.sum()
         variance += (m - 1) / m * ((np.array(left) - np.mean(left)) ** 2).sum()
-    assert ovarian().difference(0, 2, TEST_IMAGES).variance == pytest.approx(variance)
+    assert ovarian().differences([0], [2], TEST_IMAGES).variance == pytest.approx(variance)
 
 
 def test_mcnemars_test_is_statsmodels():
@@ -200,7 +202,7 @@ def test_mcnemars_test_is_statsmodels():
     only_a, only_b, n = table[0][1].sum(), table[1][0].sum(), 200
     unbiased = (only_a + only_b - (only_a - only_b) ** 2 / n) / (n * (n - 1))
     most = (1 + abs(only_a - only_b) / n) / n * math.sqrt(n / (n - 1))  # of an image for the one that is behind
-    assert found.difference(0, 1, TEST_IMAGES).variance == pytest.approx(unbiased + most**2)
+    assert found.differences([0], [1], TEST_IMAGES).variance == pytest.approx(unbiased + most**2)
 
 
 def test_copies_of_an_image_are_worth_one_where_they_are_one_patients():
@@ -213,7 +215,7 @@ def test_copies_of_an_image_are_worth_one_where_they_are_one_patients():
     images["group"] = images["image"] // 3
     (grouped,), _ = contests(rows, lambda cells: images)
     (alone,), _ = contests(rows, lambda cells: made_images(once, shots="full", metric="f1"))
-    one, other = (c.difference(0, 1, TEST_IMAGES) for c in (grouped, alone))
+    one, other = (c.differences([0], [1], TEST_IMAGES) for c in (grouped, alone))
     assert one.variance == pytest.approx(other.variance * (60 / 59) * (179 / 180))
     assert compare([grouped])["test"].item() == "t over patients"
 
@@ -223,6 +225,92 @@ def test_two_perfect_backbones_are_alike_only_on_many_images():
         found = contest(np.ones((1, 2)), halves=np.zeros((1, n, 2)), n_images=n, queries=n)
         line = compare([found]).iloc[0]
         assert (line["verdict"], line["p"]) == (verdict, 1.0)
+
+
+# -- all pairs at once ---------------------------------------------------------------------------------------------------
+
+
+def one_by_one(found: Contest, a: int, b: int, over: str) -> tuple[float, float, float]:
+    """Mean, variance and degrees of freedom of one difference, written out for one pair."""
+    each, metric = found.values[:, a] - found.values[:, b], found.setting["metric"]
+    mean, episodes = each.mean(), each.var(ddof=1) / found.n if found.n > 1 else np.nan
+    if over == EPISODES:
+        return mean, episodes, max(found.n - 1, 1)
+    n, shifts = found.n_groups, found.halves[:, :, a] - found.halves[:, :, b]
+    products = shifts[0] * shifts[-1]
+    images = products.sum()
+    images = images * n / (n - 1) * (found.n_images - 1) / found.n_images if over == TEST_IMAGES else max(images, 0)
+    moved = np.abs(products)
+    if metric == "accuracy":
+        few = moved.sum() ** 2 < 10 * (moved**2).sum() or not moved.any()
+        most = 1 / n if few else shifts[:, moved.argmax()].mean()
+        images, products = images + most**2, np.r_[products, most**2]
+    elif not moved.any():
+        return mean, np.nan, 1
+    total = images + (0 if over == TEST_IMAGES else episodes)
+    error = len(products) * products.var(ddof=1) + (0 if over == TEST_IMAGES else 2 * episodes**2 / (found.n - 1))
+    return mean, total, np.clip(2 * total**2 / error, 1, found.n + n - 2)
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "auc"])
+@pytest.mark.parametrize("n", [1, 30])
+def test_all_pairs_at_once_are_each_pair_alone(n, metric, monkeypatch):
+    rng, k, groups = np.random.default_rng(n), 5, 40
+    values = np.rint(75 * rng.uniform(0.5, 0.9, (n, k))) / 75
+    halves = rng.normal(0, 0.01, (1 if n == 1 else 2, groups, k)) + rng.normal(0, 0.01, (1, groups, k))
+    halves[:, 5:, 3] = halves[:, 5:, 2]  # a handful of images tell these two apart
+    halves[:, :, 1], values[:, 1] = halves[:, :, 0], values[:, 0]  # nothing these
+    more = {"queries": 75, "halves": halves, "n_images": 60, "overlap": 0.1, "setting": {"metric": metric}}
+    found = contest(values, **more)
+    pairs = found.pairs()
+    for over in (EPISODES, found.over):
+        estimates = found.differences(*pairs, over)
+        for i, (a, b) in enumerate(zip(*pairs, strict=True)):
+            mine = [estimates.mean[i], estimates.variance[i], estimates.df[i]]
+            np.testing.assert_allclose(mine, one_by_one(found, a, b, over), rtol=1e-9, atol=1e-15)
+    whole = compare([found])
+    for module in ("contests", "pairs"):
+        monkeypatch.setattr(sys.modules[f"fastxfer.comparing.{module}"], "AT_ONCE", 1)  # pair by pair
+    pd.testing.assert_frame_equal(compare([found]), whole, rtol=1e-9)
+    for line in whole.itertuples():
+        some = ["abcde".index(name) for name in (line.a, line.b)]
+        alone = compare([contest(values[:, some], **more | {"halves": halves[:, :, some]})]).iloc[0]
+        for name in ("difference", "low_images", "p", "p_episodes", "p_equivalent", "d", "superiority", "p_resampled"):
+            np.testing.assert_allclose(getattr(line, name), alone[name], rtol=1e-9, err_msg=name)
+
+
+def tail_of_one(size: np.ndarray, x: float, gap: float) -> float:
+    """Lugannani & Rice's tail of one sum, its saddlepoint found by SciPy's root finder."""
+    t = optimize.brentq(lambda t: size @ np.tanh(t * size) - x, 0.0, 50 / size.min(), xtol=1e-15, rtol=1e-14)
+    cumulants = np.log(np.cosh(np.minimum(t * size, 300))).sum()
+    spread = math.sqrt(((size / np.cosh(np.minimum(t * size, 300))) ** 2).sum())
+    w = math.sqrt(2 * (t * x - cumulants))
+    u = (2 / gap * math.sinh(t * gap / 2) if gap else t) * spread
+    return 2 * (stats.norm.sf(w) + stats.norm.pdf(w) * (1 / u - 1 / w))
+
+
+@pytest.mark.parametrize("queries", [0, 75])
+def test_all_sign_flips_at_once_are_each_alone(queries):
+    """From no difference to all differences of one sign but a few."""
+    rng = np.random.default_rng(3)
+    d = rng.normal(np.linspace(0.01, 2.5, 30), 1, (200, 30)) / 10
+    d = np.rint(d * queries) / queries if queries else d
+    together = paired.sign_flip_p(d, 1 / queries if queries else 0.0)
+    assert together.min() < 1e-40
+    for column, p in zip(d.T, together, strict=True):
+        size, total = np.abs(column[column != 0]), abs(column.sum())
+        gap = 2 / queries * np.gcd.reduce(np.rint(size * queries).astype(int)) if queries else 0.0
+        assert p == pytest.approx(tail_of_one(size, total - gap / 2, gap), rel=1e-7)
+        assert p == pytest.approx(float(paired.sign_flip_p(column, 1 / queries if queries else 0.0)), rel=1e-8)
+
+
+def test_the_smallest_difference_on_a_lattice_has_a_p_of_1_and_no_more():
+    """Half a step is taken from it, which leaves nothing, or a little less by rounding."""
+    for n in range(101, 161, 2):
+        d = np.repeat([1.0, -1.0], [(n + 1) // 2, n // 2]) / 75
+        line = compare([contest(np.column_stack([0.5 + d, np.full(n, 0.5)]), queries=75)]).iloc[0]
+        assert line["p"] == pytest.approx(1)
+        assert line["p"] <= 1
 
 
 # -- lining up ---------------------------------------------------------------------------------------------------------
@@ -323,7 +411,7 @@ def test_seeds_of_full_probes_are_replicates_on_the_same_images():
     assert (found.n, found.over, found.overlap, notes) == (4, EPISODES_AND_IMAGES, 1.0, [])
     d = influence[:, 0] - influence[:, 1]
     each = found.values[:, 0] - found.values[:, 1]
-    assert found.difference(0, 1, EPISODES_AND_IMAGES).variance == pytest.approx(each.var(ddof=1) / 4 + d @ d)
+    assert found.differences([0], [1], EPISODES_AND_IMAGES).variance == pytest.approx(each.var(ddof=1) / 4 + d @ d)
     assert math.isnan(compare([found])["p_resampled"].item())
 
 
@@ -353,11 +441,11 @@ def test_images_make_an_interval_wider_by_what_they_do_alone():
     influence = rng.normal(0, 0.01, (300, 2))
     (found,), _ = contests(made_rows(values), lambda cells: made_images(influence, episodes=100))
     d = influence[:, 0] - influence[:, 1]
-    episodes, both = (found.difference(0, 1, over) for over in (EPISODES, EPISODES_AND_IMAGES))
+    episodes, both = (found.differences([0], [1], over) for over in (EPISODES, EPISODES_AND_IMAGES))
     assert both.variance == pytest.approx(episodes.variance + d @ d + (d**2).max())
     opposite = made_images(influence, episodes=100).assign(odd=lambda i: i["sum"])  # all in one half: nothing in common
     (apart,), _ = contests(made_rows(values), lambda cells: opposite)
-    assert apart.difference(0, 1, EPISODES_AND_IMAGES).variance == pytest.approx(episodes.variance + 1 / 300**2)
+    assert apart.differences([0], [1], EPISODES_AND_IMAGES).variance == pytest.approx(episodes.variance + 1 / 300**2)
     line = compare([found]).iloc[0]
     assert (line["over"], line["test"], line["p"]) == (EPISODES_AND_IMAGES, "crossed t", line["p_images"])
 
@@ -381,6 +469,28 @@ def test_ranks_leave_open_what_is_not_told_apart():
     assert table[["low", "high"]].loc[["c", "d"]].to_numpy().tolist() == [[2, 3], [2, 3]]
     losses = rank([contest(values, setting={"metric": "log_loss"})]).set_index("name")
     assert losses.loc["a", ["rank", "low", "high"]].tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("n", [1, 20])
+def test_of_two_the_ranks_are_open_just_where_the_pair_is_undecided(n):
+    """Both go by the same exact test: McNemar's of one split, sign flips of episodes. A t test would say otherwise of some."""
+    seen, differs = set(), 0
+    for seed in range(120):
+        rng = np.random.default_rng(seed)
+        if n == 1:
+            right = rng.random((25, 2)) < [0.9, rng.uniform(0.3, 0.9)]
+            values = right.mean(axis=0, keepdims=True)
+            influence = (right - values) / 25 * math.sqrt(25 / 24)
+            found = contest(values, queries=25, halves=influence[None], n_images=25)
+        else:
+            found = contest(rng.normal([0.5, 0.5 + 0.03 * rng.random()], 0.03, (n, 2)) ** 2)
+        sure = bool(compare([found], margin=1e-9)["p_holm"].item() <= 0.05)
+        ranks = rank([found])
+        assert [line.low == line.high for line in ranks.itertuples()] == [sure, sure]
+        seen.add(sure)
+        differs += bool(found.differences([0], [1], found.over).p()[0] <= 0.05) != sure
+    assert seen == {True, False}
+    assert differs > 0 or n > 1  # of 20 episodes the two are nearly alike
 
 
 def test_ranks_over_targets_add_up_their_errors():
@@ -410,6 +520,14 @@ def test_critical_differences_are_demsars():
     assert found.iman_davenport_p == pytest.approx(stats.f.sf(13 * chi2 / (14 * 3 - chi2), 3, 39))
     alone = found.pairs.set_index(["a", "b"])["p"]
     assert alone["m", "C4.5"] == pytest.approx(stats.wilcoxon(scores[:, 1], scores[:, 0], zero_method="zsplit").pvalue)
+
+
+@pytest.mark.parametrize("n", [8, 10, 30, 60])
+def test_wilcoxons_tests_of_all_pairs_are_scipys_of_each(n):
+    d = np.random.default_rng(n).normal(0.3, 1, (n, 6))
+    d[0, 0], d[1, 1], d[:, 2] = 0.0, -d[0, 1], 0.0  # a zero, a tie, nothing at all
+    theirs = [stats.wilcoxon(c, zero_method="zsplit").pvalue if c.any() else 1.0 for c in d.T]
+    assert ranking._wilcoxon_p(d) == pytest.approx(theirs, rel=1e-12)
 
 
 def test_groups_are_runs_of_which_no_two_are_apart():

@@ -1,6 +1,6 @@
 """Comparisons that are paired: every backbone saw the same episodes, so what counts is the difference in each of them."""
 
-from fastxfer.comparing.contests import Contest, Estimate
+from fastxfer.comparing.contests import Contest, Estimates
 from fastxfer.comparing.crossing import crossings
 from fastxfer.comparing.lining import contests
 from fastxfer.comparing.pairs import compare
@@ -10,7 +10,7 @@ from fastxfer.comparing.tables import cell_table, latex, markdown
 __all__ = [
     "Contest",
     "Critical",
-    "Estimate",
+    "Estimates",
     "cell_table",
     "compare",
     "contests",

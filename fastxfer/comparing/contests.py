@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from fastxfer.statistics import (
@@ -31,31 +31,31 @@ Array = NDArray[Any]
 NOTHING = "nothing"
 SETTING = ("label", "target", "ways", "shots", "probe", "split", "metric")
 SHARES_OF_RIGHT = ("accuracy", "balanced_accuracy")
+AT_ONCE = 1 << 22  # values of replicates or images that pairs are compared by at a time
 
 
-class Estimate(NamedTuple):
-    """A mean, the variance of its error and the degrees of freedom of that; NaN where it is not known."""
+class Estimates(NamedTuple):
+    """Means, the variances of their errors and the degrees of freedom of those, (n_pairs,) each; NaN where not known."""
 
-    mean: float
-    variance: float
-    df: float
+    mean: Array
+    variance: Array
+    df: Array
 
-    def interval(self, level: float = 0.95) -> tuple[float, float]:
-        """The t interval."""
-        low, high = t_interval(np.array(self.mean), np.array(self.variance), np.array(self.df), level)
-        return float(low), float(high)
+    def interval(self, level: float = 0.95) -> tuple[Array, Array]:
+        """The t intervals."""
+        return t_interval(self.mean, self.variance, self.df, level)
 
-    def p(self) -> float:
-        """Of the two-sided t test that the mean is 0."""
-        if self.variance == 0:
-            return float(self.mean == 0)
-        return float(2 * stats.t.sf(abs(self.mean) / np.sqrt(self.variance), self.df))
+    def p(self) -> Array:
+        """Of the two-sided t tests that a mean is 0."""
+        return np.where(self.variance == 0, self.mean == 0, 2 * self._beyond(np.abs(self.mean)))
 
-    def p_equivalent(self, margin: float) -> float:
-        """Of the two one-sided t tests (Schuirmann 1987) that the mean is further from 0 than `margin`."""
-        if self.variance == 0:
-            return float(abs(self.mean) >= margin)
-        return float(stats.t.sf((margin - abs(self.mean)) / np.sqrt(self.variance), self.df))
+    def p_equivalent(self, margin: float) -> Array:
+        """Of the two one-sided t tests (Schuirmann 1987) that a mean is further from 0 than `margin`."""
+        far = np.abs(self.mean)
+        return np.where(self.variance == 0, far >= margin, self._beyond(margin - far))
+
+    def _beyond(self, x: Array) -> Array:
+        return np.asarray(stats.t.sf(x / np.sqrt(np.where(self.variance == 0, 1, self.variance)), self.df))
 
 
 @dataclass(frozen=True)
@@ -115,55 +115,83 @@ class Contest:
         metric, replicates = self.setting["metric"], np.full(len(mean), n)
         return interval_over_images(metric, mean, episodes, replicates, self.alone, self.rarity, level)
 
-    def difference(self, a: int, b: int, over: str) -> Estimate:
-        """The mean of a less b over a population: EPISODES, TEST_IMAGES (those of one replicate) or EPISODES_AND_IMAGES."""
-        weights = np.zeros((len(self.names), 1))
-        weights[a], weights[b] = 1, -1
-        mean, covariance, df = self.estimates(weights, over)
-        return Estimate(float(mean[0]), float(covariance[0, 0]), float(df[0]))
+    def pairs(self) -> tuple[Array, Array]:
+        """(n_pairs,) each: all pairs of contenders, by their places."""
+        return np.triu_indices(len(self.names), 1)
+
+    def differences(self, a: ArrayLike, b: ArrayLike, over: str) -> Estimates:
+        """The means of a less b, places of contenders (n_pairs,), over a population: EPISODES, TEST_IMAGES (those of one
+        replicate) or EPISODES_AND_IMAGES.
+        """
+        a, b, parts = np.asarray(a), np.asarray(b), []
+        step = max(1, AT_ONCE // max(self.n, 2 * self.n_groups))
+        for start in range(0, len(a), step):
+            some = slice(start, start + step)
+            weights = np.zeros((len(self.names), len(a[some]), 1))
+            np.put_along_axis(weights, a[None, some, None], 1, axis=0)
+            np.put_along_axis(weights, b[None, some, None], -1, axis=0)
+            mean, covariance, df = self._combined(weights, over)
+            parts.append((mean[:, 0], covariance[:, 0, 0], df[:, 0]))
+        return Estimates(*map(np.concatenate, zip(*parts, strict=True)))
 
     def estimates(self, weights: Array, over: str) -> tuple[Array, Array, Array]:
-        """Of several combinations, weights (k, m): means (m,), covariance (m, m), degrees of freedom (m,).
+        """Of several combinations, weights (k, m): means (m,), covariance (m, m), degrees of freedom (m,); see `_combined`."""
+        mean, covariance, df = self._combined(weights[:, None], over)
+        return mean[0], covariance[0], df[0]
+
+    def _combined(self, weights: Array, over: str) -> tuple[Array, Array, Array]:
+        """Of families of combinations, weights (k, n_families, m): means (n_families, m), covariances (n_families, m, m) and
+        degrees of freedom (n_families, m).
 
         NaN where the data do not speak of that population: neither does a metric that no image has moved, unless it is a
         share of right answers.
 
-        Of a share of right answers, the image that moves it most is counted twice, and where a handful do all the moving, an
-        image more on which contenders are always of two minds. So Agresti & Min (2005) add a half to each cell of the table
-        of two answers: a few images on which contenders differ would else look as if there could be no others.
+        Of a share of right answers, the image that moves a family most is counted twice, and where a handful do all the
+        moving, an image more on which contenders are always of two minds. So Agresti & Min (2005) add a half to each cell of
+        the table of two answers: a few images on which contenders differ would else look as if there could be no others.
 
         Degrees of freedom are Satterthwaite's (1946): those of the images' part come from how unlike its summands are, so
         that a few positives, or a few images on which contenders differ, count as few.
         """
-        m = weights.shape[1]
-        each = self.values @ weights
-        mean, unknown = each.mean(axis=0), np.full((m, m), np.nan)
-        episodes = np.cov(each, rowvar=False).reshape(m, m) / self.n if self.n > 1 else unknown
+        f, m = weights.shape[1:]
+        each = np.tensordot(self.values, weights, 1)
+        mean, unknown = each.mean(axis=0), np.full((f, m, m), np.nan)
+        apart = each - mean
+        episodes = _products(apart, apart) / (self.n - 1) / self.n if self.n > 1 else unknown
         if over in (EPISODES, NOTHING):
-            return mean, episodes, np.full(m, max(self.n - 1.0, 1.0))
+            return mean, episodes, np.full((f, m), max(self.n - 1.0, 1.0))
         if over != self.over or self.halves is None:
-            return mean, unknown, np.ones(m)
-        shifts, n = self.halves @ weights, self.n_groups
-        images, summands = shifts[0].T @ shifts[-1], shifts[0] * shifts[-1]
+            return mean, unknown, np.ones((f, m))
+        shifts, n = np.tensordot(self.halves, weights, 1), self.n_groups
+        images, summands = _products(shifts[0], shifts[-1]), shifts[0] * shifts[-1]
         if over == TEST_IMAGES:
             # Influences are made for independent images: their squares sum to an unbiased variance.
             images *= n / (n - 1) * (self.n_images - 1) / self.n_images
         else:
-            values, vectors = np.linalg.eigh((images + images.T) / 2)
-            images = (vectors * np.maximum(values, 0)) @ vectors.T
-        moved = np.abs(summands).sum(axis=1)
+            values, vectors = np.linalg.eigh((images + images.transpose(0, 2, 1)) / 2)
+            images = (vectors * np.maximum(values, 0)[:, None]) @ vectors.transpose(0, 2, 1)
+        moved = np.abs(summands).sum(axis=2)
+        still = ~moved.any(axis=0)
         if self.setting["metric"] in SHARES_OF_RIGHT:
-            few = moved.sum() ** 2 < FEWEST_GROUPS * (moved**2).sum() or not moved.any()
-            most = np.full(m, 1 / n) if few else shifts[:, moved.argmax()].mean(axis=0)
-            images, summands = images + np.outer(most, most), np.vstack([summands, most**2])
-        elif not moved.any():
-            return mean, unknown, np.ones(m)
+            few = (moved.sum(axis=0) ** 2 < FEWEST_GROUPS * (moved**2).sum(axis=0)) | still
+            most = shifts[:, moved.argmax(axis=0), np.arange(f)].mean(axis=0)
+            most = np.where(few[:, None], 1 / n, most)
+            images = images + most[:, :, None] * most[:, None]
+            summands = np.concatenate([summands, most[None] ** 2])
         total = images if over == TEST_IMAGES else episodes + images
+        variance = np.diagonal(total, axis1=1, axis2=2)
         error = len(summands) * summands.var(axis=0, ddof=1)
         if over == EPISODES_AND_IMAGES:
-            error += 2 * np.diag(episodes) ** 2 / (self.n - 1)
-        df = 2 * np.diag(total) ** 2 / np.maximum(error, 1e-300)
-        return mean, total, np.clip(df, 1.0, self.n + n - 2.0)
+            error = error + 2 * np.diagonal(episodes, axis1=1, axis2=2) ** 2 / (self.n - 1)
+        df = np.clip(2 * variance**2 / np.maximum(error, 1e-300), 1.0, self.n + n - 2.0)
+        if self.setting["metric"] not in SHARES_OF_RIGHT:
+            total, df = np.where(still[:, None, None], np.nan, total), np.where(still[:, None], 1.0, df)
+        return mean, total, df
+
+
+def _products(x: Array, y: Array) -> Array:
+    """(n, f, m) each -> (f, m, m): sums of products over n."""
+    return x.transpose(1, 2, 0) @ y.transpose(1, 0, 2)
 
 
 def words_of(setting: Mapping[str, str]) -> str:

@@ -45,8 +45,7 @@ def contests(
     lists = np.zeros(len(cells), int) if nested else pd.factorize(cells["episodes_hash"])[0]
     cells = cells.assign(at=at, list=lists, cell=_cells_of(cells))
     columns = {name: rows[name].to_numpy() for name in ("episode", "value", "n_queries")}
-    images = read_images(set(cells["cell"])) if read_images else None
-    by_cell = _positions(images)
+    by_cell = _by_cell(read_images(set(cells["cell"]))) if read_images else None
     common = [column for column in SETTING if column not in differ]
     found: list[Contest] = []
     notes: list[str] = []
@@ -56,7 +55,7 @@ def contests(
             setting = dict(zip(common, key, strict=True))
             sides = {name: _Side.of(part, columns) for name, part in group.groupby(differ, sort=False)}
             if len(sides) > 1:
-                contest = _line_up(setting, sides, images, by_cell, notes)
+                contest = _line_up(setting, sides, by_cell, notes)
                 if contest is not None:
                     found.append(contest)
             advance(1)
@@ -94,8 +93,7 @@ class _Side:
 def _line_up(
     setting: dict[str, str],
     sides: dict[Any, _Side],
-    images: pd.DataFrame | None,
-    by_cell: dict[Cell, Array],
+    by_cell: dict[Cell, dict[str, Array]] | None,
     notes: list[str],
 ) -> Contest | None:
     where = words_of(setting)
@@ -128,30 +126,36 @@ def _line_up(
         notes.append(f"{where}: {left}, a value being undefined")
     plain = tuple(_said(name) if len(name) == 1 else name for name in names)
     contest = Contest(setting, plain, values[defined], sides[names[0]].queries)
-    if images is None or any(cell not in by_cell for name in names for cell in sides[name].cells):
+    if by_cell is None or any(cell not in by_cell for name in names for cell in sides[name].cells):
         return contest
-    lines = [_image_lines(images, [by_cell[cell] for cell in sides[name].cells]) for name in names]
-    if any(episodes != contest.n for _, episodes in lines):
+    lines = [_Images.of([by_cell[cell] for cell in sides[name].cells]) for name in names]
+    if any(side.replicates != contest.n for side in lines):
         notes.append(f"{where}: nothing is said over test images: their influences are of other episodes than these")
         return contest
-    asked = lines[0][0][["image", "n"]]
-    if not all(np.array_equal(side[["image", "n"]], asked) for side, _ in lines):
+    if not all(np.array_equal(side.image, lines[0].image) and np.array_equal(side.n, lines[0].n) for side in lines):
         notes.append(f"{where}: nothing is said over test images: contenders were asked other ones")
         return contest
-    return _with_images(contest, [side for side, _ in lines], _second_half(shared[defined]))
+    return _with_images(contest, lines, _second_half(shared[defined]))
 
 
 def _cells_of(cells: pd.DataFrame) -> list[Cell]:
     return [tuple(cell) for cell in cells[list(CELL)].itertuples(index=False, name=None)]
 
 
-def _positions(images: pd.DataFrame | None) -> dict[Cell, Array]:
-    """Cell -> positions of its images."""
-    if images is None or images.empty:
+def _by_cell(images: pd.DataFrame) -> dict[Cell, dict[str, Array]]:
+    """Cell -> its columns of `ResultStore.read_images`, a line an image."""
+    if images.empty:
         return {}
     numbers = images.groupby(list(CELL), observed=True, sort=False).ngroup().to_numpy()
-    at = np.split(np.argsort(numbers, kind="stable"), np.cumsum(np.bincount(numbers))[:-1])
-    return dict(zip(_cells_of(images.iloc[[positions[0] for positions in at]]), at, strict=True))
+    order, ends = np.argsort(numbers, kind="stable"), np.cumsum(np.bincount(numbers))
+    columns = {
+        name: images[name].to_numpy()[order] for name in ("image", "group", "episodes", "rarity", "n", "sum", "odd")
+    }
+    keys = _cells_of(images.iloc[order[ends - 1]])
+    return {
+        key: {name: column[start:end] for name, column in columns.items()}
+        for key, start, end in zip(keys, [0, *ends[:-1]], ends, strict=True)
+    }
 
 
 def _second_half(keys: Array) -> NDArray[np.bool_]:
@@ -160,43 +164,70 @@ def _second_half(keys: Array) -> NDArray[np.bool_]:
     return np.where(sizes[seeds] == 1, seeds, keys[:, 2]) % 2 == 1
 
 
-def _image_lines(images: pd.DataFrame, at: list[Array]) -> tuple[pd.DataFrame, int]:
-    """One contender's images, sorted, its cells (seeds) added up: image, group, n, first and second (sums over halves of
-    replicates), rarity; and how many replicates these are."""
-    parts, replicates = [], 0
-    for number, positions in enumerate(at):
-        part = images.iloc[positions]
-        episodes = int(part["episodes"].iloc[0])
+@dataclass(frozen=True, eq=False)
+class _Images:
+    """One contender's test images, its cells (seeds) added up.
+
+    image, group, n, first, second (n_images,): rows of the target, sorted; group; how often asked; sums over two halves of
+    the replicates. rarity: on average over cells. replicates: how many these are
+    """
+
+    image: Array
+    group: Array
+    n: Array
+    first: Array
+    second: Array
+    rarity: float
+    replicates: int
+
+    @classmethod
+    def of(cls, cells: list[dict[str, Array]]) -> _Images:
+        replicates = [int(cell["episodes"][0]) for cell in cells]
         # A cell of one replicate is of one half, by the place of its seed.
-        second = part["odd"] if episodes > 1 else part["sum"] * (number % 2)
-        parts.append(part.assign(first=part["sum"] - second, second=second))
-        replicates += episodes
-    sums = {"group": "first", "n": "sum", "first": "sum", "second": "sum", "rarity": "mean"}
-    return pd.concat(parts).groupby("image", observed=True).agg(sums).reset_index(), replicates
+        seconds = [
+            cell["odd"] if episodes > 1 else cell["sum"] * (number % 2)
+            for number, (cell, episodes) in enumerate(zip(cells, replicates, strict=True))
+        ]
+        every = {name: np.concatenate([cell[name] for cell in cells]) for name in cells[0]}
+        second = np.concatenate(seconds)
+        image, first_at, at = np.unique(every["image"], return_index=True, return_inverse=True)
+
+        def added(values: Array) -> Array:
+            return np.bincount(at, values, len(image))
+
+        return cls(
+            image,
+            every["group"][first_at],
+            added(every["n"]),
+            added(every["sum"] - second),
+            added(second),
+            float(every["rarity"][at == 0].mean()),
+            sum(replicates),
+        )
 
 
-def _with_images(contest: Contest, lines: list[pd.DataFrame], second: NDArray[np.bool_]) -> Contest:
-    """The contest with what its test images do. lines: a frame a contender; second (n,): replicates of the second half."""
-    group = np.unique(lines[0]["group"], return_inverse=True)[1]
+def _with_images(contest: Contest, lines: list[_Images], second: NDArray[np.bool_]) -> Contest:
+    """The contest with what its test images do. lines: of each contender; second (n,): replicates of the second half."""
+    group = np.unique(lines[0].group, return_inverse=True)[1]
     counts = [(~second).sum(), second.sum()] if contest.n > 1 else [1]
     if min(counts) == 0:
         return contest
+    firsts, seconds = (np.column_stack([getattr(side, name) for side in lines]) for name in ("first", "second"))
     halves = np.zeros((len(counts), int(group.max()) + 1, len(lines)))
-    for half, name, count in zip(halves, ("first", "second"), counts, strict=False):
-        np.add.at(half, group, np.column_stack([side[name] for side in lines]) / count)
-    asked = lines[0]["n"].to_numpy(float)
+    for half, sums, count in zip(halves, (firsts, seconds), counts, strict=False):
+        np.add.at(half, group, sums / count)
+    asked = lines[0].n
     pairs = contest.n * (contest.n - 1) * contest.queries
     overlap = float((asked * (asked - 1)).sum() / pairs) if pairs else float("nan")
-    every = pd.concat(lines)
     alone = variance_over_images(
         np.repeat(np.arange(len(lines)), len(group)),
-        every["group"].to_numpy(),
-        every["n"].to_numpy(),
-        (every["first"] + every["second"]).to_numpy(),
-        every["second"].to_numpy(),
+        np.concatenate([side.group for side in lines]),
+        np.concatenate([side.n for side in lines]),
+        (firsts + seconds).T.ravel(),
+        seconds.T.ravel(),
         np.full(len(lines), contest.n),
     )
-    rarity = np.array([side["rarity"].iloc[0] for side in lines])
+    rarity = np.array([side.rarity for side in lines])
     return replace(contest, halves=halves, n_images=len(group), overlap=overlap, alone=alone, rarity=rarity)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from fastxfer.comparing import paired
-from fastxfer.comparing.contests import NOTHING, Contest
+from fastxfer.comparing.contests import AT_ONCE, NOTHING, Contest
 from fastxfer.metrics import lower_is_better
 from fastxfer.progress import progress
 from fastxfer.statistics import EPISODES, EPISODES_AND_IMAGES, TEST_IMAGES
@@ -45,17 +45,14 @@ def compare(contests: Sequence[Contest], *, margin: float = 1.0, level: float = 
     A difference that is there but smaller than the margin is "equivalent": the margin is what does not matter. The share
     of families with a wrong "better" is at most 1 - level, and so is that of families with a wrong "equivalent".
     """
-    lines: list[dict[str, Any]] = []
+    tables: list[pd.DataFrame] = []
     with progress("comparing", len(contests), "settings") as advance:
         for contest in contests:
-            k = len(contest.names)
-            lines += [
-                compare_pair(contest, a, b, margin=margin, level=level) for a in range(k) for b in range(a + 1, k)
-            ]
+            tables.append(compare_pairs(contest, margin=margin, level=level))
             advance(1)
-    table = pd.DataFrame(lines)
-    if table.empty:
-        return table
+    if not tables:
+        return pd.DataFrame()
+    table = pd.concat(tables, ignore_index=True)
     p, p_equivalent = (table[name].to_numpy(float) for name in ("p", "p_equivalent"))
     table["p_holm"], table["p_equivalent_holm"] = holm(p), holm(p_equivalent)
     known = np.isfinite(p)
@@ -79,58 +76,86 @@ def holm(p: Array) -> Array:
     return corrected
 
 
-def compare_pair(contest: Contest, a: int, b: int, *, margin: float = 1.0, level: float = 0.95) -> dict[str, Any]:
-    """One line of `compare`, without what is corrected for the others."""
-    each = (contest.values[:, a] - contest.values[:, b]).round(12)  # what is equal is equal, whatever the rounding
-    over = contest.over
-    episodes = contest.difference(a, b, EPISODES)
-    wide = contest.difference(a, b, EPISODES_AND_IMAGES if contest.n > 1 else TEST_IMAGES)
-    metric = contest.setting["metric"]
-    flips = paired.sign_flip_p(each, 1 / contest.queries if contest.queries else 0.0) if contest.n > 1 else math.nan
-    test, p_images = _over_images(contest, a, b, metric)
-    if over == EPISODES:
-        test = "sign flips"
+def compare_pairs(contest: Contest, *, margin: float = 1.0, level: float = 0.95) -> pd.DataFrame:
+    """The lines of `compare` of one contest, without what is corrected for the others."""
+    a, b = contest.pairs()
+    over, metric = contest.over, contest.setting["metric"]
+    episodes = contest.differences(a, b, EPISODES)
+    wide = contest.differences(a, b, EPISODES_AND_IMAGES if contest.n > 1 else TEST_IMAGES)
     (low, high), (low_images, high_images) = episodes.interval(level), wide.interval(level)
-    judged = episodes if over == EPISODES else wide
-    return {
-        **contest.setting,
-        "a": contest.names[a],
-        "b": contest.names[b],
-        "mean_a": POINT * contest.values[:, a].mean(),
-        "mean_b": POINT * contest.values[:, b].mean(),
-        "difference": POINT * each.mean(),
-        "low": POINT * low,
-        "high": POINT * high,
-        "low_images": POINT * low_images,
-        "high_images": POINT * high_images,
-        "n": contest.n,
-        "n_images": contest.n_groups,
-        "d": paired.effect_size(each),
-        "superiority": paired.superiority(-each if lower_is_better(metric) else each),
-        "p_episodes": flips,
-        "p_images": p_images,
-        "overlap": contest.overlap,
-        "p_resampled": paired.resampled_p(each, contest.overlap),
-        "over": over,
-        "test": test,
-        "p": flips if over == EPISODES else p_images,
-        "margin": margin,
-        "p_equivalent": judged.p_equivalent(margin / POINT) if over != NOTHING else math.nan,
-    }
+    judged, means = episodes if over == EPISODES else wide, POINT * contest.values.mean(axis=0)
+    p_episodes, unknown = over_episodes(contest, a, b), np.full(len(a), math.nan)
+    test, p = test_of(contest, a, b)
+    parts = []
+    for each in _apart(contest, a, b):
+        sign = -1 if lower_is_better(metric) else 1
+        parts.append(
+            (each.mean(axis=0), paired.effect_size(each), paired.superiority(sign * each),
+             paired.resampled_p(each, contest.overlap))
+        )  # fmt: skip
+    difference, d, superiority, p_resampled = map(np.concatenate, zip(*parts, strict=True))
+    return pd.DataFrame(
+        {
+            **contest.setting,
+            "a": [contest.names[i] for i in a],
+            "b": [contest.names[i] for i in b],
+            "mean_a": means[a],
+            "mean_b": means[b],
+            "difference": POINT * difference,
+            "low": POINT * low,
+            "high": POINT * high,
+            "low_images": POINT * low_images,
+            "high_images": POINT * high_images,
+            "n": contest.n,
+            "n_images": contest.n_groups,
+            "d": d,
+            "superiority": superiority,
+            "p_episodes": p_episodes,
+            "p_images": unknown if over in (EPISODES, NOTHING) else p,
+            "overlap": contest.overlap,
+            "p_resampled": p_resampled,
+            "over": over,
+            "test": test,
+            "p": p,
+            "margin": margin,
+            "p_equivalent": judged.p_equivalent(margin / POINT) if over != NOTHING else unknown,
+        }
+    )
 
 
-def _over_images(contest: Contest, a: int, b: int, metric: str) -> tuple[str, float]:
-    """The test over test images, by name, and its p."""
-    if contest.over in (EPISODES, NOTHING):
-        return "none", math.nan
+def test_of(contest: Contest, a: Array, b: Array) -> tuple[str, Array]:
+    """The test of no difference between contenders, places (n_pairs,), over the widest population that is known: its name
+    and p (n_pairs,).
+    """
+    metric = contest.setting["metric"]
+    if contest.over == NOTHING:
+        return "none", np.full(len(a), math.nan)
+    if contest.over == EPISODES:
+        return "sign flips", over_episodes(contest, a, b)
     assert contest.halves is not None
-    if contest.over == EPISODES_AND_IMAGES:
-        return "crossed t", contest.difference(a, b, EPISODES_AND_IMAGES).p()
-    estimate = contest.difference(a, b, TEST_IMAGES)
-    if metric == "auc" and not contest.grouped:
-        return "DeLong", estimate.p()
-    if metric == "accuracy" and not contest.grouped:
+    if contest.over == TEST_IMAGES and metric == "accuracy" and not contest.grouped:
         # An image's influence on a share of right answers is (right - share) / images.
-        right = contest.halves[0][:, [a, b]] * contest.n_groups + contest.values[0, [a, b]] > 0.5
-        return "McNemar", paired.mcnemar_p(right[:, 0], right[:, 1])
-    return "t over patients" if contest.grouped else "t over images", estimate.p()
+        right = contest.halves[0] * contest.n_groups + contest.values[0] > 0.5
+        return "McNemar", paired.mcnemar_p(right[:, a], right[:, b])
+    p = contest.differences(a, b, contest.over).p()
+    if contest.over == EPISODES_AND_IMAGES:
+        return "crossed t", p
+    if metric == "auc" and not contest.grouped:
+        return "DeLong", p
+    return "t over patients" if contest.grouped else "t over images", p
+
+
+def over_episodes(contest: Contest, a: Array, b: Array) -> Array:
+    """p (n_pairs,) of the paired permutation tests over episodes; NaN for a single replicate."""
+    if contest.n == 1:
+        return np.full(len(a), math.nan)
+    step = 1 / contest.queries if contest.queries else 0.0
+    return np.concatenate([paired.sign_flip_p(each, step) for each in _apart(contest, a, b)])
+
+
+def _apart(contest: Contest, a: Array, b: Array) -> Iterator[Array]:
+    """Differences (n, some pairs) of a less b; what is equal is equal, whatever the rounding."""
+    step = max(1, AT_ONCE // contest.n)
+    for start in range(0, len(a), step):
+        some = slice(start, start + step)
+        yield (contest.values[:, a[some]] - contest.values[:, b[some]]).round(12)
