@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers import blobs_store, blobs_target
 from PIL import Image
 from test_cli_embed import OWN, run, run_json, world  # noqa: F401
 from test_store import fill, make_store, make_target, values_for
 
 import fastxfer.store.projector as module
+from fastxfer.errors import DataError
 from fastxfer.store import EmbeddingStore
 from fastxfer.store.projector import export_projector
 
@@ -161,3 +163,12 @@ def test_what_does_not_go_together(world: Path) -> None:  # noqa: F811
         assert result.exit_code == 2, more
         assert message in result.stderr
     assert not Path("p").exists()
+
+
+def test_two_dimensions_are_enough_and_one_is_refused(tmp_path: Path) -> None:
+    blobs_store(tmp_path / "flat", blobs_target(n_classes=2, n_train=3, n_test=3), backbones={"b": 1.0}, dim=2)
+    assert export_projector(EmbeddingStore.open(tmp_path / "flat"), "b", "blobs", tmp_path / "p").n_points == 12
+    assert read_tensors(tmp_path / "p").shape == (12, 2)
+    blobs_store(tmp_path / "line", blobs_target(n_classes=2, n_train=3, n_test=3), backbones={"b": 1.0}, dim=1)
+    with pytest.raises(DataError, match="one dimension; the projector takes two or more"):
+        export_projector(EmbeddingStore.open(tmp_path / "line"), "b", "blobs", tmp_path / "q")

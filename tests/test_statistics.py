@@ -175,6 +175,8 @@ def test_variance_over_images_is_that_of_pairs_of_episodes(patients):
     expected = np.mean([of_group[i] @ of_group[j] for i in range(0, 7, 2) for j in range(1, 7, 2)])
     n = len(of_group[0])
     assert got.variance[0] == pytest.approx(expected * (n / (n - 1) if patients else 1))
+    of_each = np.mean([of_group[i] * of_group[j] for i in range(0, 7, 2) for j in range(1, 7, 2)], axis=0)
+    assert got.spread[0] == pytest.approx(n * of_each.var(ddof=1) * ((n / (n - 1)) ** 2 if patients else 1))
     assert got.groups[0] == got.effective[0] == n
     once = variance_over_images(np.zeros(12, int), group, np.ones(12, int), total, odd * 0, np.array([1]))
     assert once.variance[0] == pytest.approx((of_group.sum(axis=0) ** 2).sum() * (n / (n - 1) if patients else 1))
