@@ -81,7 +81,7 @@ class _Bench:
         top = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         passes = int(got.iterations.sum())
         a_pass, core_pass = seconds(lambda: self._products(n_classes))
-        bounds = np.array([self._bounds(y, n_classes, p, z) for p, z in zip(l2, got.scores, strict=True)])
+        bounds = self._bounds(y, n_classes, np.array(l2), got.scores)
         apart = (bounds[:, 1] - bounds[:, 0]) / got.objective
         within = (got.objective >= bounds[:, 0] * (1 - SAME)) & (got.objective <= bounds[:, 1] * (1 + SAME))
         fields = {
@@ -119,32 +119,44 @@ class _Bench:
             rows = self.x[start : start + BLOCK]
             (rows @ w.T).T @ rows
 
-    def _bounds(self, y: NDArray[Any], n_classes: int, l2: float, scores: NDArray[np.float32]) -> tuple[float, float]:
-        """Below and above the minimum, by the residuals of its scores (m, c)."""
-        mean = self.x.mean(axis=0, dtype=np.float64)
+    def _bounds(self, y: NDArray[Any], n_classes: int, l2: NDArray[Any], scores: NDArray[np.float32]) -> NDArray[Any]:
+        """(L, 2): below and above the minimum at each of L penalties, by the residuals of the scores (L, m, c)."""
         multi_label = y.ndim == 2
         known = ~np.isnan(y) if multi_label else np.ones((len(y), 1), bool)
         of = known.sum(axis=0)  # images of a problem
         truth = np.where(known, y, 0) if multi_label else np.eye(n_classes)[y]
-        z = scores.astype(np.float64)
-        r = (expit(z) if multi_label else softmax(z, axis=1)) - truth
-        r = np.where(known, r, 0)
-        r -= np.where(known, r.sum(axis=0) / of, 0)  # the bias asks that they add up to nothing
-        p = np.clip(r + truth, 0, 1)
-        entropy = entr(p) + entr(1 - p) if multi_label else entr(p)
-        v = np.zeros((self.x.shape[1], n_classes))
-        for start in range(0, len(r), BLOCK):
-            rows = slice(start, start + BLOCK)
-            v -= (self.x[rows] - mean).astype(np.float32).T @ r[rows].astype(np.float32)
-        v /= of * l2
-        penalty = 0.5 * l2 * float((v**2).sum())
-        lower = float((np.where(known, entropy, 0) / of).sum()) - penalty
-        fitted = np.concatenate(
-            [(self.x[s : s + BLOCK] - mean).astype(np.float32) @ v.astype(np.float32) for s in range(0, len(r), BLOCK)]
-        ).astype(np.float64)
+        lower, residuals = [], []
+        for z in scores:
+            r = (expit(z) if multi_label else softmax(z, axis=1)) - truth
+            r = np.where(known, r, 0)
+            r -= np.where(known, r.sum(axis=0) / of, 0)  # the bias asks that they add up to nothing
+            p = np.clip(r + truth, 0, 1)
+            entropy = entr(p) + entr(1 - p) if multi_label else entr(p)
+            lower.append(float((np.where(known, entropy, 0) / of).sum()))
+            residuals.append((r / of).astype(np.float32))
+        side_by_side = np.concatenate(residuals, axis=1)
+        del residuals
+        v = np.zeros((self.x.shape[1], side_by_side.shape[1]))
+        mean = self.x.mean(axis=0, dtype=np.float64).astype(np.float32)
+        blocks = [slice(start, start + BLOCK) for start in range(0, len(self.x), BLOCK)]
+        for rows in blocks:
+            v -= (self.x[rows] - mean).T @ side_by_side[rows]
+        v = v.reshape(len(v), len(l2), -1) / l2[:, None]
+        penalty = 0.5 * l2 * (v**2).sum(axis=(0, 2))
+        weights = v.reshape(len(v), -1).astype(np.float32)
+        fitted = np.concatenate([(self.x[rows] - mean) @ weights for rows in blocks])
+        upper = [
+            self._loss(y, known, of, fitted[:, at : at + scores.shape[2]].astype(np.float64), z)
+            for at, z in zip(range(0, fitted.shape[1], scores.shape[2]), scores, strict=True)
+        ]
+        return np.stack([np.array(lower) - penalty, np.array(upper) + penalty], axis=1)
+
+    def _loss(
+        self, y: NDArray[Any], known: NDArray[Any], of: NDArray[Any], fitted: NDArray[Any], z: NDArray[Any]
+    ) -> float:
         fitted += np.where(known, z - fitted, 0).sum(axis=0) / of  # the bias of the scores, nearly
-        if multi_label:
+        if y.ndim == 2:
             loss = np.logaddexp(0, np.where(y > 0.5, -fitted, fitted))
         else:
             loss = (logsumexp(fitted, axis=1) - fitted[np.arange(len(y)), y])[:, None]
-        return lower, float((np.where(known, loss, 0) / of).sum()) + penalty
+        return float((np.where(known, loss, 0) / of).sum())
