@@ -12,7 +12,8 @@ from helpers import blobs_store, blobs_target
 
 from fastxfer.cli import main
 from fastxfer.errors import DataError
-from fastxfer.results import CELL, KEY, ResultStore, merge
+from fastxfer.results import CELL, KEY, ResultStore
+from fastxfer.results.merging import merge
 from fastxfer.study import World, is_complete, open_world, price, read_part, read_study, run_study, status
 from fastxfer.study.page import rows_of
 from fastxfer.until import FEWEST, looks
