@@ -42,17 +42,12 @@ def main(arguments: list[str] | None = None) -> int:
     options = Options(tiny=given.tiny, threads=given.threads, minutes=given.minutes, only=tuple(given.only))
     entries: list[Entry] = []
     for name in given.names or [name for name in BENCHMARKS if name not in ON_REQUEST]:
-        where = machine()
-        some = [entry | where for entry in BENCHMARKS[name](options)]
+        where, some = machine(), []
+        for entry in BENCHMARKS[name](options):
+            some.append(entry | where)
+            if given.save:
+                _save(name, some, add=bool(given.only))
         entries += some
-        if given.save:
-            RESULTS.mkdir(exist_ok=True)
-            file = RESULTS / f"{name}-{where['date'][:10]}-{where['commit'][:9]}.json"
-            mine = {entry["name"] for entry in some}
-            before = json.loads(file.read_text(encoding="utf-8")) if given.only and file.exists() else []
-            some = [*(entry for entry in before if entry["name"] not in mine), *some]
-            file.write_text(json.dumps(some, indent=1) + "\n", encoding="utf-8")
-            print(f"written: {file}", file=sys.stderr)
     if given.json:
         print(json.dumps(entries, indent=1))
     else:
@@ -64,6 +59,18 @@ def main(arguments: list[str] | None = None) -> int:
         if replayed:
             print_table(replayed)
     return 0 if all(entry["checked"] for entry in entries) else 1
+
+
+def _save(name: str, entries: list[Entry], *, add: bool) -> None:
+    """Write what there is so far, so that an interrupted run keeps it; `add`: beside others of the same day and commit."""
+    RESULTS.mkdir(exist_ok=True)
+    file = RESULTS / f"{name}-{entries[0]['date'][:10]}-{entries[0]['commit'][:9]}.json"
+    mine = {entry["name"] for entry in entries}
+    before = json.loads(file.read_text(encoding="utf-8")) if add and file.exists() else []
+    kept = [*(entry for entry in before if entry["name"] not in mine), *entries]
+    file.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+    if len(entries) == 1:
+        print(f"writing: {file}", file=sys.stderr)
 
 
 def _table(entries: list[Entry]) -> None:
