@@ -7,7 +7,7 @@ was done, on what, by whom, how fast, whether the answers were checked, on which
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,7 +52,7 @@ class Options:
     only: tuple[str, ...] = ()
 
 
-BENCHMARKS: dict[str, Callable[[Any], list[Entry]]] = {
+BENCHMARKS: dict[str, Callable[[Any], Iterable[Entry]]] = {
     "fewshot": fewshot.run,
     "path": path.run,
     "knn": knn.run,

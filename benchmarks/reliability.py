@@ -27,13 +27,14 @@ KINDS = (
 )
 
 
-def run(options: Any) -> list[dict[str, Any]]:
-    """An entry a kind of damage; `options.minutes` are for hypothesis, of all parsers together."""
+def run(options: Any) -> Iterator[dict[str, Any]]:
+    """An entry a kind of damage, as they come; `options.minutes` are for hypothesis, of all parsers together."""
     kinds = options.only or (KINDS[:-2] if options.tiny else KINDS)
-    entries = [*_broken([kind for kind in kinds if kind not in ("kills", "study")], options)]
-    entries += _kills() if "kills" in kinds else []
-    entries += [_study()] if "study" in kinds else []
-    return [entry | {"tiny": options.tiny} for entry in entries]
+    yield from _broken([kind for kind in kinds if kind not in ("kills", "study")], options)
+    if "kills" in kinds:
+        yield from _kills()
+    if "study" in kinds:
+        yield _study()
 
 
 def _broken(left: list[str], options: Any) -> Iterator[dict[str, Any]]:
@@ -50,7 +51,7 @@ def _broken(left: list[str], options: Any) -> Iterator[dict[str, Any]]:
                     if line.startswith("{"):
                         row = json.loads(line)
                         print(f"{row['name']}: {row['held']} of {row['cases']}", file=sys.stderr, flush=True)
-                        yield row
+                        yield row | {"tiny": options.tiny}
             said.seek(0)
             words = said.read()
         if process.returncode == 0:

@@ -182,6 +182,15 @@ def test_variance_over_images_is_that_of_pairs_of_episodes(patients):
     assert once.variance[0] == pytest.approx((of_group.sum(axis=0) ** 2).sum() * (n / (n - 1) if patients else 1))
 
 
+def test_images_that_tell_nothing_alone_leave_the_design_as_it_is():
+    """Of each patient one image is asked in even episodes only, the other in odd ones: alone they have no products."""
+    group, total = np.repeat(np.arange(12), 2), np.full(24, 0.1)
+    odd = np.where(np.arange(24) % 2, total, 0.0)
+    got = variance_over_images(np.zeros(24, int), group, np.ones(24, int), total, odd, np.array([8]))
+    assert got.variance[0] > 0
+    assert got.design[0] == 1.0
+
+
 def test_cells_without_an_interval_say_why():
     def images(**changes):
         lines = rows(np.zeros(40)).drop(columns=["episode", "value"])[list(CELL)]
