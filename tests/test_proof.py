@@ -170,7 +170,14 @@ def test_the_page_is_what_the_results_say() -> None:
 def test_a_page_of_made_up_results(tmp_path: Path) -> None:
     where = {"device": "a machine", "cores": 2, "load": 0.5, "commit": "c" * 40, "date": "2026-11-30T00:00:00+00:00"}
     claim = {"claim": "x", "against": "y", "most": 1e-6, "figure": 2e-6, "unit": "gap", "checked": False} | where
-    broken = {"what": "z", "cases": 1000, "held": 1000, "worst": "fine", "checked": True} | where
+    broken = {
+        "name": "reliability/z",
+        "what": "z",
+        "cases": 1000,
+        "held": 1000,
+        "worst": "fine",
+        "checked": True,
+    } | where
     mutant = {"part": "store", "file": "a.py", "line": 3, "before": " a | b", "after": " a & b"} | where
     (tmp_path / "truth-2026-11-30-c.json").write_text(json.dumps([claim]))
     (tmp_path / "truth-2026-11-29-c.json").write_text(json.dumps([claim | {"claim": "old", "date": "2026-11-29"}]))
