@@ -15,7 +15,7 @@ from benchmarks.realstudy.run import Run
 from fastxfer.results import ResultStore
 
 TINY = Extent(
-    sizes=("s", "m"), amounts=(4, 10), images_seen=10, foreign=("resnet56",), targets=("dtd10", "kermany3", "nih"),
+    sizes=("s", "m"), amounts=(5, 10), images_seen=10, foreign=("resnet56",), targets=("dtd10", "kermany3", "nih"),
     more_targets=(), per_class=8, shots=(1, 5), episodes=20, many=((6, 10),), steps=1, batch=4, proximity=False,
 )  # fmt: skip
 # Names with a digit in them, and the level of all intervals. All else that has a digit is filled in from the tables.

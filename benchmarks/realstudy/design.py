@@ -168,8 +168,7 @@ def _foreign() -> Iterator[BackboneDesign]:
         "arch": f"{_ARCHITECTURES / 'cxr_mobilenetv3.py'}:build", "input_size": one,
     })  # fmt: skip
     yield BackboneDesign("cxr-kermany", CHEST, "kermany", 5_216, keys={
-        "checkpoint": str(weights / "cxr_squeezenet1_1_kermany3.safetensors"), "arch": "torchvision:squeezenet1_1",
-        "arch_args": {"num_classes": 3}, "input_size": three, **of_imagenet,
+        "checkpoint": str(weights / "cxr_squeezenet1_1_kermany3.safetensors"), "arch": "torchvision:squeezenet1_1", "input_size": three, **of_imagenet,
     })  # fmt: skip
 
 

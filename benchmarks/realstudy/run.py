@@ -18,6 +18,7 @@ from fastxfer.files import write_whole
 from fastxfer.store import EmbeddingStore
 
 PROXIMITY_OF = "kermany3"
+LEAST_UNITS = 40  # patients, or drawers, that proximity wants in train
 
 
 class Run:
@@ -91,9 +92,10 @@ class Run:
             )  # fmt: skip
 
     def _proximity(self) -> None:
-        """Of the chest source to every target, by all networks of others that have seen neither."""
+        """Of the chest source to every target with enough to draw from, by all networks of others that have seen neither."""
+        store = EmbeddingStore.open(str(self.out / "store"))
         references = [b.name for b in backbones(self.extent) if not b.is_ours and not b.has_seen(PROXIMITY_OF)]
-        others = [t for t in self.extent.targets if t != PROXIMITY_OF]
+        others = [t for t in self.extent.targets if t != PROXIMITY_OF and _units(store, t) >= LEAST_UNITS]
         if self.extent.proximity and not (self.out / "near.csv").exists():
             self._do(
                 "proximity", "proximity", PROXIMITY_OF, *others, "--reference", *references, "--measure", "mmd", "neighbours",
@@ -123,6 +125,13 @@ class Run:
             spent["clock"] += time.perf_counter() - clock
             spent["core"] += time.process_time() - core
             write_whole(self.log, (json.dumps(self.spent, indent=1) + "\n").encode())
+
+
+def _units(store: EmbeddingStore, target: str) -> int:
+    """Patients in train, or images where none are known."""
+    table = store.target(target)
+    rows = table.rows("train")
+    return len(rows) if table.patient is None else len(set(table.patient[rows]))
 
 
 def _images_a_class(store: EmbeddingStore, target: str) -> int:
