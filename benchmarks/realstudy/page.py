@@ -29,7 +29,9 @@ def save(tables: dict[str, pd.DataFrame], folder: Path) -> None:
 def load(folder: Path = FOLDER) -> dict[str, pd.DataFrame]:
     """The tables of a folder, by name."""
     text = {"shots": str, "stage": str}
-    return {file.stem: pd.read_csv(file, dtype=text) for file in sorted(folder.glob("*.csv"))}
+    # What was asked for is JSON, in which 5 and null are words.
+    as_text = {"extent": {"dtype": str, "keep_default_na": False}}
+    return {f.stem: pd.read_csv(f, **{"dtype": text, **as_text.get(f.stem, {})}) for f in sorted(folder.glob("*.csv"))}
 
 
 def render(tables: dict[str, pd.DataFrame]) -> str:
