@@ -3,7 +3,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Files of tests are shared out among processes, one a core.
+# Files of tests are shared out among processes, one a core, each with one thread.
 PYTEST_ARGS ?= --numprocesses auto --maxprocesses 4 --dist loadfile
 
 .PHONY: demo test lint format site clean
@@ -14,7 +14,7 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed-dev
 	scripts/install-debian-packages.sh
 	$(MAKE) --no-print-directory lint
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

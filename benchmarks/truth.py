@@ -202,7 +202,7 @@ class World:
     def full(self, preset: str, command: str = "probe") -> pd.Series[float]:
         """Accuracy of a preset by split."""
         (probe,) = probes_for(command, [preset])
-        rows = evaluate_full(self.store, self.name, self.store.target(self.target.name), probe)
+        rows, _ = evaluate_full(self.store, self.name, self.store.target(self.target.name), probe)
         return rows[rows["metric"] == "accuracy"].set_index("split")["value"]
 
     def episodes(self, preset: str, n: int | None = None) -> Iterator[tuple[Episodes, pd.DataFrame]]:

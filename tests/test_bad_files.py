@@ -373,8 +373,9 @@ def test_the_command_line_says_it_in_one_line(kind: str, tmp_path: Path) -> None
     result = CliRunner().invoke(main, ["targets", *words, "--data-root", str(tmp_path)])
     assert result.exit_code in (1, 2)
     assert isinstance(result.exception, SystemExit)
-    (line,) = result.stderr.splitlines()
+    line, page = result.stderr.splitlines()
     assert line.startswith("Error: ")
+    assert page == "See docs/targets.md"
     assert Path(next(iter(changed))).name in line
     assert "should not happen" not in line
     assert "Doe" not in result.output

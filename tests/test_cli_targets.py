@@ -108,7 +108,7 @@ def test_add_again_seed_and_replace(photos: Path, tmp_path: Path) -> None:
     assert "already added, with the same content" in again.stderr
     other = run("add", photos, "--name", "photos", "--split-seed", 1, *root)
     assert other.exit_code == 1
-    assert other.stderr.splitlines()[-1].startswith("Error: target 'photos' exists with other content (20 images in")
+    assert other.stderr.splitlines()[-2].startswith("Error: target 'photos' exists with other content (20 images in")
     replaced = run_json("add", photos, "--name", "photos", "--split-seed", 1, "--replace", *root)
     assert replaced["fingerprint"] != first["fingerprint"]
     assert run_json("show", "photos", *root)["fingerprint"] == replaced["fingerprint"]

@@ -180,13 +180,13 @@ def test_a_page_of_made_up_results(tmp_path: Path) -> None:
     } | where
     mutant = {"part": "store", "file": "a.py", "line": 3, "before": " a | b", "after": " a & b"} | where
     (tmp_path / "truth-2026-11-30-c.json").write_text(json.dumps([claim]))
-    (tmp_path / "truth-2026-11-29-c.json").write_text(json.dumps([claim | {"claim": "old", "date": "2026-11-29"}]))
+    (tmp_path / "truth-2026-11-29-c.json").write_text(json.dumps([claim | {"claim": "superseded", "date": "2026-11-29"}]))
     (tmp_path / "reliability-2026-11-30-c.json").write_text(json.dumps([broken]))
     mutants = [mutant | {"killed": True}, mutant | {"killed": False, "note": "means the same"}]
     (tmp_path / "mutants-2026-11-30-c.json").write_text(json.dumps(mutants))
     text = proof.page(tmp_path)
     assert "| x | y | ≤ 1e-06 | 2e-06 gap | **no** |" in text
-    assert "old" not in text
+    assert "superseded" not in text
     assert "| z | 1,000 | 1,000 | fine | yes |" in text
     assert "| store | 2 | 1 (50%) | 1 |" in text
     assert "| a.py:3 | `a \\| b` | `a & b` | means the same |" in text
