@@ -180,7 +180,9 @@ def test_a_page_of_made_up_results(tmp_path: Path) -> None:
     } | where
     mutant = {"part": "store", "file": "a.py", "line": 3, "before": " a | b", "after": " a & b"} | where
     (tmp_path / "truth-2026-11-30-c.json").write_text(json.dumps([claim]))
-    (tmp_path / "truth-2026-11-29-c.json").write_text(json.dumps([claim | {"claim": "superseded", "date": "2026-11-29"}]))
+    (tmp_path / "truth-2026-11-29-c.json").write_text(
+        json.dumps([claim | {"claim": "superseded", "date": "2026-11-29"}])
+    )
     (tmp_path / "reliability-2026-11-30-c.json").write_text(json.dumps([broken]))
     mutants = [mutant | {"killed": True}, mutant | {"killed": False, "note": "means the same"}]
     (tmp_path / "mutants-2026-11-30-c.json").write_text(json.dumps(mutants))
