@@ -51,7 +51,7 @@ def _counted(verdicts: pd.Series) -> dict[str, int]:
 
 def _design(t: Tables) -> dict[str, Any]:
     e, all_backbones, data = extent_of(t), t["backbones"], t["data"]
-    ours = all_backbones[all_backbones["size"].fillna("") != ""]
+    ours = all_backbones[all_backbones["size"].notna()]
     sizes = dict(zip(ours["size"], ours["parameters"] / 1e6, strict=True))
     lines = [
         {
@@ -60,7 +60,7 @@ def _design(t: Tables) -> dict[str, Any]:
         }
         for r in data.itertuples()
     ]  # fmt: skip
-    seen = all_backbones[all_backbones["seen"].fillna("") != ""]
+    seen = all_backbones[all_backbones["seen"].notna()]
     return {
         "n_backbones": len(all_backbones), "n_ours": len(ours), "n_targets": len(data), "n_foreign": len(e["foreign"]),
         "n_sizes": len(e["sizes"]), "n_amounts": len(e["amounts"]), "amounts": ", ".join(f"{a:,}" for a in e["amounts"]),
