@@ -7,16 +7,14 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 
 import numpy as np
-import pandas as pd
 import pytest
 
-from benchmarks import PRINTERS, coverage, fewshot, miniature, page, sample, torch_lbfgs
+from benchmarks import PRINTERS, coverage, fewshot, page, sample, torch_lbfgs
 from benchmarks.__main__ import main
 from benchmarks.embeddings import embeddings, two_halves
 from benchmarks.goals import GOALS, judged
 from fastxfer import ops
 from fastxfer.episodes import EpisodeSpec, sample_episodes
-from fastxfer.results import NO_EPISODE
 
 FIELDS = [
     "name",
@@ -259,42 +257,6 @@ def test_pretrain_entries(capsys):
         assert e["checked"]
         assert e["ratio"] == pytest.approx(e["ours"] / e["peer"])
         assert e["ratio_per_core"] == pytest.approx(e["peer_core_ms"] / e["ours_core_ms"])
-
-
-def test_the_miniature_judges_by_the_same_episodes_and_says_what_was_saved_and_lost():
-    def row(backbone, shots, episode, probe, metric, value, target="films", split="test"):
-        return {"target": target, "backbone": backbone, "shots": shots, "episode": episode, "probe": probe, "split": split,
-                "metric": metric, "value": value}  # fmt: skip
-
-    rows = []
-    for backbone, probe, tuned in (("a", 0.7, 0.6), ("b", 0.6, 0.9)):
-        rows += [row(backbone, "full", NO_EPISODE, "logistic", "auc", probe)]
-        rows += [row(backbone, "full", NO_EPISODE, "finetune", "auc", tuned)]
-        rows += [row(backbone, "full", NO_EPISODE, "finetune", "auc", 0.1, split="val")]
-        # The probe ran a hundred episodes, fine-tuning the first two: those count.
-        rows += [
-            row(backbone, "5", e, "logistic", m, 0.5 if e < 2 else 0.0) for e in range(100) for m in ("auc", "accuracy")
-        ]
-        rows += [row(backbone, "5", e, "finetune", "auc", 0.4 + e / 10) for e in range(2)]
-    study = miniature.judge(pd.DataFrame(rows), [{"backbone": "a", "target": "films"}])
-    assert study["cells"][0] == {
-        "target": "films", "backbone": "a", "shots": "5", "metric": "auc", "logistic": 50.0, "finetune": 45.0
-    }  # fmt: skip
-    assert [c["finetune"] for c in study["cells"] if c["shots"] == "full"] == [60.0, 90.0]
-    assert study["selection"] == [
-        {
-            "target": "films",
-            "best": "b",
-            "best_value": 90.0,
-            "selected": "a",
-            "selected_value": 60.0,
-            "lost_points": 30.0,
-        }
-    ]
-    assert study["saved"] == 0.5
-    text = miniature.markdown({**study, "seconds": {"pretrain": 61.0}})
-    assert "| films | b: 90.0 | a: 60.0 | 30.0 |" in text
-    assert "Not run: 50 %" in text
 
 
 def test_compare_entries(capsys):

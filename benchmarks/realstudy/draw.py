@@ -19,11 +19,12 @@ PLACE_OF_WHOLE = 400.0  # on the axis of shots
 
 
 def figures(t: Mapping[str, pd.DataFrame]) -> dict[str, Figure]:
-    """All of them, by the names of their files."""
-    return {
+    """All of them, by the names of their files; of fine-tuning and selection only once everything is fine-tuned."""
+    drawn = {
         "shots": _shots(t), "matrix": _matrix(t), "verdicts": _verdicts(t), "source": _source(t), "axis": _axis(t),
-        "gains": _gains(t), "tuned": _tuned(t), "selection": _selection(t), "cost": _cost(t),
+        "gains": _gains(t), "cost": _cost(t),
     }  # fmt: skip
+    return drawn | ({"tuned": _tuned(t), "selection": _selection(t)} if len(t["selection"]) else {})
 
 
 def write(found: Mapping[str, Figure], folder: Path) -> None:

@@ -275,7 +275,9 @@ def _near(out: Path) -> pd.DataFrame:
 
 
 def _selection(found: Rows, designs: dict[str, BackboneDesign]) -> pd.DataFrame:
-    """Policies played on fine-tunings that have all been made, of pairs that show transfer; judged by test."""
+    """Policies played on fine-tunings that have all been made, of pairs that show transfer; judged by test. Empty before."""
+    if not _all_tuned(found):
+        return pd.DataFrame(columns=["policy", "budget", "of", "runs", "lost_mean", "lost_worst", "draws"])
     rows = found.everything[found.everything["shots"] == FULL]
     rows = rows[[not _has_seen(designs, b, t) for b, t in zip(rows["backbone"], rows["target"], strict=True)]]
     game = of_rows(rows)
@@ -294,6 +296,13 @@ def _selection(found: Rows, designs: dict[str, BackboneDesign]) -> pd.DataFrame:
                 }
             )  # fmt: skip
     return pd.DataFrame(lines)
+
+
+def _all_tuned(found: Rows) -> bool:
+    """Whether every backbone that was probed on a target of the study's file has been fine-tuned on it."""
+    whole = found.everything[(found.everything["shots"] == FULL) & (found.everything["split"] == "val")]
+    pairs = whole.groupby("probe")[["backbone", "target"]].apply(lambda g: len(g.drop_duplicates()))
+    return bool(pairs.get(FINETUNE, 0) == pairs["logistic"])
 
 
 def _policies() -> Iterator[tuple[str, list[Any]]]:

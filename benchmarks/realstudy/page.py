@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -29,12 +30,24 @@ def save(tables: dict[str, pd.DataFrame], folder: Path) -> None:
 def load(folder: Path = FOLDER) -> dict[str, pd.DataFrame]:
     """The tables of a folder, by name."""
     text = {"shots": str, "stage": str}
-    return {file.stem: pd.read_csv(file, dtype=text) for file in sorted(folder.glob("*.csv"))}
+    # What was asked for is JSON, in which 5 and null are words.
+    as_text = {"extent": {"dtype": str, "keep_default_na": False}}
+    return {f.stem: pd.read_csv(f, **{"dtype": text, **as_text.get(f.stem, {})}) for f in sorted(folder.glob("*.csv"))}
 
 
 def render(tables: dict[str, pd.DataFrame]) -> str:
-    """The page: the template with its fields filled. A field that no value fills is a KeyError."""
-    return TEMPLATE.read_text(encoding="utf-8").format(**values(tables))
+    """The page: the template with its fields filled. A field that no value fills is a KeyError.
+
+    What stands between `<!-- if WORD -->` and `<!-- else -->` is kept if the value WORD is true, else what stands behind it.
+    """
+    known = values(tables)
+
+    def chosen(block: re.Match[str]) -> str:
+        yes, _, no = block[2].partition("<!-- else -->\n")
+        return yes if known[block[1]] else no
+
+    text = re.sub(r"<!-- if (\w+) -->\n(.*?)<!-- end -->\n", chosen, TEMPLATE.read_text(encoding="utf-8"), flags=re.S)
+    return text.format(**known)
 
 
 def publish(made: Path) -> None:

@@ -51,7 +51,7 @@ def _counted(verdicts: pd.Series) -> dict[str, int]:
 
 def _design(t: Tables) -> dict[str, Any]:
     e, all_backbones, data = extent_of(t), t["backbones"], t["data"]
-    ours = all_backbones[all_backbones["size"].fillna("") != ""]
+    ours = all_backbones[all_backbones["size"].notna()]
     sizes = dict(zip(ours["size"], ours["parameters"] / 1e6, strict=True))
     lines = [
         {
@@ -60,7 +60,7 @@ def _design(t: Tables) -> dict[str, Any]:
         }
         for r in data.itertuples()
     ]  # fmt: skip
-    seen = all_backbones[all_backbones["seen"].fillna("") != ""]
+    seen = all_backbones[all_backbones["seen"].notna()]
     return {
         "n_backbones": len(all_backbones), "n_ours": len(ours), "n_targets": len(data), "n_foreign": len(e["foreign"]),
         "n_sizes": len(e["sizes"]), "n_amounts": len(e["amounts"]), "amounts": ", ".join(f"{a:,}" for a in e["amounts"]),
@@ -102,10 +102,23 @@ def _leaders(t: Tables) -> dict[str, Any]:
     return {
         "table_leaders": markdown(lines), "n_leaders_sure": int(sure), "n_leaders": len(names),
         "n_leaders_few_sure": int(_of(leaders, shots=FEW)["verdict"].eq("a better").sum()), "n_leaders_few": len(_of(leaders, shots=FEW)),
-        "commonest_leader": common.index[0], "commonest_leader_count": int(common.iloc[0]),
+        **_neighbours(t), "commonest_leader": common.index[0], "commonest_leader_count": int(common.iloc[0]),
         "n_foreign_leaders": int(names.isin(e["foreign"]).sum()),
-        "nih_leader": ", ".join(_of(leaders, shots=WHOLE, target="nih")["leader"]), "most_images": max(e["amounts"]),
+        **_of_nih(t), "nih_leader": ", ".join(_of(leaders, shots=WHOLE, target="nih")["leader"]), "most_images": max(e["amounts"]),
     }  # fmt: skip
+
+
+def _of_nih(t: Tables) -> dict[str, Any]:
+    whole = _of(t["leaders"], probe=PROBE, shots=WHOLE, target="nih").merge(
+        t["backbones"], left_on="leader", right_on="backbone"
+    )
+    return {f"nih_{key}": ", ".join(map(str, whole[key])) for key in ("domain", "beaten", "rivals")}
+
+
+def _neighbours(t: Tables) -> dict[str, Any]:
+    whole = _of(t["cells"], shots=WHOLE).pivot_table("mean", ["target", "backbone"], "probe")[[PROBE, "knn"]].dropna()
+    ahead = whole[PROBE] - whole["knn"]
+    return {"knn_n": len(ahead), "knn_below": int((ahead > 0).sum()), "knn_median": ahead.median()}
 
 
 def _plain(verdict: str) -> str:
@@ -145,6 +158,7 @@ def _sure(t: Tables) -> dict[str, Any]:
         "whole_alike": share(whole, "equivalent"), "whole_undecided": share(whole, "undecided"),
         "half_episodes": float(few["half"].median()), "half_images": float(few["half_images"].median()),
         "half_ratio": float((few["half_images"] / few["half"]).median()),
+        "omniglot_half": float(_of(few, target="omniglot")["half_images"].sum()),
         "few_sure_targets": few["target"].nunique(), "whole_sure_targets": whole["target"].nunique(),
     }  # fmt: skip
 
@@ -168,6 +182,7 @@ def _source(t: Tables) -> dict[str, Any]:
         on = [ALL_TARGETS[target].domain == domain for target in some["target"]]
         few = _of(some[on], shots=FEW)
         c = _counted(few["verdict"])
+        found[f"source_{name}_word"] = _word(few["verdict"], "a better" if domain == NATURAL else "b better")
         found |= {f"source_{name}_n": len(few), f"source_{name}_mean": float(few["difference"].mean())}
         found |= {f"source_{name}_{key}": c[word] for key, word in (("natural", "a better"), ("chest", "b better"), ("alike", "equivalent"), ("open", "undecided"))}  # fmt: skip
     return found | {"table_source": markdown(lines)}
@@ -224,16 +239,40 @@ def _scale(t: Tables) -> dict[str, Any]:
                         "paper, interval": interval(y["low"], y["high"]), "signs": word,
                     }
                 )  # fmt: skip
-    size = _of(t["contrasts"], kind="size", shots=FEW, probe=PROBE, seen=False)
-    data = _of(t["contrasts"], kind="data", shots=FEW, probe=PROBE, seen=False)
+    few = _of(t["contrasts"], shots=FEW, probe=PROBE, seen=False)
+    few = few[few["domain"].isin([NATURAL, CHEST])]
+    size, data = _of(few, kind="size"), _of(few, kind="data")
     s, d = _counted(size["verdict"]), _counted(data["verdict"])
     return {
-        "table_gains": markdown(lines), "gains_same": same, "gains_opposed": opposed, "gains_open": open_, "gains_n": len(lines),
+        **_size_by_relation(size), "table_gains": markdown(lines), "gains_same": same, "gains_opposed": opposed, "gains_open": open_, "gains_n": len(lines),
         "size_n": len(size), "size_better": s["a better"], "size_worse": s["b better"], "size_alike": s["equivalent"],
         "size_open": s["undecided"], "size_mean": float(size["difference"].mean()),
         "data_n": len(data), "data_better": d["a better"], "data_worse": d["b better"], "data_alike": d["equivalent"],
         "data_open": d["undecided"], "data_mean": float(data["difference"].mean()),
     }  # fmt: skip
+
+
+def _size_by_relation(size: pd.DataFrame) -> dict[str, Any]:
+    """The largest network against the smallest, natural source: on natural targets (near) and on chest X-rays (far)."""
+    found: dict[str, Any] = {"size_word": _word(size["verdict"])}
+    for name, domain in (("near", NATURAL), ("far", CHEST)):
+        on = [ALL_TARGETS[target].domain == domain for target in size["target"]]
+        verdicts = _of(size[on], domain=NATURAL)["verdict"]
+        c = _counted(verdicts)
+        found |= {
+            f"size_{name}_n": len(verdicts),
+            f"size_{name}_better": c["a better"],
+            f"size_{name}_worse": c["b better"],
+        }
+        found[f"size_{name}_word"] = _word(verdicts)
+    return found
+
+
+def _word(verdicts: pd.Series, first: str = "a better") -> str:
+    """Whether comparisons say that the first is the better one: "yes", "no", "both ways" or "undecided"."""
+    second = "b better" if first == "a better" else "a better"
+    yes, no = bool((verdicts == first).any()), bool((verdicts == second).any())
+    return {(True, False): "yes", (False, True): "no", (True, True): "both ways"}.get((yes, no), "undecided")
 
 
 def _sign(gain: pd.Series) -> int:
@@ -242,8 +281,21 @@ def _sign(gain: pd.Series) -> int:
 
 
 def _tuned(t: Tables) -> dict[str, Any]:
-    plan = t["plan"]
+    """Fine-tunings beside the full probes of the same pairs; `is_complete`: whether there is one of every pair."""
+    plan, e, whole = t["plan"], extent_of(t), _of(t["cells"], shots=WHOLE)
+    both = whole[whole["probe"].isin([PROBE, TUNED])].pivot_table("mean", ["target", "backbone"], "probe").dropna()
+    gain = both[TUNED] - both[PROBE]
+    seen = {(r.backbone, r.target): " (seen)" for r in whole.itertuples() if r.seen}
     lines = [
+        {
+            "target": target,
+            "backbone": backbone + seen.get((backbone, target), ""),
+            "probe": f"{r[PROBE]:.1f}",
+            "fine-tuned": f"{r[TUNED]:.1f}",
+        }
+        for (target, backbone), r in both.iterrows()  # type: ignore[misc]
+    ]
+    ranks = [
         {
             "target": r.target, "fine-tunings": r.of, "above their probe": r.above_probe, "median gain": f"{r.gain_median:+.1f}",
             "rank correlation": f"{r.rank_correlation:.2f}", "best fine-tuning": f"{r.best_value:.1f}", "best probe": f"{r.best_probe:.1f}",
@@ -251,15 +303,17 @@ def _tuned(t: Tables) -> dict[str, Any]:
         for r in plan.itertuples()
     ]  # fmt: skip
     return {
-        "table_tuned": markdown(lines), "tuned_n": int(plan["of"].sum()), "tuned_above": int(plan["above_probe"].sum()),
+        "is_complete": len(t["selection"]) > 0, "tuned_n": len(both), "tuned_of": len(e["targets"]) * len(t["backbones"]),
+        "tuned_above": int((gain > 0).sum()), "tuned_gain": gain.median(), "tuned_best": gain.max(), "tuned_worst": gain.min(),
+        "table_tuned": markdown(lines), "table_ranks": markdown(ranks),
         "tuned_rank_low": plan["rank_correlation"].min(), "tuned_rank_high": plan["rank_correlation"].max(),
-        "tuned_rank_low_target": plan.loc[plan["rank_correlation"].idxmin(), "target"],
         "probe_wins": int((plan["best_probe"] > plan["best_value"]).sum()), "n_tuned_targets": len(plan),
     }  # fmt: skip
 
 
 def _selection(t: Tables) -> dict[str, Any]:
     plan, replay = t["plan"], t["selection"]
+    seen = {(r.backbone, r.target) for r in t["cells"].itertuples() if r.seen}
     lines = [
         {
             "target": r.target, "run": r.runs, "best of all": f"{r.best} {r.best_value:.1f}",
@@ -277,8 +331,10 @@ def _selection(t: Tables) -> dict[str, Any]:
     return {
         "table_plan": markdown(lines), "plan_runs": int(plan["runs"].sum()), "plan_of": int(plan["of"].sum()),
         "plan_saved": 100 * (1 - plan["runs"].sum() / plan["of"].sum()), "plan_lost": plan["lost"].mean(), "plan_worst": plan["lost"].max(),
-        "plan_worst_target": plan.loc[plan["lost"].idxmax(), "target"], "table_replay": markdown(played),
-        "replay_draws": int(replay["draws"].max()),
+        "plan_worst_target": plan.loc[plan["lost"].idxmax(), "target"], "table_replay": markdown(played) if played else "",
+        "replay_draws": int(replay["draws"].max()) if played else 0,
+        "plan_seen": sum((r.selected, r.target) in seen for r in plan.itertuples()),
+        "selected": ", ".join(f"`{r.selected}` on `{r.target}`" for r in plan.itertuples()),
     }  # fmt: skip
 
 
