@@ -32,7 +32,7 @@ ROADS = {
     ],
     "What to expect": ["proximity", "scale-model"],
     "Before": ["pretrain", "scale"],
-    "Why to believe it": ["statistics", "benchmarks", "proof", "study", "miniature"],
+    "Why to believe it": ["statistics", "benchmarks", "proof", "study"],
     "Inside": ["architecture", "contributing", "stability", "changelog"],
     "Reference": ["cli", "api"],
 }
