@@ -94,7 +94,7 @@ def _on_the_site(text: str) -> str:
         text = text.replace(f"](../{name}", f"]({page}")
     text = text.replace("```mermaid", "```{mermaid}")
     return re.sub(
-        r"(?<!!)\[([^\]]+)\]\((?!https?:|#)(?:\.\./[^)]*|(?:benchmarks|tests|scripts|fastxfer|examples)/[^)]*)\)",
+        r"(?<!!)\[([^\]]+)\]\((?!https?:|#)(?:\.\./[^)]*|[\w-]+/?|(?:benchmarks|tests|scripts|fastxfer|examples)/[^)]*)\)",
         r"\1",
         text,
     )
