@@ -5,13 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from pathlib import Path
 
 from benchmarks import BENCHMARKS, ON_REQUEST, PRINTERS, Entry, Options
 from benchmarks.machine import machine
 from benchmarks.printing import print_times, print_where
-
-RESULTS = Path(__file__).parent / "results"
+from benchmarks.records import RESULTS
 
 
 def main(arguments: list[str] | None = None) -> int:

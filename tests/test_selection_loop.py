@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,17 +22,22 @@ from pretrain.recipe import Recipe
 QUICK = ("--steps", "2", "--batch-size", "8", "--image-size", "16")
 
 
+def embed_untrained(root: Path, names: Sequence[str]) -> None:
+    """Untrained backbones of these names, embedded on digits with a validation split; the caller holds `one_thread`."""
+    images = write_digits(root / "images", n_train=120, n_test=40, size=SIZE)
+    command(root, "targets", "add", str(images), "--name", "digits", "--val", "0.25", store=False)
+    recipe = Recipe(arch="resnetv2_50x1_bit", arch_args=TINY, image_size=SIZE, mean=(0.5,) * 3, std=(0.5,) * 3)
+    for seed, name in enumerate(names):
+        pretrain(replace(recipe, seed=seed), load_target("digits", root), root / f"{name}.pt", untrained=True)
+        command(root, "embed", "--ckpt", str(root / f"{name}.pt"), "--name", name, "--target", "digits")
+
+
 @pytest.fixture(scope="module")
 def studied(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two untrained backbones, embedded and probed on digits with a validation split."""
     root = tmp_path_factory.mktemp("loop")
-    images = write_digits(root / "images", n_train=120, n_test=40, size=SIZE)
     with one_thread():
-        command(root, "targets", "add", str(images), "--name", "digits", "--val", "0.25", store=False)
-        recipe = Recipe(arch="resnetv2_50x1_bit", arch_args=TINY, image_size=SIZE, mean=(0.5,) * 3, std=(0.5,) * 3)
-        for seed, name in enumerate(("one", "two")):
-            pretrain(replace(recipe, seed=seed), load_target("digits", root), root / f"{name}.pt", untrained=True)
-            command(root, "embed", "--ckpt", str(root / f"{name}.pt"), "--name", name, "--target", "digits")
+        embed_untrained(root, ("one", "two"))
         command(root, "probe", "--store", str(root / "store"), store=False, data=False)
     return root
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from test_selection_loop import command
-from tuning import SIZE, TINY, one_thread
+from test_selection_loop import embed_untrained
+from tuning import one_thread
 
 from fastxfer.errors import DataError
 from fastxfer.results import KEY, ResultStore
@@ -42,20 +41,9 @@ NAMES = ("one", "two", "three")
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three untrained backbones, embedded on digits with a validation split."""
-    from digits import write_digits
-
-    from fastxfer.targets import load_target
-    from pretrain.loop import pretrain
-    from pretrain.recipe import Recipe
-
     root = tmp_path_factory.mktemp("rounds")
-    images = write_digits(root / "images", n_train=120, n_test=40, size=SIZE)
     with one_thread():
-        command(root, "targets", "add", str(images), "--name", "digits", "--val", "0.25", store=False)
-        recipe = Recipe(arch="resnetv2_50x1_bit", arch_args=TINY, image_size=SIZE, mean=(0.5,) * 3, std=(0.5,) * 3)
-        for seed, name in enumerate(NAMES):
-            pretrain(replace(recipe, seed=seed), load_target("digits", root), root / f"{name}.pt", untrained=True)
-            command(root, "embed", "--ckpt", str(root / f"{name}.pt"), "--name", name, "--target", "digits")
+        embed_untrained(root, NAMES)
     text = STUDY.replace("STORE", str(root / "store")).replace("ROOT", str(root))
     (root / "study.toml").write_text(text.replace("BACKBONES", ", ".join(f'{{ name = "{name}" }}' for name in NAMES)))
     return root / "study.toml"
