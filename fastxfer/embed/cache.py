@@ -18,10 +18,10 @@ from fastxfer.embed.jobs import pixels_name
 from fastxfer.errors import DataError, UsageError
 from fastxfer.progress import say
 from fastxfer.store import EmbeddingStore
+from fastxfer.store.layout import CONTENTS, PIXELS
 from fastxfer.targets.table import Target
 
 CACHES = ("off", "ram", "disk")
-FOLDER = "pixels"
 # The pixels kept in memory, a store a process: fsspec's memory file system holds it.
 _IN_MEMORY = "memory://fastxfer-pixels"
 _ROOM = 1.05  # of the bytes foretold, which must be free
@@ -33,12 +33,12 @@ def pixel_store(store: EmbeddingStore, cache: str) -> EmbeddingStore | None:
         raise UsageError(f"--cache {cache}: one of {', '.join(CACHES)}")
     if cache == "off":
         return None
-    return EmbeddingStore.open(_IN_MEMORY if cache == "ram" else f"{store.path.rstrip('/')}/{FOLDER}", mode="a")
+    return EmbeddingStore.open(_IN_MEMORY if cache == "ram" else f"{store.path.rstrip('/')}/{PIXELS}", mode="a")
 
 
 def content_store(store: EmbeddingStore) -> EmbeddingStore:
     """The store of the digests of images, inside the embedding store."""
-    return EmbeddingStore.open(f"{store.path.rstrip('/')}/contents", mode="a")
+    return EmbeddingStore.open(f"{store.path.rstrip('/')}/{CONTENTS}", mode="a")
 
 
 def keep_target(side: EmbeddingStore, target: Target, files: str) -> None:

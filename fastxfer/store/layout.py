@@ -20,6 +20,8 @@ MANY_BLOCKS, LARGE_BLOCK = 4096, 64 << 20  # up to a million images 256 rows do;
 # What is read at least to get one row (an episode's rows lie scattered), and still large enough to be read fast.
 CHUNK_ROWS, CHUNK_BYTES = 64, 256 << 10
 TABLE_CHUNK = 65_536
+# Stores inside a store: digests of images, and their pixels.
+CONTENTS, PIXELS = "contents", "pixels"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=-]{0,119}")
 BLOCK_FILE = re.compile(r"c\.(\d+)\.0")
 

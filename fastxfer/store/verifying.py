@@ -20,12 +20,10 @@ from fastxfer.errors import DataError, UsageError, nearest
 from fastxfer.progress import progress
 from fastxfer.store import files
 from fastxfer.store.blocks import Layout, layout_of
-from fastxfer.store.layout import BLOCK_FILE, FORMAT, NAME, array_path, block_file, check_format
+from fastxfer.store.layout import BLOCK_FILE, CONTENTS, FORMAT, NAME, PIXELS, array_path, block_file, check_format
 from fastxfer.store.tables import COLUMNS, has_columns, read_table
 
 _THREADS = 4
-# Stores inside a store: digests of images, and their pixels.
-INSIDE = ("contents", "pixels")
 Kind = Literal["metadata", "copy", "table", "block", "missing", "unreadable"]
 
 
@@ -95,7 +93,7 @@ def verify(path: str | Path, backbone: str | None = None, target: str | None = N
 def stores_inside(path: str | Path) -> list[str]:
     """Names of the stores inside a store that are there."""
     backing = files.open_files(path, read_only=True)
-    return [name for name in INSIDE if {files.METADATA, files.COPY} & set(files.names(backing, name))]
+    return [name for name in (CONTENTS, PIXELS) if {files.METADATA, files.COPY} & set(files.names(backing, name))]
 
 
 def verify_one(path: str | Path, backbone: str | None = None, target: str | None = None) -> Report:
