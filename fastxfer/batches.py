@@ -164,8 +164,11 @@ def _seed_everything(key: int) -> None:
     torch.default_generator.manual_seed(key)
 
 
-class Batches(Dataset[tuple[Tensor, Tensor]]):
-    """Item `step` = (pixels (b, 3, h, w) uint8, rows (b,) int64) of the training stream: the group's share of the batch."""
+class Batches(Dataset[tuple[Tensor, NDArray[np.int64]]]):
+    """Item `step` = (pixels (b, 3, h, w) uint8, rows (b,) int64) of the training stream: the group's share of the batch.
+
+    Rows are an array: a tensor's way from a loader process costs a millisecond, however small it is.
+    """
 
     def __init__(
         self,
@@ -179,7 +182,7 @@ class Batches(Dataset[tuple[Tensor, Tensor]]):
         self.images, self.transform = images, transform
         self.batch_size, self.seed, self.weights, self.group = batch_size, seed, weights, group
 
-    def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, step: int) -> tuple[Tensor, NDArray[np.int64]]:
         share = self.group.share(self.batch_size)
         rows = rows_of_step(len(self.images), self.batch_size, self.seed, step, self.weights)[share]
         pixels = []
@@ -187,7 +190,7 @@ class Batches(Dataset[tuple[Tensor, Tensor]]):
             for i, row in enumerate(rows, start=share.start):
                 _seed_everything(key_of(self.seed, step * self.batch_size + i))
                 pixels.append(self.transform(self.images[int(row)]))
-        return torch.stack(pixels), torch.from_numpy(rows)
+        return torch.stack(pixels), rows
 
 
 class InOrder(Dataset[Tensor]):
@@ -212,6 +215,10 @@ def _ignore_interrupts(_worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
+def _as_it_is(item: Any) -> Any:
+    return item
+
+
 def loader(dataset: Dataset[Any], items: Sequence[int], workers: int, device: torch.device) -> DataLoader[Any]:
     """The items of a data set in this order, made by `workers` processes (0: in this one)."""
     return DataLoader(
@@ -219,6 +226,7 @@ def loader(dataset: Dataset[Any], items: Sequence[int], workers: int, device: to
         batch_size=None,
         sampler=items,
         num_workers=workers,
+        collate_fn=_as_it_is,
         pin_memory=device.type == "cuda",
         worker_init_fn=_ignore_interrupts if workers else None,
         # Its own generator: making an iterator must not advance the global one, or a resumed run would differ.
