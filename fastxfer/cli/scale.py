@@ -140,9 +140,9 @@ def _our_cells(
     probe: str, metric: str, backbones: Path | None, domains: tuple[str, ...], proximity: Path | None, measure: str,
     data_root: Path, store_path: str, results: str | None,
 ) -> pd.DataFrame:  # fmt: skip
-    import pandas as pd
 
-    from fastxfer.errors import DataError, UsageError
+    from fastxfer.errors import UsageError
+    from fastxfer.proximity.distances import read_proximities
     from fastxfer.results import ResultStore, results_path
     from fastxfer.scale import cells_of, own
 
@@ -150,11 +150,7 @@ def _our_cells(
     rows = rows[(rows["probe"] == probe) & (rows["metric"] == metric)] if len(rows) else rows
     about = own.about_backbones(rows, data_root, backbones)
     if proximity is not None:
-        try:
-            measured = pd.read_csv(proximity, keep_default_na=False)
-            relations = own.relations_by_proximity(rows, measured.astype({"value": float}), measure)
-        except (OSError, ValueError, KeyError) as error:
-            raise DataError(f"--proximity {proximity} is no table of `fastxfer proximity --out` ({error})") from None
+        relations = own.relations_by_proximity(rows, read_proximities(proximity), measure)
     else:
         said = dict(word.partition("=")[::2] for word in domains)
         if not all(said.values()):

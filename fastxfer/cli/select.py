@@ -35,15 +35,22 @@ if TYPE_CHECKING:
 @click.option(
     "--top", type=int, default=1, show_default=True, help="Policy top: backbones a target that are chosen outright."
 )
+@click.option(
+    "--proximity", type=click.Path(path_type=Path, dir_okay=False),
+    help="CSV of `fastxfer proximity`: past fine-tunings tell what a near source is worth. Not for policy top.",
+)  # fmt: skip
+@click.option("--measure", default="mmd", show_default=True, metavar="M", help="Which measure of --proximity.")
 @store_option
 @same_options
 @results_option
 @json_option
 def select(
     out: Path, policy: str, budget: str, gpu_hour: float | None, batch: int | None, stop_gain: float, top: int,
-    store_path: str, results: str | None, as_json: bool,
+    proximity: Path | None, measure: str, store_path: str, results: str | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Choose what deserves a fine-tuning, from validation rows of full probes and past fine-tunings only.
+
+    Scores of `fastxfer transferability` that all pairs have count as far as past fine-tunings bear them out.
 
     \b
     Example:
@@ -51,6 +58,7 @@ def select(
       fastxfer select --policy ei --budget "20 runs" --batch 4 --stop-gain 0.2 --out plan.json
       fastxfer select --policy kg --budget "2 gpu-hours" --out plan.json
       fastxfer select --policy ucb --budget "50 usd" --gpu-hour 2.5 --out plan.json
+      fastxfer select --policy ei --proximity near.csv --budget "20 runs" --out plan.json
       fastxfer select --policy halving --budget 8 --out plan.json
       fastxfer select --policy random --budget 4 --out plan.json
     """
@@ -63,6 +71,8 @@ def select(
         "batch": batch,
         "stop_gain": stop_gain,
         "top": top,
+        "proximity": None if proximity is None else str(proximity.absolute()),
+        "measure": measure,
     }
     plan = make_plan(store_path, results, again)
     plan.write(out)
@@ -77,8 +87,9 @@ def select(
 
 
 def make_plan(store_path: str, results: str | None, again: dict[str, Any]) -> Plan:
-    """A plan by the options of this command: policy, budget, gpu_hour, batch, stop_gain and top."""
+    """A plan by the options of this command: policy, budget, gpu_hour, batch, stop_gain, top, proximity and measure."""
     from fastxfer.budgets import parse_budget
+    from fastxfer.proximity.distances import distances, read_proximities
     from fastxfer.results import ResultStore, results_path
     from fastxfer.selection import policy_named
     from fastxfer.selection import select as choose
@@ -88,6 +99,9 @@ def make_plan(store_path: str, results: str | None, again: dict[str, Any]) -> Pl
     policy = None if again["policy"] == "top" else policy_named(again["policy"])
     store = EmbeddingStore.open(store_path)
     rows = ResultStore.open(results or results_path(store_path)).read()
+    # Plans of before 30 November 2026 say nothing of proximity.
+    file = again.get("proximity")
+    near = None if file is None else distances(read_proximities(Path(file)), again["measure"]).to_dict()
     checkpoints = {(e.backbone, e.target): e.attrs for e in store.entries()}
     plan = choose(
         rows,
@@ -98,6 +112,7 @@ def make_plan(store_path: str, results: str | None, again: dict[str, Any]) -> Pl
         stop_gain=again["stop_gain"],
         batch=again["batch"],
         checkpoints=checkpoints,
+        near=near,
     )
     return replace(plan, again=again)
 

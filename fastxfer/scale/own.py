@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fastxfer.errors import DataError, UsageError, nearest
+from fastxfer.errors import DataError, nearest
 from fastxfer.paper.facts import SOURCES, TARGETS, paper_source, paper_target
+from fastxfer.proximity.distances import distances
 from fastxfer.registered import find_registered, registered_names
 from fastxfer.scale.cells import FACTS, RUNS
 
@@ -87,13 +88,7 @@ def relations_by_proximity(rows: pd.DataFrame, table: pd.DataFrame, measure: str
 
     `UsageError` for an unknown measure, `DataError` for a pair of source and target that was not measured.
     """
-    own = table[table["measure"] == measure]
-    if own.empty:
-        known = sorted(set(table["measure"]))
-        raise UsageError(f"no measure '{measure}' in the proximities, but {', '.join(known)}.{nearest(measure, known)}")
-    sign = -1 if measure in ("neighbours", "labels") else 1  # of overlaps large is near
-    ranks = (sign * own["value"]).groupby(own["reference"]).rank()
-    distance = ranks.groupby([own["source"], own["target"]]).mean()
+    distance = distances(table, measure)
     middle = distance.median()
     found = {}
     for backbone, source, target in (

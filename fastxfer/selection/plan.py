@@ -19,7 +19,7 @@ from fastxfer.files import write_whole
 from fastxfer.plans import PLAN_VERSION, PlanEntry
 from fastxfer.selection.belief import Belief, Floats
 from fastxfer.selection.policy import Policy, Situation, duels
-from fastxfer.selection.rows import FINETUNED, Past, believe_rows, intervals, probed_rows
+from fastxfer.selection.rows import FINETUNED, Past, believe_rows, foretellers, intervals, probed_rows
 from fastxfer.selection.top import TopK
 
 
@@ -84,16 +84,19 @@ def select(
     stop_gain: float = 0.0,
     batch: int | None = None,
     checkpoints: Mapping[tuple[str, str], Mapping[str, Any]] | None = None,
+    near: Mapping[tuple[str, str], float] | None = None,
 ) -> Plan:
-    """What a policy would fine-tune next, from validation rows of full probes and past fine-tunings.
+    """What a policy would fine-tune next, from validation rows of full probes, transferability scores and past fine-tunings.
 
-    rows        results; only `split == "val"` rows of full probes are looked at, so that test stays unseen
+    rows        results; only `split == "val"` rows of full probes, and scores of train images, are looked at, so that test stays
+                unseen
     budget      fine-tunings at most, or an amount of seconds of a device
     policy      default: the `top` backbones a target by the probe, and those that its interval cannot tell apart: the best of
                 every target first, then the closest rivals
     stop_gain   points: what is expected to add less to its target's choice is left out
     batch       new runs at most in this plan; the rest of the budget is for the next one
     checkpoints (backbone, target) -> attributes of its embeddings, for the plan to say what to load
+    near        (source, target) -> their distance, in any unit (`fastxfer.proximity.distances`)
 
     What earlier fine-tunings have shown is used: a choice that was fine-tuned already takes nothing from the budget; what the others
     may gain over their probe, and what they will cost, is what was seen so far.
@@ -114,7 +117,7 @@ def select(
     policy = policy or TopK(top)
     probed = probed_rows(rows)
     past = Past.of(rows)
-    belief = believe_rows(probed, past)
+    belief = believe_rows(probed, past, foretellers(rows, probed, near))
     entries = [past.told(_entry(row, checkpoints or {})) for _, row in probed.iterrows()]
     cost = _costs(entries, budget)
     gains = _gains(belief)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +15,7 @@ from fastxfer.selection.model import believe, learn
 from fastxfer.selection.noise import Noise, components, learn_noise
 from fastxfer.selection.paper import EFFECTS
 from fastxfer.selection.policy import Policy, Situation
-from fastxfer.selection.rows import Past, believe_rows, probed_rows
+from fastxfer.selection.rows import Past, believe_rows, foretellers, probed_rows
 
 LEVEL = 0.95
 
@@ -86,10 +87,10 @@ def _foretold(belief: Belief) -> Floats:
     return np.column_stack([belief.values, belief.values - half, belief.values + half])
 
 
-def of_rows(rows: pd.DataFrame) -> Game:
+def of_rows(rows: pd.DataFrame, near: Mapping[tuple[str, str], float] | None = None) -> Game:
     """Results in which every probed backbone has been fine-tuned on its target: probe first, then what a policy would have run.
 
-    Judged by what the fine-tunings gave on validation. `DataError` where one is missing.
+    Judged by what the fine-tunings gave on validation. near: as of `select`. `DataError` where one is missing.
     """
     probed, past = probed_rows(rows), Past.of(rows)
     tuned = [past.value_of(row) for row in probed.to_dict("records")]
@@ -100,7 +101,8 @@ def of_rows(rows: pd.DataFrame) -> Game:
             "Run `fastxfer select --policy top --top 1000 --budget 1000`, and its plan"
         )
     outcomes = 100 * np.array(tuned, float)
-    return Game(probed.assign(model=probed["backbone"]), believe_rows(probed, Past.nothing()), outcomes, outcomes)
+    belief = believe_rows(probed, Past.nothing(), foretellers(rows, probed, near))
+    return Game(probed.assign(model=probed["backbone"]), belief, outcomes, outcomes)
 
 
 # -- the paper's fine-tunings ---------------------------------------------------------------------------------------------

@@ -21,7 +21,8 @@ from fastxfer.selection.noise import Noise
 
 FINETUNED = "finetuned"  # in what is expected of a choice: what its fine-tuning has given
 
-# A fine-tuning less its probe, in points: a level of the target's own; effects of backbone, source and of how good the probe was.
+# A fine-tuning less its probe, in points: a level of the target's own; effects of backbone and source, and of how good the probe
+# was and what was said beforehand (`foretellers`), all along straight lines that are the same for all targets.
 _GAINS = Effects(
     level=("target",),
     groups=(("backbone",), ("source",)),
@@ -47,6 +48,39 @@ def probed_rows(rows: pd.DataFrame) -> pd.DataFrame:
         found.append(ranked.drop_duplicates("backbone"))
     texts = dict.fromkeys(("source", "backbone", "target", "probe", "params", "metric"), str)
     return pd.concat(found).astype(texts).reset_index(drop=True)
+
+
+def foretellers(
+    rows: pd.DataFrame, probed: pd.DataFrame, near: Mapping[tuple[str, str], float] | None = None
+) -> pd.DataFrame:
+    """(n, up to 2) what may foretell the gains of probed rows, each with mean 0 and standard deviation 1 within a target.
+
+    transferability: the mean of the scores of `fastxfer transferability` that all of these pairs have
+    proximity:       less the distance of the backbone's source from the target, by (source, target); in the middle where unknown
+
+    A column is left out where nothing is known.
+    """
+    target = probed["target"]
+    pairs = pd.MultiIndex.from_frame(probed[["backbone", "target"]])
+    found = pd.DataFrame(index=probed.index)
+    scored = rows[(rows["metric"] == "transferability") & rows["value"].notna()]
+    scored = scored.astype(dict.fromkeys(("backbone", "target", "probe"), str))
+    each = scored.pivot_table(index=["backbone", "target"], columns="probe", values="value")
+    each = each.reindex(pairs).set_axis(probed.index).dropna(axis="columns")
+    if each.shape[1]:
+        found["transferability"] = _within(each.apply(_within, of=target).mean(axis="columns"), target)
+    if near:
+        distances = [near.get(pair, math.nan) for pair in zip(probed["source"], target, strict=True)]
+        found["proximity"] = -_within(pd.Series(distances, probed.index, float), target)
+    return found
+
+
+def _within(values: pd.Series, of: pd.Series) -> pd.Series:
+    """Values with mean 0 and standard deviation 1 in each target; 0 where they don't differ, or are unknown."""
+    groups = values.groupby(of)
+    spread = groups.transform("std", ddof=0)
+    away = values - groups.transform("mean")
+    return (away / spread.where(spread > 1e-12)).fillna(0.0)
 
 
 @dataclass(frozen=True)
@@ -111,20 +145,24 @@ def intervals(probed: pd.DataFrame) -> Floats:
     return 100 * probed[["value", "low", "high"]].to_numpy(float)
 
 
-def believe_rows(probed: pd.DataFrame, past: Past) -> Belief:
+def believe_rows(probed: pd.DataFrame, past: Past, foretold: pd.DataFrame | None = None) -> Belief:
     """What is believed of fine-tuning each probed row's backbone on its target, one run each, the past ones observed.
 
     A value is the probe's, and a gain (`_GAINS`); the probe itself is known to its interval over images. How far gains spread is learnt
-    from the past where it has eight of them.
+    from the past where it has eight of them. So are the slopes along what was foretold (`foretellers`): none is taken for granted.
     """
     points = intervals(probed)
     middle = pd.Series(points[:, 0]).groupby(probed["target"]).transform("mean")
     table = probed.assign(probe=(points[:, 0] - middle) / 10, images=1.0)
+    effects = _GAINS
+    if foretold is not None:
+        table = pd.concat([table, foretold], axis="columns")
+        effects = replace(effects, slopes=(*effects.slopes, *((name, ()) for name in foretold)))
     tuned = [past.value_of(row) for row in table.to_dict("records")]
     done = [i for i, value in enumerate(tuned) if value is not None]
     results = np.array([100 * value for value in tuned if value is not None])
     known = table.iloc[done].assign(value=results - points[done, 0], variance=1.0)
-    model = learn(_GAINS, known).forgetful()
+    model = learn(effects, known).forgetful()
     belief = believe(model, table, _RUNS, dof=known["target"].nunique())
     with np.errstate(invalid="ignore"):
         error = np.nan_to_num((points[:, 2] - points[:, 1]) / (2 * stats.norm.ppf(0.975)))
