@@ -589,9 +589,19 @@ def test_load_network_keeps_the_body_and_renews_the_head(resnet_file: Path, resn
         if not name.startswith("fc."):
             torch.testing.assert_close(value, resnet.state_dict()[name], rtol=0, atol=0)
     torch.save(torchvision.models.squeezenet1_1(num_classes=3).state_dict(), tmp_path / "s.pt")
-    other = load_network(tmp_path / "s.pt", "squeezenet1_1", None, 6)
-    assert other.get_classifier().out_channels == 6
-    assert other(X).shape == (2, 6)
+
+
+def test_a_head_before_the_pooling_becomes_a_linear_one_on_the_embeddings(tmp_path: Path) -> None:
+    """SqueezeNet's own is a convolution with a ReLU behind it: from zero, no gradient would ever reach it."""
+    torch.save(torchvision.models.squeezenet1_1(num_classes=3).state_dict(), tmp_path / "s.pt")
+    network = load_network(tmp_path / "s.pt", "squeezenet1_1", None, 6).eval()
+    head = network.get_classifier()
+    x = load_backbone(tmp_path / "s.pt", arch="squeezenet1_1", preprocessing=SMALL).network(X)
+    torch.testing.assert_close(network(X), head(x))
+    torch.nn.init.zeros_(head.weight)
+    torch.nn.init.zeros_(head.bias)
+    torch.nn.functional.cross_entropy(network(X), torch.tensor([4, 5])).backward()
+    assert head.weight.grad.abs().max() > 0
 
 
 # -- preprocessing -----------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from torch import Tensor, nn
 from tuning import QUICK, entry, few_shot, full_run, scores
 from tuning_fixtures import digits, results, root, store, threads  # noqa: F401
 
@@ -23,6 +24,7 @@ from fastxfer.episodes import sample_episodes
 from fastxfer.errors import UsageError
 from fastxfer.evaluation import run_protocol
 from fastxfer.finetune import Machine, Run, finetune, full_task, run_all, train, training
+from fastxfer.finetune.head import _BeforeHead
 from fastxfer.full_splits import run_full
 from fastxfer.hyperrule import settle
 from fastxfer.probes import LogisticProbe
@@ -232,6 +234,22 @@ def test_the_probes_l2_is_that_of_its_own_rows(
     few = command(*words, "--shots", "5", "--episodes", "1", "--ways", "all", "--base-lr", "1e-9")
     assert json.loads(few.stdout)["runs"][0]["accuracy"] > 0.3  # chance: 0.1
     assert "--head-l2 is the probe's penalty" in command(*words[:-3], "--head-l2", "1").stderr
+
+
+def test_a_head_before_the_pooling_cannot_start_at_a_probe() -> None:
+    class Early(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Conv2d(3, 2, 1)
+
+        def get_classifier(self) -> nn.Module:
+            return self.head
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.head(images).relu().mean((2, 3))
+
+    with pytest.raises(UsageError, match="the head of Early comes before its pooling, so it is not linear"):
+        _BeforeHead(Early())(torch.zeros(1, 3, 4, 4))
 
 
 # -- presets ---------------------------------------------------------------------------------------------------------

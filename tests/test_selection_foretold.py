@@ -41,6 +41,15 @@ def test_only_scores_that_all_pairs_have() -> None:
     by_name = found["transferability"].set_axis(probed["backbone"])
     assert by_name[list("abcd")].tolist() == pytest.approx(np.array([-2, 1, 0, 1]) / np.sqrt(1.5))
     assert foretellers(table(*FOUR), probed).empty
+    # What another target lacks matters there alone.
+    dogs = [row(name, 0.5, target="dogs") for name in "ab"]
+    assert (
+        foretellers(table(*FOUR, *logme, *dogs), probed)["transferability"].tolist()
+        == found["transferability"].tolist()
+    )
+    two = table(*FOUR, *logme, *dogs)
+    there = foretellers(two, probed_rows(two))["transferability"]
+    assert there[(probed_rows(two)["target"] == "dogs")].tolist() == [0, 0]
     # Of several scores, each counts alike whatever its unit; one that tells nobody apart counts nothing.
     more = table(*FOUR, *logme, *(score(name, "gbc", 1e6 * i) for i, name in enumerate("abcd")))
     even = foretellers(table(*FOUR, *logme, *(score(name, "gbc", 7.0) for name in "abcd")), probed)

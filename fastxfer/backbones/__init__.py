@@ -223,7 +223,13 @@ def load_network(
 
     `get_classifier()` of the result is its head, as in timm. Errors as in `load_backbone`.
     """
-    return _assemble(str(ckpt), arch, arch_args, num_classes)[0].network
+    built = _assemble(str(ckpt), arch, arch_args, num_classes)[0]
+    head: Any = built.network.get_classifier()  # type: ignore[operator]
+    if isinstance(head, nn.Conv2d) and built.architecture.startswith(TORCHVISION):
+        # SqueezeNet's, before a ReLU and the pooling: from zero it would never learn.
+        body = _assemble(str(ckpt), arch, arch_args, None)[0].network
+        return architectures.BodyAndHead(body, head.in_channels, num_classes)
+    return built.network
 
 
 def _assemble(

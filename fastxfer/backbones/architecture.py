@@ -248,7 +248,9 @@ def _build_xray(name: str, arch_args: Mapping[str, Any], num_classes: int | None
 # -- code of a user, or of a package -------------------------------------------------------------------------------------------------
 
 
-class _BodyAndHead(nn.Module):
+class BodyAndHead(nn.Module):
+    """A linear layer on embeddings of `dim`; `get_classifier()` returns it, as in timm."""
+
     def __init__(self, body: nn.Module, dim: int, num_classes: int) -> None:
         super().__init__()
         self.body = body
@@ -320,7 +322,7 @@ def _built_of_code(
             raise UsageError(f"{what}: the module needs an attribute input_size = (channels, height, width)")
         with torch.inference_mode():
             dim = network.eval()(torch.zeros(1, *size)).shape[-1]
-        built.network = _BodyAndHead(network, dim, num_classes)
+        built.network = BodyAndHead(network, dim, num_classes)
     return built
 
 

@@ -50,7 +50,7 @@ def select(
 ) -> None:  # fmt: skip
     """Choose what deserves a fine-tuning, from validation rows of full probes and past fine-tunings only.
 
-    Scores of `fastxfer transferability` that all pairs have count as far as past fine-tunings bear them out.
+    Scores of `fastxfer transferability` that all backbones of a target have count as far as past fine-tunings bear them out.
 
     \b
     Example:

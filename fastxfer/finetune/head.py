@@ -76,9 +76,15 @@ class _BeforeHead(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         seen: list[Tensor] = []
-        hook = head_of(self.network).register_forward_pre_hook(lambda _, given: seen.append(given[0].flatten(1)))
+        head: Any = head_of(self.network)
+        hook = head.register_forward_pre_hook(lambda _, given: seen.append(given[0].flatten(1)))
         try:
             self.network(images)
         finally:
             hook.remove()
+        if seen[0].shape[1] != head.weight.shape[1]:
+            raise UsageError(
+                f"--head probe: the head of {type(self.network).__name__} comes before its pooling, so it is not linear in the "
+                "embeddings: choose --head zero or random"
+            )
         return seen[0]

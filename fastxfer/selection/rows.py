@@ -55,7 +55,7 @@ def foretellers(
 ) -> pd.DataFrame:
     """(n, up to 2) what may foretell the gains of probed rows, each with mean 0 and standard deviation 1 within a target.
 
-    transferability: the mean of the scores of `fastxfer transferability` that all of these pairs have
+    transferability: the mean of those scores of `fastxfer transferability` that all pairs of the target have
     proximity:       less the distance of the backbone's source from the target, by (source, target); in the middle where unknown
 
     A column is left out where nothing is known.
@@ -66,8 +66,9 @@ def foretellers(
     scored = rows[(rows["metric"] == "transferability") & rows["value"].notna()]
     scored = scored.astype(dict.fromkeys(("backbone", "target", "probe"), str))
     each = scored.pivot_table(index=["backbone", "target"], columns="probe", values="value")
-    each = each.reindex(pairs).set_axis(probed.index).dropna(axis="columns")
-    if each.shape[1]:
+    each = each.reindex(pairs).set_axis(probed.index)
+    each = each.where(each.notna().groupby(target).transform("all"))
+    if each.notna().any(axis=None):
         found["transferability"] = _within(each.apply(_within, of=target).mean(axis="columns"), target)
     if near:
         distances = [near.get(pair, math.nan) for pair in zip(probed["source"], target, strict=True)]
