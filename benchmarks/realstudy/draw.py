@@ -268,7 +268,9 @@ def _selection(t: Mapping[str, pd.DataFrame]) -> Figure:
     import plotly.graph_objects as go
 
     figure = _panels(["mean over targets", "worst target"], 2, 300)
-    for (policy, group), colour in zip(t["selection"].groupby("policy"), (BLUE, GREEN, BLACK, ORANGE), strict=False):
+    for (policy, group), colour in zip(
+        t["selection"].groupby("policy", sort=False), (BLUE, GREEN, ORANGE, BLACK, SKY, PINK), strict=True
+    ):
         for i, column in enumerate(("lost_mean", "lost_worst")):
             figure.add_trace(
                 go.Scatter(

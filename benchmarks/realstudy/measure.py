@@ -34,10 +34,14 @@ from fastxfer.scale import cells_of, fit_scale, own, paper_cells
 from fastxfer.selection import policy_named
 from fastxfer.selection.replay import of_rows, play
 from fastxfer.statistics import summarise
+from fastxfer.transferability import METRIC as TRANSFERABILITY
+from fastxfer.transferability import rank_agreement
 
 FULL = "full"
 INTERVALS = ["mean", "low", "high", "low_images", "high_images"]
 POLICIES = ("top", "ei", "kg", "random")
+BY_BELIEF = ("ei", "kg")
+SCORED = ", scored"
 RANDOM_DRAWS = 20
 
 
@@ -87,6 +91,7 @@ def tables(out: Path, extent: Extent) -> dict[str, pd.DataFrame]:
         "gains": pd.concat([_our_gains(found, designs), _paper_gains()], ignore_index=True),
         "near": _near(out),
         "selection": _selection(found, designs),
+        "agreement": _agreement(found, designs),
         "plan": _plan(found, out),
         "spent": _spent(out, found),
         "data": _data(out, extent),
@@ -275,23 +280,26 @@ def _near(out: Path) -> pd.DataFrame:
 
 
 def _selection(found: Rows, designs: dict[str, BackboneDesign]) -> pd.DataFrame:
-    """Policies played on fine-tunings that have all been made, of pairs that show transfer; judged by test. Empty before."""
+    """Policies played on fine-tunings that have all been made, of pairs that show transfer; judged by test. Empty before.
+
+    Those that a belief is of also with transferability scores to learn from.
+    """
     if not _all_tuned(found):
         return pd.DataFrame(columns=["policy", "budget", "of", "runs", "lost_mean", "lost_worst", "draws"])
-    rows = found.everything[found.everything["shots"] == FULL]
-    rows = rows[[not _has_seen(designs, b, t) for b, t in zip(rows["backbone"], rows["target"], strict=True)]]
-    game = of_rows(rows)
+    rows = _whole_unseen(found, designs)
+    games = {"": of_rows(rows[rows["metric"] != TRANSFERABILITY]), SCORED: of_rows(rows)}
+    game = games[""]
     tuned = found.rows[(found.rows["probe"] == FINETUNE)].set_index(["backbone", "target"])["value"]
     truth = 100 * np.array([tuned[b, t] for b, t in zip(game.table["backbone"], game.table["target"], strict=True)])
     targets = game.table["target"].nunique()
     lines = []
     for budget in (targets, 2 * targets, 4 * targets):
-        for policy, draws in _policies():
-            played = [play(game, p, budget) for p in draws]
+        for policy, extra, draws in _policies():
+            played = [play(games[extra], p, budget) for p in draws]
             lost = np.array([_lost(game.belief.contests(), truth, one.chosen) for one in played])
             lines.append(
                 {
-                    "policy": policy, "budget": budget, "of": len(truth), "runs": float(np.mean([len(p.order) for p in played])),
+                    "policy": policy + extra, "budget": budget, "of": len(truth), "runs": float(np.mean([len(p.order) for p in played])),
                     "lost_mean": float(lost.mean()), "lost_worst": float(lost.max(axis=1).mean()), "draws": len(played),
                 }
             )  # fmt: skip
@@ -305,11 +313,27 @@ def _all_tuned(found: Rows) -> bool:
     return bool(pairs.get(FINETUNE, 0) == pairs["logistic"])
 
 
-def _policies() -> Iterator[tuple[str, list[Any]]]:
+def _whole_unseen(found: Rows, designs: dict[str, BackboneDesign]) -> pd.DataFrame:
+    """Rows of whole train splits, of pairs that show transfer."""
+    rows = found.everything[found.everything["shots"] == FULL]
+    return rows[[not _has_seen(designs, b, t) for b, t in zip(rows["backbone"], rows["target"], strict=True)]]
+
+
+def _agreement(found: Rows, designs: dict[str, BackboneDesign]) -> pd.DataFrame:
+    """`rank_agreement` of scores with fine-tunings on pairs that show transfer. Empty until all are made."""
+    if not _all_tuned(found):
+        return pd.DataFrame(columns=["target", "score", "metric", "n_backbones", "weighted_tau", "spearman", "p"])
+    return rank_agreement(_whole_unseen(found, designs))
+
+
+def _policies() -> Iterator[tuple[str, str, list[Any]]]:
+    """Name, whether scores are to be learnt from, and the policy, or several draws of it."""
     from fastxfer.selection.frame import Random
 
     for name in POLICIES:
-        yield name, [Random(seed) for seed in range(RANDOM_DRAWS)] if name == "random" else [policy_named(name)]
+        yield name, "", [Random(seed) for seed in range(RANDOM_DRAWS)] if name == "random" else [policy_named(name)]
+    for name in BY_BELIEF:
+        yield name, SCORED, [policy_named(name)]
 
 
 def _lost(contests_: Any, truth: Any, chosen: Any) -> Any:

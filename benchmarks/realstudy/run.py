@@ -16,9 +16,14 @@ from benchmarks.realstudy.design import Extent, backbones
 from fastxfer.cli import main as fastxfer
 from fastxfer.files import write_whole
 from fastxfer.store import EmbeddingStore
+from fastxfer.transferability import SCORES
 
 PROXIMITY_OF = "kermany3"
 LEAST_UNITS = 40  # patients, or drawers, that proximity wants in train
+
+SCORES_WITHOUT_HEAD = tuple(
+    name for name in SCORES if name != "leep"
+)  # ours have heads of their source, those of others not all
 
 
 class Run:
@@ -45,6 +50,7 @@ class Run:
             self._many_shots(shots, episodes)
         self._per_label()
         self._proximity()
+        self._transferability()
         self._finetune_all()
 
     def _pretrain(self) -> None:
@@ -101,6 +107,13 @@ class Run:
                 "proximity", "proximity", PROXIMITY_OF, *others, "--reference", *references, "--measure", "mmd", "neighbours",
                 "--out", str(self.out / "near.csv"), *self.store,
             )  # fmt: skip
+
+    def _transferability(self) -> None:
+        """After the study's own plan, which is to stand for what `select` does by probes alone."""
+        self._do(
+            "transferability", "transferability", "--target", *self.extent.targets, "--score", *SCORES_WITHOUT_HEAD,
+            *self.store, "--results", str(self.out / "results"),
+        )  # fmt: skip
 
     def _finetune_all(self) -> None:
         """All that was not selected, by a plan that leaves nothing out."""

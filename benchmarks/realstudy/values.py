@@ -307,7 +307,31 @@ def _tuned(t: Tables) -> dict[str, Any]:
         "tuned_above": int((gain > 0).sum()), "tuned_gain": gain.median(), "tuned_best": gain.max(), "tuned_worst": gain.min(),
         "table_tuned": markdown(lines), "table_ranks": markdown(ranks),
         "tuned_rank_low": plan["rank_correlation"].min(), "tuned_rank_high": plan["rank_correlation"].max(),
+        **_agreement(t),
         "probe_wins": int((plan["best_probe"] > plan["best_value"]).sum()), "n_tuned_targets": len(plan),
+    }  # fmt: skip
+
+
+def _agreement(t: Tables) -> dict[str, Any]:
+    """Scores and the probe by how they rank backbones, means over targets, best first."""
+    every = t["agreement"]
+    means = every[every["target"].isna() | (every["target"] == "")]
+    here = every.drop(means.index)
+    lines = [
+        {"score": r.score, "weighted tau": f"{r.weighted_tau:.2f}", "Spearman": f"{r.spearman:.2f}",
+         "Spearman, lowest target": f"{here.loc[here['score'] == r.score, 'spearman'].min():.2f}",
+         "targets": int((here["score"] == r.score).sum())}
+        for r in means.itertuples()
+    ]  # fmt: skip
+    scores = means[~means["score"].str.contains("full, val", regex=False)]
+    probes = means[means["score"].str.startswith("logistic")]
+    known = len(scores) > 0 and len(probes) > 0
+    return {
+        "table_agreement": markdown(lines) if lines else "",
+        "best_score": scores["score"].iloc[0] if known else "", "best_score_tau": scores["weighted_tau"].iloc[0] if known else 0.0,
+        "probe_tau": probes["weighted_tau"].iloc[0] if known else 0.0,
+        "scores_above_probe": int((scores["weighted_tau"] > probes["weighted_tau"].iloc[0]).sum()) if known else 0,
+        "n_scores": len(scores),
     }  # fmt: skip
 
 
