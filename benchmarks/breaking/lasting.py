@@ -45,9 +45,8 @@ def soak(roads: Roads, tiny: bool) -> Iterator[Row]:
         "prototype": lambda: ops.prototype(pool, support, y, query, 5),
         "full logistic": lambda: ops.logistic_full(x[:50], label[:50], x[:5], 5, [0.04]),
     }
-    count = 100 if tiny else SOLVES
+    n = 100 if tiny else SOLVES
     for name, solve in solves.items():
-        n = count // 10 if name in ("full logistic", "logistic, own pool") else count
         for _ in range(max(5, n // 10)):
             solve()
         seen = []
