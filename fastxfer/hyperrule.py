@@ -223,9 +223,8 @@ def settle(
     augment = augment or ("xray" if xray else _augmentation(rule))
     small = False
     if image_size is not None:
+        resize, crop = before_crop(image_size), image_size
         small = image_size <= 128
-        # The two regimes' own margins.
-        resize, crop = round(image_size * (160 / 128 if small else 512 / 480)), image_size
     elif preset == "own":
         resize = crop = 0
     elif xray:
@@ -257,6 +256,11 @@ def settle(
         watched=(split, usual if eval_every is None else eval_every),
         frozen_norm=frozen_norm,
     )
+
+
+def before_crop(size: int) -> int:
+    """What the shorter side is resized to before a square of `size` pixels is cropped: with the margins of the two regimes."""
+    return round(size * (160 / 128 if size <= 128 else 512 / 480))
 
 
 def _augmentation(rule: Preset) -> str:

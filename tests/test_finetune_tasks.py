@@ -26,7 +26,7 @@ from fastxfer.evaluation import run_protocol
 from fastxfer.finetune import Machine, Run, finetune, full_task, run_all, train, training
 from fastxfer.finetune.head import _BeforeHead
 from fastxfer.full_splits import run_full
-from fastxfer.hyperrule import settle
+from fastxfer.hyperrule import before_crop, settle
 from fastxfer.probes import LogisticProbe
 from fastxfer.protocol import Protocol
 from fastxfer.results import ResultStore
@@ -291,6 +291,16 @@ def test_own_preset_is_timms_conventions(root: Path, digits: Target, monkeypatch
     assert rates == pytest.approx([0, 2.5e-4, 5e-4, 2.5e-4, 0], abs=1e-8)
     with pytest.raises(UsageError, match=r"does not take images of 24 pixels .*give --image-size 16"):
         finetune(str(root / "vit.pt"), digits, **{**QUICK, "image_size": 24})
+
+
+@pytest.mark.parametrize("augment", ["crop", "xray"])
+def test_own_with_another_augmentation_has_the_networks_own_size(root: Path, digits: Target, augment: str) -> None:
+    run = full_run(root, digits, preset="own", augment=augment, image_size=None)
+    assert (run.task.target.n_images, run.settings.crop) == (digits.n_images, 0)
+    got = train(run, Machine(), until=2)
+    assert len(got.state.losses) == 2
+    assert before_crop(16) == 20
+    assert before_crop(480) == 512
 
 
 def test_paper_exceptions_by_target(digits: Target) -> None:

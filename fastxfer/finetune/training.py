@@ -27,7 +27,7 @@ from fastxfer.finetune.images import pipeline
 from fastxfer.finetune.run import Machine, Outcome, Run, cost_rows
 from fastxfer.finetune.state import State
 from fastxfer.finetune.task import Part
-from fastxfer.hyperrule import PRESETS
+from fastxfer.hyperrule import PRESETS, before_crop
 from fastxfer.influences import Influences
 from fastxfer.metrics import measure, softmax
 from fastxfer.progress import progress, say
@@ -71,7 +71,8 @@ class _Training:
         rule = PRESETS[settings.preset]
         backbone = load_backbone(entry.checkpoint, arch=entry.architecture or None, arch_args=entry.arch_args or None)
         if settings.crop == 0:
-            settings = replace(settings, resize=0, crop=backbone.preprocessing.input_size[1])
+            size = backbone.preprocessing.input_size[1]
+            settings = replace(settings, resize=before_crop(size) if settings.augment == "crop" else 0, crop=size)
         self.run, self.task, self.settings, self.machine, self.device = run, task, settings, machine, device
         self.checkpoint = checkpoint
         self.network = make_network(entry, task.n_classes, rule.drop_path)
