@@ -16,7 +16,7 @@ store = "fastxfer-store"        # embeddings; results go beside it
 data_root = "fastxfer-data"     # where data sets are registered
 {backbones}
 [fewshot]
-ways = 5                        # or "all", or both: [5, "all"]
+# ways = [5, "all"]             # classes an episode; without it 5, or all of a target that has fewer
 shots = [1, 5, 10]
 episodes = 1000
 seeds = [0]
