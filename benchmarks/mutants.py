@@ -34,7 +34,7 @@ PARTS: dict[str, tuple[str, list[str]]] = {
     "statistics": ("fastxfer/statistics/*.py", ["test_statistics", "test_until", "test_comparing"]),
     "selection": (
         "fastxfer/selection/*.py",
-        ["test_selection", "test_selection_policies", "test_selection_replay", "test_selection_loop"],
+        ["test_selection", "test_selection_policies", "test_selection_foretold", "test_selection_replay", "test_selection_loop"],
     ),
     "episodes": ("fastxfer/episodes/*.py", ["test_episodes", "test_episode_modes", "test_cli_episodes"]),
     "store": (
