@@ -11,7 +11,7 @@ import pytest
 from helpers import toy_target
 from scipy import stats
 
-from fastxfer.episodes import Episodes, EpisodeSpec, sample_episodes
+from fastxfer.episodes import Episodes, EpisodeSpec, draws, sample_episodes
 from fastxfer.errors import DataError, UsageError
 from fastxfer.protocol import Protocol
 from fastxfer.targets.table import Target
@@ -384,3 +384,14 @@ def test_thousands_of_episodes_are_drawn_in_milliseconds():
         sample_episodes(target, spec, 0, 5000)
         spent.append(time.process_time() - started)
     assert min(spent) < 0.03  # 5 ms on a quiet machine
+
+
+def test_a_class_that_is_full_leaves_its_images_to_the_others_alike() -> None:
+    """Of twelve images the first class has room for one: the other eleven go to two classes that nothing tells apart."""
+    episodes = 4000
+    sizes = draws.draw_sizes(np.tile([1, 50, 50], (episodes, 1)), 12, 1.0, np.uint64(3), 0, draws.SIZES)
+    assert (sizes.sum(axis=1) == 12).all()
+    assert (sizes[:, 0] == 1).all()
+    second = sizes[:, 1]
+    # Proportions are uniform, so that sizes 1 to 10 are as likely as one another (Pólya's urn).
+    assert stats.chisquare(np.bincount(second, minlength=11)[1:]).pvalue > 1e-4

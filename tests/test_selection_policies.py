@@ -205,6 +205,22 @@ def test_one_configuration_and_no_result_are_enough() -> None:
     assert len(belief.of) == 2
 
 
+def test_noise_of_a_small_table_is_that_of_the_textbook() -> None:
+    """Two configurations by three seeds, by the mean squares of a two-way table."""
+    values = {(0, 0): 0.0, (0, 1): 1.0, (0, 2): 3.0, (1, 0): 0.0, (1, 1): 2.0, (1, 2): 2.0}
+    rows = [
+        {"target": "a", "shots": "1", "configuration": k, "seed": s, "images": 10.0, "value": v}
+        for (k, s), v in values.items()
+    ]
+    table = np.array([[0.0, 1, 3], [0, 2, 2]])
+    rest = table - table.mean(1, keepdims=True) - table.mean(0) + table.mean()
+    within = (rest**2).sum() / 2
+    between = 2 * ((table.mean(0) - table.mean()) ** 2).sum() / 2
+    parts = components(pd.DataFrame(rows)).iloc[0]
+    assert parts["own"] == pytest.approx(within)
+    assert parts["shared"] == pytest.approx((between - within) / 2)
+
+
 def test_noise_is_taken_apart_into_own_and_shared() -> None:
     rng = np.random.default_rng(1)
     rows = []
