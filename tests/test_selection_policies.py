@@ -221,6 +221,28 @@ def test_noise_of_a_small_table_is_that_of_the_textbook() -> None:
     assert parts["shared"] == pytest.approx((between - within) / 2)
 
 
+def test_how_noise_falls_with_the_images_is_learnt_inside_targets() -> None:
+    """Own deviations c / √images, with another c in each target: the slope is that, the intercept the mean of both log c."""
+    pattern = np.array([[1.0, -1.0, 0.0], [-1.0, 1.0, 0.0]])  # mean squares within: 2
+    rows = [
+        {
+            "target": t,
+            "shots": str(n),
+            "configuration": k,
+            "seed": s,
+            "images": float(n),
+            "value": c * n**-0.5 * pattern[k, s],
+        }
+        for t, c in (("a", 3.0), ("b", 12.0))
+        for n in (10, 100, 1000)
+        for k in range(2)
+        for s in range(3)
+    ]
+    learnt = learn_noise(pd.DataFrame(rows))
+    assert learnt.slope == pytest.approx(-0.5)
+    assert learnt.intercept == pytest.approx(np.log(np.sqrt(2) * np.sqrt(3.0 * 12.0)))
+
+
 def test_noise_is_taken_apart_into_own_and_shared() -> None:
     rng = np.random.default_rng(1)
     rows = []
