@@ -20,6 +20,8 @@ from fastxfer.selection.improvement import ExpectedImprovement
 from fastxfer.selection.replay import of_rows, play
 from fastxfer.selection.rows import Past, believe_rows, foretellers, probed_rows
 
+NOTHING = Past.of(table(*FOUR))  # probes alone
+
 
 def score(backbone: str, name: str, value: float, **changes: Any) -> dict[str, Any]:
     """A row of `fastxfer transferability`."""
@@ -105,8 +107,8 @@ def test_nothing_is_taken_for_granted_and_both_directions_are_learnt() -> None:
     rows = table(*world(0))
     probed = probed_rows(rows)
     foretold = foretellers(rows, probed)
-    before = believe_rows(probed, Past.nothing(), foretold)
-    assert before.mean == pytest.approx(believe_rows(probed, Past.nothing()).mean)  # before any fine-tuning: the probe
+    before = believe_rows(probed, NOTHING, foretold)
+    assert before.mean == pytest.approx(believe_rows(probed, NOTHING).mean)  # before any fine-tuning: the probe
     done = rows[(rows["target"] != "z") | (rows["probe"] != "finetune")]
     at_z = (probed["target"] == "z").to_numpy()
     for sign in (1, -1):

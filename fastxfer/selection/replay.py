@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,12 +28,14 @@ class Game:
     belief:   prior
     outcomes: (r,) of the belief's runs, in points
     truth:    (n,) values that the choice is judged by, in points
+    learn:    runs made -> belief, where variances are learnt from them, too; None: they are only observed
     """
 
     table: pd.DataFrame
     belief: Belief
     outcomes: Floats
     truth: Floats
+    learn: Callable[[Sequence[int]], Belief] | None = None
 
 
 @dataclass(frozen=True)
@@ -72,9 +74,9 @@ def play(game: Game, policy: Policy, budget: float, *, cost: Floats | None = Non
         if best is None:
             break
         run = int(left[best.configuration][0])
-        belief = belief.observe([run], [game.outcomes[run]])
         spent += float(price[best.configuration])
         order.append(run)
+        belief = game.learn(order) if game.learn else belief.observe([run], [game.outcomes[run]])
     picked = policy.choose(belief)
     best_values = np.array([game.truth[members].max() for members in belief.contests()])
     return Played(np.array(order, np.int64), picked, best_values - game.truth[picked], spent)
@@ -90,7 +92,7 @@ def _foretold(belief: Belief) -> Floats:
 def of_rows(rows: pd.DataFrame, near: Mapping[tuple[str, str], float] | None = None) -> Game:
     """Results in which every probed backbone has been fine-tuned on its target: probe first, then what a policy would have run.
 
-    Judged by what the fine-tunings gave on validation. near: as of `select`. `DataError` where one is missing.
+    After each run all is learnt anew, as `select` does after each plan. Judged by what the fine-tunings gave on validation. near: as of `select`. `DataError` where one is missing.
     """
     probed, past = probed_rows(rows), Past.of(rows)
     tuned = [past.value_of(row) for row in probed.to_dict("records")]
@@ -101,8 +103,12 @@ def of_rows(rows: pd.DataFrame, near: Mapping[tuple[str, str], float] | None = N
             "Run `fastxfer select --policy top --top 1000 --budget 1000`, and its plan"
         )
     outcomes = 100 * np.array(tuned, float)
-    belief = believe_rows(probed, Past.nothing(), foretellers(rows, probed, near))
-    return Game(probed.assign(model=probed["backbone"]), belief, outcomes, outcomes)
+    foretold = foretellers(rows, probed, near)
+
+    def learn(order: Sequence[int]) -> Belief:  # one run a configuration, numbered alike
+        return believe_rows(probed, past.only(probed.iloc[list(order)]), foretold)
+
+    return Game(probed.assign(model=probed["backbone"]), learn(()), outcomes, outcomes, learn)
 
 
 # -- the paper's fine-tunings ---------------------------------------------------------------------------------------------

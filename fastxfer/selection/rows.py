@@ -106,10 +106,10 @@ class Past:
         gains = (done[both] - probed[both]).rename("gain").reset_index()
         return cls({key: float(v) for key, v in done.items()}, gains, Rates.of(rows))
 
-    @classmethod
-    def nothing(cls) -> Past:
-        """No fine-tuning at all."""
-        return cls({}, pd.DataFrame(columns=["backbone", "target", "metric", "gain"]), Rates(pd.DataFrame()))
+    def only(self, probed: pd.DataFrame) -> Past:
+        """What is known once these pairs alone have been fine-tuned: for replays, which do not ask what it cost."""
+        some = zip(probed["backbone"], probed["target"], probed["metric"], strict=True)
+        return Past({key: self.tuned[key] for key in some}, self.gains[:0], Rates(pd.DataFrame()))
 
     def value_of(self, row: Mapping[str, Any]) -> float | None:
         """What the fine-tuning of a probed row's backbone on its target has given; None where there was none."""
