@@ -31,6 +31,9 @@ Array = NDArray[Any]
 
 # Scores of a window of episodes are held in memory at once; this bounds them (float32: 64 MiB).
 WINDOW_SCORES = 16 * 2**20
+# Of large episodes fewer make a window, after which progress is told: multiply-adds of some ten seconds of a core.
+WINDOW_WORK = 2e11
+WINDOWS_KEPT = 8  # after so many windows their rows are written
 # With l2_by "val", one l2 a cell is chosen by this many episodes: a number of their own, so that asking for more episodes
 # changes no row that is there.
 VAL_EPISODES = 100
@@ -169,7 +172,11 @@ def run_protocol(
                 made_for = (backbone, name, _features_of(probe))
                 pool = pool_of(store, backbone, target, all_episodes, backend, probe)
             solved = 0
-            for window in [episodes] if summary.until is None else summary.until.windows(episodes, done):
+            for window in (
+                _pieces(episodes, WINDOWS_KEPT * _window(pool, probe, episodes))
+                if summary.until is None
+                else summary.until.windows(episodes, done)
+            ):
                 influences = Influences(target, done)
                 parts = _episode_rows(
                     pool, source, backbone, probe, target, window, metrics, influences, told, protocol.per_class
@@ -309,6 +316,18 @@ def _not_there(rows: pd.DataFrame, done: dict[Cell, int]) -> pd.DataFrame:
     return rows[keep]
 
 
+def _window(pool: ops.Pool, probe: Probe, episodes: Episodes) -> int:
+    """Episodes that are scored at once, by memory and by work. Not by time, on which no bit of a sum may depend."""
+    m, settings = episodes.n_fitted, len(probe.settings(episodes.n_fitted))
+    work = m * m * (pool.dim + 10 * episodes.ways * settings)
+    return max(1, min(WINDOW_SCORES // (settings * episodes.n_queries * episodes.ways), int(WINDOW_WORK / work)))
+
+
+def _pieces(episodes: Episodes, size: int) -> Iterator[Episodes]:
+    for start in range(0, episodes.n_episodes, size):
+        yield episodes.window(start, min(start + size, episodes.n_episodes))
+
+
 def _episode_rows(
     pool: ops.Pool,
     source: str,
@@ -323,10 +342,7 @@ def _episode_rows(
 ) -> Iterator[pd.DataFrame]:
     probe, groups = decided(probe, pool, target, episodes), patient_codes(target)
     sampling = sampling_of(episodes, target)
-    n_settings = len(probe.settings(episodes.n_fitted))
-    step = max(1, WINDOW_SCORES // (n_settings * episodes.n_queries * episodes.ways))
-    for start in range(0, episodes.n_episodes, step):
-        window = episodes.window(start, min(start + step, episodes.n_episodes))
+    for window in _pieces(episodes, _window(pool, probe, episodes)):
         numbers = np.arange(window.first, window.first + window.n_episodes, dtype=np.int32)
         each = class_metrics(metrics, window.spec.per_label) if per_class else ()
         for answer in probe.answer(pool, window, groups):

@@ -19,6 +19,7 @@ from fastxfer.ops_full import check, rows
 from fastxfer.probes import PROBES, KnnProbe, LogisticProbe, make_probe
 from fastxfer.protocol import Protocol
 from fastxfer.results import KEY, ResultStore
+from fastxfer.statistics import summarise
 from fastxfer.store import EmbeddingStore
 
 TEXT = [name for name in KEY if name not in ("seed", "episode")]
@@ -77,6 +78,37 @@ def test_windows_do_not_change_values(tmp_path, monkeypatch):
     parts = evaluate(store, episodes, ALL_PROBES, metrics=metrics)
     keys = [*KEY]
     assert np.array_equal(whole.sort_values(keys)["value"].to_numpy(), parts.sort_values(keys)["value"].to_numpy())
+
+
+def test_large_episodes_are_told_and_written_bit_by_bit(tmp_path, monkeypatch):
+    """Of a cell that takes long, what was solved before a crash is there, and the rest alone is done after it."""
+    store, protocol = blobs_store(tmp_path / "store"), Protocol(episodes=50, shots=(3,))
+    whole = ResultStore.open(tmp_path / "whole")
+    run_protocol(store, whole, protocol, [LogisticProbe()])
+    m, dim, ways = 15, 24, 5
+    monkeypatch.setattr("fastxfer.evaluation.WINDOW_WORK", 3.5 * m * m * (dim + 10 * ways))  # three episodes
+    steps: list[int] = []
+
+    def tell(n: int) -> None:
+        steps.append(n)
+        if len(steps) == 14:
+            raise KeyboardInterrupt
+
+    results = ResultStore.open(tmp_path / "results")
+    with pytest.raises(KeyboardInterrupt):
+        run_protocol(store, results, protocol, [LogisticProbe()], advance=tell)
+    assert steps == [3] * 14
+    assert len(results.read()) == 24  # eight windows; of the six after them nothing was written yet
+    rest = run_protocol(store, results, protocol, [LogisticProbe()])
+    assert rest.rows == 100 - 24
+    by_key = [r.read().astype(dict.fromkeys(TEXT, str)).sort_values(list(KEY)) for r in (results, whole)]
+    assert by_key[0]["value"].tolist() == by_key[1]["value"].tolist()
+    intervals = [
+        summarise(r.read(), images=r.read_images()).astype({"backbone": str}).sort_values("backbone")
+        for r in (results, whole)
+    ]
+    for column in ("low", "high", "low_images", "high_images"):
+        np.testing.assert_allclose(intervals[0][column], intervals[1][column], rtol=1e-6)
 
 
 def test_fewer_classes_than_five_are_all_taken_and_unusual_queries_have_their_own_rows(tmp_path):
