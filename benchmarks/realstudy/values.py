@@ -352,7 +352,14 @@ def _selection(t: Tables) -> dict[str, Any]:
         }
         for r in replay.itertuples()
     ]  # fmt: skip
+    twice = replay[replay["budget"] == 2 * len(plan)].set_index("policy") if played else pd.DataFrame()
+    lost = {
+        f"{policy}_{part}": float(twice.loc[policy, f"lost_{part}"]) if played else 0.0
+        for policy in ("top", "ei", "random")
+        for part in ("mean", "worst")
+    }
     return {
+        **lost, "twice": 2 * len(plan), "twice_share": 100 * 2 * len(plan) / replay["of"].max() if played else 0.0,
         "table_plan": markdown(lines), "plan_runs": int(plan["runs"].sum()), "plan_of": int(plan["of"].sum()),
         "plan_saved": 100 * (1 - plan["runs"].sum() / plan["of"].sum()), "plan_lost": plan["lost"].mean(), "plan_worst": plan["lost"].max(),
         "plan_worst_target": plan.loc[plan["lost"].idxmax(), "target"], "table_replay": markdown(played) if played else "",
