@@ -522,6 +522,23 @@ def test_a_claim_is_waited_for_and_taken_over_when_its_holder_dies(
     assert waits == [0.05, 0.1]
 
 
+def test_a_claim_on_what_is_done_goes_once_its_holder_is_dead(tmp_path: Path) -> None:
+    """Killed after its rows were written, before it let go: nothing is done again, and nothing stays behind."""
+    holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    log = ["a", "b"]
+    share(
+        [_Unit(name, log) for name in "ab"], tmp_path, lambda n, note="": None
+    )  # alive: its own matter, not waited for
+    assert len(list(tmp_path.glob("*.lock"))) == 1
+    holder.kill()
+    holder.wait()
+    share([_Unit(name, log) for name in "ab"], tmp_path, lambda n, note="": None)
+    assert list(tmp_path.glob("*.lock")) == []
+    assert log == ["a", "b"]
+
+
 def test_what_another_has_done_meanwhile_is_not_done_again(tmp_path: Path) -> None:
     log: list[str] = []
 

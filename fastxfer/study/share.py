@@ -40,8 +40,7 @@ class Unit(Protocol):
 @contextmanager
 def claim(folder: Path, unit: Unit) -> Iterator[None]:
     """Hold a unit while the block runs; `HeldError` if another process has it."""
-    digest = hashlib.sha256("\0".join(unit.key).encode()).hexdigest()[:16]
-    with hold(folder / f"{unit.key[0]}-{digest}.lock", unit.title, silent=SILENT_SECONDS) as path:
+    with hold(_place(folder, unit), unit.title, silent=SILENT_SECONDS) as path:
 
         def beat() -> bool:
             try:
@@ -54,9 +53,15 @@ def claim(folder: Path, unit: Unit) -> Iterator[None]:
             yield
 
 
+def _place(folder: Path, unit: Unit) -> Path:
+    digest = hashlib.sha256("\0".join(unit.key).encode()).hexdigest()[:16]
+    return folder / f"{unit.key[0]}-{digest}.lock"
+
+
 def share(units: Sequence[Unit], folder: Path, advance: Advance) -> None:
     """See to it that all units are done, by this process or by others. `advance` is told of all, whoever does it."""
-    waiting = [(unit, left) for unit in units if (left := unit.left())]
+    # A claim on what is done is that of a process that was killed before it could let go.
+    waiting = [(unit, left) for unit in units if (left := unit.left()) or _place(folder, unit).exists()]
     pause = PAUSE_SECONDS[0]
     while waiting:
         held = []
@@ -69,7 +74,8 @@ def share(units: Sequence[Unit], folder: Path, advance: Advance) -> None:
                         unit.do(advance)
                         pause = PAUSE_SECONDS[0]
             except HeldError:
-                held.append((unit, known))
+                if known:
+                    held.append((unit, known))
         if held:
             time.sleep(pause)
             pause = min(2 * pause, PAUSE_SECONDS[1])
