@@ -61,7 +61,8 @@ def evaluate(
         source = source_of(store, backbone, target.name)
         for probe in sorted(probes, key=_features_of):
             pool = pool_of(store, backbone, target, [episodes], backend, probe)
-            frames += list(_episode_rows(pool, source, backbone, probe, target, episodes, metrics, Influences(target)))
+            chosen = decided(probe, pool, target, episodes)
+            frames += list(_episode_rows(pool, source, backbone, chosen, target, episodes, metrics, Influences(target)))
     return pd.concat(frames, ignore_index=True)
 
 
@@ -171,7 +172,7 @@ def run_protocol(
                 pool = None  # the old one goes before the new one comes
                 made_for = (backbone, name, _features_of(probe))
                 pool = pool_of(store, backbone, target, all_episodes, backend, probe)
-            solved = 0
+            probe, solved = decided(probe, pool, target, episodes), 0
             for window in (
                 _pieces(episodes, WINDOWS_KEPT * _window(pool, probe, episodes))
                 if summary.until is None
@@ -340,7 +341,8 @@ def _episode_rows(
     advance: Callable[[int], None] = lambda n: None,
     per_class: bool = False,
 ) -> Iterator[pd.DataFrame]:
-    probe, groups = decided(probe, pool, target, episodes), patient_codes(target)
+    """`probe` is `decided`."""
+    groups = patient_codes(target)
     sampling = sampling_of(episodes, target)
     for window in _pieces(episodes, _window(pool, probe, episodes)):
         numbers = np.arange(window.first, window.first + window.n_episodes, dtype=np.int32)

@@ -92,7 +92,8 @@ def _foretold(belief: Belief) -> Floats:
 def of_rows(rows: pd.DataFrame, near: Mapping[tuple[str, str], float] | None = None) -> Game:
     """Results in which every probed backbone has been fine-tuned on its target: probe first, then what a policy would have run.
 
-    After each run all is learnt anew, as `select` does after each plan. Judged by what the fine-tunings gave on validation. near: as of `select`. `DataError` where one is missing.
+    After each run all is learnt anew, as `select` does after each plan. Judged by what the fine-tunings gave on validation.
+    near: as of `select`. `DataError` where a fine-tuning is missing.
     """
     probed, past = probed_rows(rows), Past.of(rows)
     tuned = [past.value_of(row) for row in probed.to_dict("records")]
