@@ -261,7 +261,7 @@ def test_archives_and_shards(tmp_path: Path) -> None:
     assert load_image(target.root / str(target.image_id[0])).size == (5, 6)
     round_trip(target, tmp_path)
     os.utime(tmp_path / "src" / "cat.tar", (time.time() + 1,) * 2)
-    assert load_target("classes", tmp_path).notes[-1].endswith("1 written later (cat.tar)")
+    assert "1 written later (cat.tar)" in load_target("classes", tmp_path).notes[-1]
     with tarfile.open(tmp_path / "shard.tar", "w") as archive:
         for i in range(8):
             for ending, content in (("png", png(GREY[i])), ("cls", str(i % 2).encode())):
@@ -459,26 +459,48 @@ def test_changed_files_are_noticed(tmp_path: Path, capsys: pytest.CaptureFixture
     os.utime(root / "cat/1.png", (time.time() + 1,) * 2)  # clocks of file systems tick coarsely
     (root / "dog/2.png").unlink()
     loaded = load_target("pets2", tmp_path)
-    what = "its files have changed since they were added: 1 missing (dog/2.png), 1 written later (cat/1.png)"
+    what = (
+        "its files have changed since they were added: 1 missing (dog/2.png), 1 written later (cat/1.png); "
+        "what was embedded before is of the old ones"
+    )
     assert loaded.notes == (*added.notes, what)
     assert loaded.fingerprint == added.fingerprint
-    assert f"pets2: {what}; what was embedded before is of the old ones" in capsys.readouterr().err
+    assert f"pets2: {what}" in capsys.readouterr().err
     (root / "dog/2.png").write_bytes(png(GREY[0]))
     with pytest.raises(DataError, match=r"the same table, but its files have changed .*store rm --target pets2"):
         add_target(root, "pets2", tmp_path)
     assert add_target(root, "pets2", tmp_path, replace=True).fingerprint == added.fingerprint
     assert load_target("pets2", tmp_path).notes == added.notes
-    os.utime(root / "cat/0.png", ns=(0, 0))
-    assert load_target("pets2", tmp_path).notes[-1].endswith("since they were added: other sizes or times")
+    then = (root / "cat/0.png").stat().st_mtime
+    (root / "cat/0.png").write_bytes(png(GREY[0]) + b" ")
+    os.utime(root / "cat/0.png", (then, then))
+    assert "since they were added: other sizes or times;" in load_target("pets2", tmp_path).notes[-1]
+
+
+def test_a_copy_is_told_from_a_change(tmp_path: Path) -> None:
+    root = write_images(tmp_path / "src", [f"{c}/{i}.png" for c in ("cat", "dog") for i in range(4)])
+    added = add_target(root, "pets2", tmp_path)
+    for i, file in enumerate(sorted(root.rglob("*.png"))):
+        os.utime(file, (time.time() + i,) * 2)
+    loaded = load_target("pets2", tmp_path)
+    assert loaded.notes == (
+        *added.notes,
+        "all its files have later times than when they were added, and the same sizes, as copies have",
+    )
+    with pytest.raises(DataError, match=r"copied or checked out anew, take them over with --replace: .* stays good"):
+        add_target(root, "pets2", tmp_path)
+    add_target(root, "pets2", tmp_path, replace=True)
+    assert load_target("pets2", tmp_path).notes == added.notes
 
 
 def test_changed_containers_are_noticed(tmp_path: Path) -> None:
     file = npz(tmp_path / "x.npz", CLASSES)
     added = add_target(file, "packed", tmp_path)
+    file.write_bytes(file.read_bytes() + b" ")
     os.utime(file, (time.time() + 1,) * 2)
     assert load_target("packed", tmp_path).notes == (
         *added.notes,
-        "its files have changed since they were added: 1 written later (x.npz)",
+        "its files have changed since they were added: 1 written later (x.npz); what was embedded before is of the old ones",
     )
 
 

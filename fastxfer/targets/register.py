@@ -270,6 +270,11 @@ def _write_entry(folder: Path, name: str, target: Target, meta: dict[str, Any], 
         if same_table and old.get("files", meta["files"]) == meta["files"]:
             say(f"{name}: already added, with the same content")
             return
+        if same_table and old["files"].get("sizes") == meta["files"]["sizes"]:
+            raise DataError(
+                f"target '{name}' exists with the same table and files of the same sizes, but other times. If they were only "
+                "copied or checked out anew, take them over with --replace: what was embedded of them stays good"
+            )
         if same_table:
             raise DataError(
                 f"target '{name}' exists with the same table, but its files have changed since; take them over with "
@@ -365,7 +370,7 @@ def _read_entry(folder: Path, name: str) -> Target:
     notes = list(meta["notes"])
     changes = find_changes(root, listing.image_id, meta["files"]) if "files" in meta else ""
     if changes:
-        say(f"{name}: {changes}; what was embedded before is of the old ones")
+        say(f"{name}: {changes}")
         notes.append(changes)
     pixels = Pixels(**meta.get("pixels", {}))
     return dataclasses.replace(target, root=root, notes=tuple(notes), pixels=pixels, left_out=tuple(meta["left_out"]))
