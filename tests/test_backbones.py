@@ -392,7 +392,7 @@ def test_code_in_a_file_is_refused_and_not_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize("suffix", [".pt", ".pth", ".safetensors", ".npz"])
 def test_damaged_files_are_refused(resnet_file: Path, tmp_path: Path, suffix: str) -> None:
     whole = resnet_file.read_bytes()
-    for number, content in enumerate([b"", b"<html>404</html>", whole[: len(whole) // 2]]):
+    for number, content in enumerate([b"", b"G", b"<html>404</html>", whole[: len(whole) // 2]]):
         path = tmp_path / f"{number}{suffix}"
         path.write_bytes(content)
         with pytest.raises(DataError, match=rf"checkpoint .*{number}{suffix} is (no whole|refused)"):

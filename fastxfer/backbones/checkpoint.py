@@ -143,7 +143,7 @@ def _read_torch(path: Path, classes: Sequence[Any]) -> Checkpoint:
             content = torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
             raise DataError(_why_refused(path, str(error))) from None
-        except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
+        except Exception as error:  # torch's reader of damaged bytes raises whatever it trips over, struct.error too
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise DataError(f"checkpoint {path} is no whole PyTorch file ({reason}): fetch or write it again") from None
     meta: dict[str, Any] = {}

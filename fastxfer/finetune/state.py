@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import pickle
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,8 +55,9 @@ def load(path: Path, identity: str) -> dict[str, Any] | None:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         known = content["identity"]
-    except (RuntimeError, EOFError, ValueError, KeyError, TypeError, pickle.UnpicklingError) as error:
-        say(f"'{path}' cannot be read ({str(error).splitlines()[0]}): this fine-tuning begins again")
+    except Exception as error:  # torch's reader of damaged bytes raises whatever it trips over
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        say(f"'{path}' cannot be read ({reason}): this fine-tuning begins again")
         return None
     if known != identity:
         say(f"'{path}' is of another checkpoint, other images or other settings: this fine-tuning begins again")
