@@ -1,9 +1,9 @@
 """Few-shot logistic probes, an episode at one penalty, C = 1: ours against scikit-learn and against torch.
 
-`ours_ms` counts everything from embeddings in memory and episode indices to scores: the pool (and its Gram matrix, where one
-pays for 5,000 episodes), shared out over these, and the solution of an episode. `peer_ms` is fit plus scores of the same
-queries. Both are wall time at the threads asked for; `ratio_per_core` compares one thread with one thread in core seconds
-(`…_core_ms`), which other work on the machine hardly disturbs.
+`ours_ms` counts everything from embeddings in memory (float16, as in a store) and episode indices to scores: the pool (and
+its Gram matrix, where one pays for 5,000 episodes), shared out over these, and the solution of an episode. `peer_ms` is fit
+plus scores of the same queries, in float32. Both are wall time at the threads asked for; `ratio_per_core` compares one
+thread with one thread in core seconds (`…_core_ms`), which other work on the machine hardly disturbs.
 """
 
 from __future__ import annotations
@@ -49,6 +49,8 @@ class Case:
     options: Any
 
     def __post_init__(self) -> None:
+        self.stored = self.x.astype(np.float16)  # as `embed` writes them; the peers get the same numbers in float32
+        self.x = self.stored.astype(np.float32)
         spec = self.episodes.spec
         assert spec.ways != "all"
         self.ways, self.shots = int(spec.ways), spec.shots
@@ -59,7 +61,7 @@ class Case:
         self.gram = ops.gram_pays(len(self.support), len(self.x), products)
 
     def pool(self, threads: int) -> ops.Pool:
-        pool = ops.Pool(self.x, support=self.support, gram=self.gram, threads=threads)
+        pool = ops.Pool(self.stored, support=self.support, gram=self.gram, threads=threads)
         if self.gram:
             pool.gram()
         return pool

@@ -3,8 +3,10 @@
 // between blocks of them Ctrl-C is heard.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <algorithm>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <type_traits>
@@ -120,35 +122,51 @@ std::int64_t row_stride(const py::array& matrix, const char* name) {
     return row / size;
 }
 
+fastxfer::Number number_of(const py::array& values) {
+    const py::dtype type = values.dtype();
+    const py::ssize_t size = type.itemsize();
+    require(type.kind() == 'f' && type.byteorder() == '=' && (size == 2 || size == 4 || size == 8),
+            "embeddings must be float16, float32 or float64");
+    return size == 2 ? fastxfer::Number::float16 : size == 4 ? fastxfer::Number::float32 : fastxfer::Number::float64;
+}
+
+// Embeddings as they lie; float16 ones come with the mean that is to be taken off, others with an empty one.
+fastxfer::Embeddings embeddings(const py::array& images, const Array<float>& mean) {
+    require(images.ndim() == 2, "arrays must have two dimensions");
+    const fastxfer::Number number = number_of(images);
+    const bool stored = number == fastxfer::Number::float16;
+    require(mean.ndim() == 1 && mean.size() == (stored ? images.shape(1) : 0), "mean goes with float16 embeddings");
+    return {images.data(), row_stride(images, "images"), number, stored ? mean.data() : nullptr};
+}
+
 // (count, m, m + q) inner products of an episode's support with its support and with its queries.
 template <class Real>
-Array<Real> products(const py::array_t<Real>& images, const Array<std::int64_t>& support,
-                     const Array<std::int64_t>& query, int threads) {
+Array<Real> products_of(const py::array& images, const Array<std::int64_t>& support, const Array<std::int64_t>& query,
+                        const Array<float>& mean, int threads) {
     require(images.ndim() == 2 && support.ndim() == 2 && query.ndim() == 2, "arrays must have two dimensions");
     require(support.shape(0) == query.shape(0), "support and query must be as many");
     in_range(support, images.shape(0), "support");
     in_range(query, images.shape(0), "query");
     const py::ssize_t count = support.shape(0), m = support.shape(1), q = query.shape(1), dim = images.shape(1);
     Array<Real> out({count, m, m + q});
-    const fastxfer::ProductsParams params{count,
-                                          static_cast<int>(m),
-                                          static_cast<int>(q),
-                                          dim,
-                                          images.data(),
-                                          row_stride(images, "images"),
-                                          std::is_same_v<Real, double>,
-                                          support.data(),
-                                          query.data(),
-                                          out.mutable_data()};
+    const fastxfer::ProductsParams params{count,        static_cast<int>(m),      static_cast<int>(q),
+                                          dim,          embeddings(images, mean), support.data(),
+                                          query.data(), out.mutable_data()};
     run(fastxfer::products_cpu, params, count, m * (m + q) * dim, threads);
     return out;
 }
 
+py::array products(const py::array& images, const Array<std::int64_t>& support, const Array<std::int64_t>& query,
+                   const Array<float>& mean, int threads) {
+    if (number_of(images) == fastxfer::Number::float64)
+        return products_of<double>(images, support, query, mean, threads);
+    return products_of<float>(images, support, query, mean, threads);
+}
+
 // (count, settings, q, ways) scores of queries by the weights that coefficients (count, settings, ways, m) make.
-template <class Real>
-Array<float> scores_by_weights(const py::array_t<Real>& images, const Array<std::int64_t>& support,
+Array<float> scores_by_weights(const py::array& images, const Array<std::int64_t>& support,
                                const Array<std::int64_t>& query, const Array<double>& coefficients,
-                               const Array<double>& bias, int threads) {
+                               const Array<double>& bias, const Array<float>& mean, int threads) {
     require(images.ndim() == 2 && support.ndim() == 2 && query.ndim() == 2, "arrays must have two dimensions");
     require(coefficients.ndim() == 4 && bias.ndim() == 3, "coefficients must have four dimensions, bias three");
     const py::ssize_t count = support.shape(0), m = support.shape(1), q = query.shape(1);
@@ -164,9 +182,7 @@ Array<float> scores_by_weights(const py::array_t<Real>& images, const Array<std:
                                          static_cast<int>(m),
                                          static_cast<int>(q),
                                          images.shape(1),
-                                         images.data(),
-                                         row_stride(images, "images"),
-                                         std::is_same_v<Real, double>,
+                                         embeddings(images, mean),
                                          support.data(),
                                          query.data(),
                                          coefficients.data(),
@@ -201,9 +217,9 @@ Array<Real> skinny(const py::array_t<Real>& images, const py::array_t<Real>& few
 }
 
 // Column sums (dim), and for each row a number that equal rows share and whether it is finite.
-template <class Real>
-py::tuple examine(const Array<Real>& images, int threads) {
-    require(images.ndim() == 2, "images must have two dimensions");
+py::tuple examine(const py::array& images, int threads) {
+    require(images.ndim() == 2 && (images.flags() & py::array::c_style),
+            "images must be contiguous, in two dimensions");
     const py::ssize_t n = images.shape(0), dim = images.shape(1);
     // So many blocks whatever the threads: sums are added up in the same order.
     const py::ssize_t block = std::max<py::ssize_t>(1, (n + 63) / 64), blocks = (n + block - 1) / block;
@@ -211,7 +227,7 @@ py::tuple examine(const Array<Real>& images, int threads) {
     Array<double> sum(dim);
     Array<std::uint64_t> digest(n);
     Array<bool> finite(n);
-    const fastxfer::ExamineParams params{n,     dim,         images.data(),         std::is_same_v<Real, double>,
+    const fastxfer::ExamineParams params{n,     dim,         images.data(),         number_of(images),
                                          block, sums.data(), digest.mutable_data(), finite.mutable_data()};
     run(fastxfer::examine_cpu, params, blocks, block * dim, threads);
     double* to = sum.mutable_data();
@@ -222,15 +238,19 @@ py::tuple examine(const Array<Real>& images, int threads) {
     return py::make_tuple(sum, digest, finite);
 }
 
-// images[order] - mean into `out`; square, offset and inverse length of each.
-template <class Real>
-py::tuple centre(const Array<Real>& images, const Array<std::int64_t>& order, const Array<double>& mean, py::array& out,
-                 int threads) {
-    require(images.ndim() == 2 && order.ndim() == 1 && mean.ndim() == 1 && out.ndim() == 2, "wrong dimensions");
+// images[order] - mean into `out`, unless it is None; square, offset and inverse length of each.
+py::tuple centre(const py::array& images, const Array<std::int64_t>& order, const Array<double>& mean,
+                 std::optional<py::array> out, int threads) {
+    require(images.ndim() == 2 && (images.flags() & py::array::c_style),
+            "images must be contiguous, in two dimensions");
+    require(order.ndim() == 1 && mean.ndim() == 1, "wrong dimensions");
     const py::ssize_t n = order.size(), dim = images.shape(1);
-    require(mean.size() == dim && out.shape(0) == n && out.shape(1) == dim, "shapes must match images");
-    require(out.writeable() && (py::isinstance<py::array_t<float>>(out) || py::isinstance<py::array_t<double>>(out)),
-            "out must be float32 or float64 and writable");
+    require(mean.size() == dim, "shapes must match images");
+    if (out) {
+        require(out->ndim() == 2 && out->shape(0) == n && out->shape(1) == dim, "shapes must match images");
+        require(out->writeable() && number_of(*out) != fastxfer::Number::float16,
+                "out must be float32 or float64 and writable");
+    }
     in_range(order, images.shape(0), "order");
     double mean_square = 0;
     for (py::ssize_t k = 0; k < dim; ++k) mean_square += mean.data()[k] * mean.data()[k];
@@ -238,13 +258,13 @@ py::tuple centre(const Array<Real>& images, const Array<std::int64_t>& order, co
     const fastxfer::CentreParams params{n,
                                         dim,
                                         images.data(),
-                                        std::is_same_v<Real, double>,
+                                        number_of(images),
                                         order.data(),
                                         mean.data(),
                                         mean_square,
-                                        out.mutable_data(),
-                                        row_stride(out, "out"),
-                                        py::isinstance<py::array_t<double>>(out),
+                                        out ? out->mutable_data() : nullptr,
+                                        out ? row_stride(*out, "out") : 0,
+                                        out && number_of(*out) == fastxfer::Number::float64,
                                         square.mutable_data(),
                                         offset.mutable_data(),
                                         inverse_length.mutable_data()};
@@ -486,21 +506,17 @@ PYBIND11_MODULE(_C, module) {
                py::arg("threads"));
 #undef FX_EPISODES
     const auto images = py::arg("images").noconvert();
-    module.def("products", &products<float>, images, support, query, py::arg("threads"));
-    module.def("products", &products<double>, images, support, query, py::arg("threads"));
+    const auto mean_off = py::arg("mean").noconvert();
+    module.def("products", &products, images, support, query, mean_off, py::arg("threads"));
 
     const auto coefficients = py::arg("coefficients").noconvert(), bias = py::arg("bias").noconvert();
-    module.def("scores_by_weights", &scores_by_weights<float>, images, support, query, coefficients, bias,
-               py::arg("threads"));
-    module.def("scores_by_weights", &scores_by_weights<double>, images, support, query, coefficients, bias,
+    module.def("scores_by_weights", &scores_by_weights, images, support, query, coefficients, bias, mean_off,
                py::arg("threads"));
     module.def("skinny", &skinny<float>, images, py::arg("few").noconvert(), py::arg("transposed"));
     module.def("skinny", &skinny<double>, images, py::arg("few").noconvert(), py::arg("transposed"));
-    module.def("examine", &examine<float>, images, py::arg("threads"));
-    module.def("examine", &examine<double>, images, py::arg("threads"));
+    module.def("examine", &examine, images, py::arg("threads"));
     const auto order = py::arg("order").noconvert(), mean = py::arg("mean").noconvert();
-    module.def("centre", &centre<float>, images, order, mean, py::arg("out"), py::arg("threads"));
-    module.def("centre", &centre<double>, images, order, mean, py::arg("out"), py::arg("threads"));
+    module.def("centre", &centre, images, order, mean, py::arg("out").none(true), py::arg("threads"));
 
     py::class_<Episodes>(module, "EpisodesAt").def(py::init(&episodes_at));
     params_at<fastxfer::LogisticParams>(module, "LogisticAt", &logistic_at, fastxfer::logistic_cpu);

@@ -95,18 +95,26 @@ struct NeighboursParams {
     std::int64_t items() const { return (q + tile - 1) / tile * shares; }
 };
 
+enum class Number { float16, float32, float64 };
+
+// Embeddings of a pool about its mean, or float16 as they are stored, whose mean is taken off as they are read.
+struct Embeddings {
+    const void* data;  // (n, dim)
+    std::int64_t row;  // numbers from one image to the next
+    Number number;
+    const float* mean;  // (dim) of float16, else null
+};
+
 // Inner products of episodes that share no Gram matrix: out (count, m, m + q), as Episodes wants them.
 struct ProductsParams {
     std::int64_t count;
     int m;
     int q;
     std::int64_t dim;
-    const void* images;           // (n, dim)
-    std::int64_t row;             // numbers from one image to the next
-    bool is_double;               // images and out, else float
+    Embeddings images;
     const std::int64_t* support;  // (count, m)
     const std::int64_t* query;    // (count, q)
-    void* out;
+    void* out;                    // double where the images are, else float
 };
 
 // Scores of queries by weights, W = coefficients · support, instead of by inner products with the support: cheaper
@@ -117,9 +125,7 @@ struct WeightsParams {
     int m;
     int q;
     std::int64_t dim;
-    const void* images;           // (n, dim)
-    std::int64_t row;             // numbers from one image to the next
-    bool is_double;               // images, else float
+    Embeddings images;
     const std::int64_t* support;  // (count, m)
     const std::int64_t* query;    // (count, q)
     const double* coefficients;   // (count, rows, m)
@@ -146,8 +152,8 @@ struct SkinnyParams {
 struct ExamineParams {
     std::int64_t n;
     std::int64_t dim;
-    const void* images;     // (n, dim)
-    bool is_double;         // else float
+    const void* images;  // (n, dim)
+    Number number;
     std::int64_t block;     // rows of a block
     double* sums;           // (blocks, dim): of its rows
     std::uint64_t* digest;  // (n): equal rows have equal ones, others rarely
@@ -158,12 +164,12 @@ struct ExamineParams {
 struct CentreParams {
     std::int64_t n;
     std::int64_t dim;
-    const void* images;         // (n, dim)
-    bool is_double;             // else float
+    const void* images;  // (n, dim)
+    Number number;
     const std::int64_t* order;  // (n): rows of images
     const double* mean;         // (dim)
     double mean_square;
-    void* out;             // (n, dim)
+    void* out;             // (n, dim), or null: not asked
     std::int64_t out_row;  // numbers from one of its rows to the next
     bool out_is_double;
     double* square;  // (n) each, as Episodes wants them
@@ -185,13 +191,16 @@ struct CpuKernels {
     void (*knn)(const KnnParams&, std::int64_t episode, void* memory);
     std::size_t (*neighbours_bytes)(const NeighboursParams&);
     void (*neighbours)(const NeighboursParams&, std::int64_t item, void* memory);
-    void (*products)(const ProductsParams&, std::int64_t episode);
+    std::size_t (*products_bytes)(const ProductsParams&);
+    void (*products)(const ProductsParams&, std::int64_t episode, void* memory);
     std::size_t (*weights_bytes)(const WeightsParams&);
     void (*weights)(const WeightsParams&, std::int64_t episode, void* memory);
     void (*skinny_logits)(const SkinnyParams&, std::int64_t first, std::int64_t last);    // images
     void (*skinny_gradient)(const SkinnyParams&, std::int64_t first, std::int64_t last);  // dimensions
-    void (*examine)(const ExamineParams&, std::int64_t block);
-    void (*centre)(const CentreParams&, std::int64_t row);
+    std::size_t (*examine_bytes)(const ExamineParams&);
+    void (*examine)(const ExamineParams&, std::int64_t block, void* memory);
+    std::size_t (*centre_bytes)(const CentreParams&);
+    void (*centre)(const CentreParams&, std::int64_t row, void* memory);
 };
 
 // The best set that this processor has (or the one named by FASTXFER_ISA: baseline, avx2, avx512).

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from fastxfer import ops, reference
 from fastxfer.backend import compiled
 from fastxfer.errors import DataError, UsageError
-from fastxfer.ops.pool import fill_gram
+from fastxfer.ops.pool import NO_MEAN, fill_gram
 
 # Relative gap of the objective that is promised.
 GAP = {"float32": 1e-6, "float64": 1e-9}
@@ -408,10 +408,11 @@ def test_what_a_pool_holds_of_its_embeddings(n, dim, dtype):
     x[-1] = 0
     support = rng.permutation(n)[: (n + 1) // 2]
     wide = x.astype(np.float64)
-    centred = wide - wide.mean(axis=0)
     for own in (np.float32, np.float64):
         pool, other = (ops.Pool(x, support=support, dtype=np.dtype(own).name, threads=k, backend="cpu") for k in (1, 3))
         at = pool.places(np.arange(n))
+        np.testing.assert_allclose(pool.mean, wide.mean(axis=0), rtol=4 * np.finfo(own).eps)
+        centred = wide - pool.mean
         assert sorted(at[support]) == list(range(len(support)))
         np.testing.assert_allclose(pool.centred[at], centred, atol=8 * np.finfo(own).eps)
         exact = {"rtol": 1e-12, "atol": 1e-12}
@@ -451,11 +452,11 @@ def test_an_episodes_own_inner_products(m, q, dim, dtype):
     images = rng.normal(size=(20, dim)).astype(dtype)
     images[7] = images[3]
     support, query = rng.integers(0, 20, size=(9, m)), rng.integers(0, 20, size=(9, q))
-    got = compiled.products(images, support, query, 1)
-    np.testing.assert_array_equal(got, compiled.products(images, support, query, 3))
+    got = compiled.products(images, support, query, NO_MEAN, 1)
+    np.testing.assert_array_equal(got, compiled.products(images, support, query, NO_MEAN, 3))
     spread = np.full((20, dim + 3), np.nan, dtype)[:, :dim]
     spread[:] = images
-    np.testing.assert_array_equal(got, compiled.products(spread, support, query, 1))
+    np.testing.assert_array_equal(got, compiled.products(spread, support, query, NO_MEAN, 1))
     of_pair = {}
     for e in range(9):
         rows = np.concatenate([support[e], query[e]])
@@ -467,6 +468,60 @@ def test_an_episodes_own_inner_products(m, q, dim, dtype):
                 assert of_pair.setdefault(pair, got[e, i, j]) == got[e, i, j]
 
 
+HALVES = np.arange(2**16, dtype=np.uint16).view(np.float16)
+FINITE_HALVES = HALVES[np.isfinite(HALVES)]
+
+
+@pytest.mark.parametrize("dim", [1, 31, 97])
+def test_float16_embeddings_are_widened_exactly(dim):
+    """Of all of them the products and scores are, to the bit, those of what they are in float32 about the same mean."""
+    rng = np.random.default_rng(dim)
+    n = len(FINITE_HALVES) // dim
+    stored = rng.permutation(FINITE_HALVES)[: n * dim].reshape(n, dim)
+    mean = rng.normal(size=dim).astype(np.float32)
+    wide = stored.astype(np.float32) - mean
+    support, query = rng.integers(0, n, size=(30, 11)), rng.integers(0, n, size=(30, 14))
+    support[0], query[0] = np.arange(11) % n, np.arange(14) % n
+    np.testing.assert_array_equal(
+        compiled.products(stored, support, query, mean, 2), compiled.products(wide, support, query, NO_MEAN, 1)
+    )
+    answers = rng.normal(size=(30, 2, 3, 11)), rng.normal(size=(30, 2, 3))
+    np.testing.assert_array_equal(
+        compiled.scores_by_weights(stored, support, query, *answers, mean, 2),
+        compiled.scores_by_weights(wide, support, query, *answers, NO_MEAN, 1),
+    )
+
+
+def test_what_is_not_finite_among_float16_is_found_wherever_it_stands():
+    x = np.ones((80, 40), np.float16)
+    for i, bad in enumerate((np.inf, -np.inf, np.nan)):
+        for k in range(40):
+            row = 40 * (i % 2) + k
+            spoiled = x.copy()
+            spoiled[row, k] = bad
+            with pytest.raises(DataError, match=f"row {row} is not finite"):
+                ops.Pool(spoiled, backend="cpu", threads=1)
+
+
+@pytest.mark.parametrize("gram", [True, False])
+@pytest.mark.parametrize("ways", [2, 5])
+def test_float16_embeddings_are_answered_as_the_same_numbers_in_float32(gram, ways):
+    """About their own mean; inner products made for an episode, of a Gram matrix, by weights, and of shared queries."""
+    rng = np.random.default_rng(ways)
+    stored = (2 + rng.normal(size=(90, 70))).astype(np.float16)
+    labels = np.arange(3 * ways, dtype=np.int32) % ways
+    support = rng.integers(0, 60, size=(40, 3 * ways))
+    narrow, wide = (ops.Pool(x, gram=gram, backend="cpu") for x in (stored, stored.astype(np.float32)))
+    for query in (
+        rng.integers(60, 90, size=(40, 3)),
+        rng.integers(60, 90, size=(40, 60)),
+        rng.integers(60, 90, size=(1, 60)),
+    ):
+        ours, theirs = (ops.logistic(pool, support, labels, query, ways, [0.1]) for pool in (narrow, wide))
+        np.testing.assert_allclose(ours.scores, theirs.scores, atol=2e-5)
+        np.testing.assert_allclose(ours.objective, theirs.objective, rtol=2e-6)
+
+
 def test_inner_products_refuse_what_would_crash():
     images, one = np.eye(4, dtype=np.float32), np.zeros((1, 2), np.int64)
     for support, query, message in [
@@ -476,10 +531,10 @@ def test_inner_products_refuse_what_would_crash():
         (one[0], one, "two dimensions"),
     ]:
         with pytest.raises(ValueError, match=message):
-            compiled.products(images, support, query, 1)
+            compiled.products(images, support, query, NO_MEAN, 1)
     for turned in (images.T[:, :3], images[::-1], images[:, ::2]):
         with pytest.raises(ValueError, match="images must have contiguous rows"):
-            compiled.products(turned, one, one, 1)
+            compiled.products(turned, one, one, NO_MEAN, 1)
 
 
 def test_a_path_equals_its_values_one_by_one(plain):
@@ -714,7 +769,7 @@ def test_compiled_module_refuses_what_would_crash():
     with pytest.raises(ValueError, match="threads"):
         compiled.ridge(*good, np.array([0.1]), 0)
     x, coefficients, bias = np.eye(4), np.ones((1, 2, 3, 2)), np.zeros((1, 2, 3))
-    made = compiled.scores_by_weights(x, support, query, coefficients, bias, 1)
+    made = compiled.scores_by_weights(x, support, query, coefficients, bias, NO_MEAN, 1)
     assert made.shape == (1, 2, 1, 3)
     for bad in [
         (x, support + 3, query, coefficients, bias), (x, support, query + 9, coefficients, bias),
@@ -723,7 +778,10 @@ def test_compiled_module_refuses_what_would_crash():
         (x, np.repeat(support, 2, axis=0), query, coefficients, bias), (x, support, query, coefficients[0], bias),
     ]:  # fmt: skip
         with pytest.raises(ValueError, match=r"out of range|must"):
-            compiled.scores_by_weights(*bad, 1)
+            compiled.scores_by_weights(*bad, NO_MEAN, 1)
+    for images in (x, x.astype(np.float16)):
+        with pytest.raises(ValueError, match="mean goes with float16 embeddings"):
+            compiled.scores_by_weights(images, support, query, coefficients, bias, np.zeros(3, np.float32), 1)
 
 
 @pytest.fixture(scope="module")

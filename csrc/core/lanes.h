@@ -46,6 +46,14 @@ FX_FUNCTION V load(const Real* p) {
     return v;
 }
 
+// The first `count` numbers, zeros behind them.
+template <class V, class Real>
+FX_FUNCTION V load_some(const Real* p, int count) {
+    Real lane[sizeof(V) / sizeof(Real)] = {};
+    for (int i = 0; i < count; ++i) lane[i] = p[i];
+    return load<V>(lane);
+}
+
 template <class V, class Real>
 FX_FUNCTION void store(Real* p, const V& v) {
     memcpy(p, &v, sizeof(V));

@@ -63,16 +63,33 @@ void neighbours(const NeighboursParams& p, std::int64_t item, void* memory) {
     neighbours_item(Team{}, p, item, memory);
 }
 
-void products(const ProductsParams& p, std::int64_t e) {
-    p.is_double ? products_episode<double>(p, e) : products_episode<float>(p, e);
+// f(type of the embeddings' numbers)
+template <class F>
+auto by_number(fastxfer::Number number, const F& f) {
+    switch (number) {
+        case fastxfer::Number::float16:
+            return f(Half{});
+        case fastxfer::Number::float32:
+            return f(float{});
+        default:
+            return f(double{});
+    }
+}
+
+std::size_t products_memory(const ProductsParams& p) {
+    return by_number(p.images.number, [&](auto stored) { return products_bytes<decltype(stored)>(p); });
+}
+
+void products(const ProductsParams& p, std::int64_t e, void* memory) {
+    by_number(p.images.number, [&](auto stored) { products_episode<decltype(stored)>(p, e, memory); });
 }
 
 std::size_t weights_memory(const WeightsParams& p) {
-    return p.is_double ? weights_bytes<double>(p) : weights_bytes<float>(p);
+    return by_number(p.images.number, [&](auto stored) { return weights_bytes<decltype(stored)>(p); });
 }
 
 void weights(const WeightsParams& p, std::int64_t e, void* memory) {
-    p.is_double ? weights_episode<double>(p, e, memory) : weights_episode<float>(p, e, memory);
+    by_number(p.images.number, [&](auto stored) { weights_episode<decltype(stored)>(p, e, memory); });
 }
 
 void logits_few(const SkinnyParams& p, std::int64_t first, std::int64_t last) {
@@ -83,16 +100,24 @@ void gradient_few(const SkinnyParams& p, std::int64_t first, std::int64_t last) 
     p.is_double ? skinny_gradient<double>(p, first, last) : skinny_gradient<float>(p, first, last);
 }
 
-void examine(const ExamineParams& p, std::int64_t block) {
-    p.is_double ? examine_rows<double>(p, block) : examine_rows<float>(p, block);
+std::size_t examine_memory(const ExamineParams& p) {
+    return scratch_bytes(p);
 }
 
-void centre_one(const CentreParams& p, std::int64_t i) {
-    if (p.is_double) {
-        p.out_is_double ? centre_row<double, double>(p, i) : centre_row<double, float>(p, i);
-    } else {
-        p.out_is_double ? centre_row<float, double>(p, i) : centre_row<float, float>(p, i);
-    }
+void examine(const ExamineParams& p, std::int64_t block, void* memory) {
+    by_number(p.number, [&](auto stored) { examine_rows<decltype(stored)>(p, block, memory); });
+}
+
+std::size_t centre_memory(const CentreParams& p) {
+    return scratch_bytes(p);
+}
+
+void centre_one(const CentreParams& p, std::int64_t i, void* memory) {
+    by_number(p.number, [&](auto stored) {
+        using Stored = decltype(stored);
+        if (p.out == nullptr) return centre_row<Stored, void>(p, i, memory);
+        p.out_is_double ? centre_row<Stored, double>(p, i, memory) : centre_row<Stored, float>(p, i, memory);
+    });
 }
 
 }  // namespace
@@ -104,23 +129,16 @@ void centre_one(const CentreParams& p, std::int64_t i) {
 namespace fastxfer {
 extern const CpuKernels FX_KERNELS;
 const CpuKernels FX_KERNELS = {
-    FX_TEXT(FX_KERNELS),
-    FX_NAMESPACE::logistic_memory,
-    FX_NAMESPACE::logistic,
-    FX_NAMESPACE::ridge_memory,
-    FX_NAMESPACE::ridge,
-    FX_NAMESPACE::prototype_memory,
-    FX_NAMESPACE::prototype,
-    FX_NAMESPACE::knn_memory,
-    FX_NAMESPACE::knn,
-    FX_NAMESPACE::neighbours_memory,
-    FX_NAMESPACE::neighbours,
-    FX_NAMESPACE::products,
-    FX_NAMESPACE::weights_memory,
-    FX_NAMESPACE::weights,
-    FX_NAMESPACE::logits_few,
-    FX_NAMESPACE::gradient_few,
-    FX_NAMESPACE::examine,
+    FX_TEXT(FX_KERNELS),        FX_NAMESPACE::logistic_memory,
+    FX_NAMESPACE::logistic,     FX_NAMESPACE::ridge_memory,
+    FX_NAMESPACE::ridge,        FX_NAMESPACE::prototype_memory,
+    FX_NAMESPACE::prototype,    FX_NAMESPACE::knn_memory,
+    FX_NAMESPACE::knn,          FX_NAMESPACE::neighbours_memory,
+    FX_NAMESPACE::neighbours,   FX_NAMESPACE::products_memory,
+    FX_NAMESPACE::products,     FX_NAMESPACE::weights_memory,
+    FX_NAMESPACE::weights,      FX_NAMESPACE::logits_few,
+    FX_NAMESPACE::gradient_few, FX_NAMESPACE::examine_memory,
+    FX_NAMESPACE::examine,      FX_NAMESPACE::centre_memory,
     FX_NAMESPACE::centre_one,
 };
 }  // namespace fastxfer

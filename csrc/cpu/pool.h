@@ -5,24 +5,43 @@
 #include <cmath>
 #include <type_traits>
 
-#include "../core/lanes.h"
 #include "../ops.h"
+#include "half.h"
 
 namespace FX_NAMESPACE {
 
 using fastxfer::CentreParams;
 using fastxfer::ExamineParams;
 
+// Row i of embeddings as numbers to compute with: where it lies, or widened into `scratch` (dim).
+template <class Stored>
+const auto* row_of(const void* images, std::int64_t i, std::int64_t dim, void* scratch) {
+    const Stored* row = static_cast<const Stored*>(images) + i * dim;
+    if constexpr (std::is_same_v<Stored, Half>) {
+        widen(row, nullptr, dim, static_cast<float*>(scratch));
+        return static_cast<const float*>(scratch);
+    } else {
+        (void)scratch;
+        return row;
+    }
+}
+
+template <class Params>
+std::size_t scratch_bytes(const Params& p) {
+    return p.number == fastxfer::Number::float16 ? static_cast<std::size_t>(p.dim) * sizeof(float) : 0;
+}
+
 // Column sums of a block of rows; for each row whether it is finite, and a number that equal rows share.
-template <class Real>
-void examine_rows(const ExamineParams& p, std::int64_t block) {
+template <class Stored>
+void examine_rows(const ExamineParams& p, std::int64_t block, void* scratch) {
+    using Real = computed_in<Stored>;
     using Word = std::conditional_t<sizeof(Real) == 4, std::uint32_t, std::uint64_t>;
     constexpr int lanes = 16;
     double* sums = p.sums + block * p.dim;
     for (std::int64_t k = 0; k < p.dim; ++k) sums[k] = 0;
     const std::int64_t last = (block + 1) * p.block < p.n ? (block + 1) * p.block : p.n;
     for (std::int64_t i = block * p.block; i < last; ++i) {
-        const Real* row = static_cast<const Real*>(p.images) + i * p.dim;
+        const Real* row = row_of<Stored>(p.images, i, p.dim, scratch);
 #pragma omp simd
         for (std::int64_t k = 0; k < p.dim; ++k) sums[k] += row[k];
         Word words[lanes] = {};
@@ -52,11 +71,12 @@ void examine_rows(const ExamineParams& p, std::int64_t block) {
 }
 
 // Row of place `i`: minus the mean, its square, its offset and one over its length before.
-template <class Real, class Out>
-void centre_row(const CentreParams& p, std::int64_t i) {
-    const Real* row = static_cast<const Real*>(p.images) + p.order[i] * p.dim;
+template <class Stored, class Out>
+void centre_row(const CentreParams& p, std::int64_t i, void* scratch) {
+    const auto* row = row_of<Stored>(p.images, p.order[i], p.dim, scratch);
     const double* mean = p.mean;
-    Out* out = static_cast<Out*>(p.out) + i * p.out_row;
+    [[maybe_unused]] Out* out = nullptr;
+    if constexpr (!std::is_void_v<Out>) out = static_cast<Out*>(p.out) + i * p.out_row;
     double length = 0, square = 0, along = 0;
 #pragma omp simd reduction(+ : length, square, along)
     for (std::int64_t k = 0; k < p.dim; ++k) {
@@ -64,7 +84,7 @@ void centre_row(const CentreParams& p, std::int64_t i) {
         length += value * value;
         square += centred * centred;
         along += centred * mean[k];
-        out[k] = static_cast<Out>(centred);
+        if constexpr (!std::is_void_v<Out>) out[k] = static_cast<Out>(centred);
     }
     p.square[i] = square;
     p.offset[i] = along + 0.5 * p.mean_square;

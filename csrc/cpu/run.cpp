@@ -65,7 +65,7 @@ void share_out(std::int64_t first, std::int64_t last, int threads, std::size_t b
         void* block = memory.at_least(bytes);
 #pragma omp for schedule(dynamic)
         for (std::int64_t e = first; e < last; ++e) {
-            if (block == nullptr || !solve(e, block)) {
+            if ((bytes > 0 && block == nullptr) || !solve(e, block)) {
 #pragma omp atomic write
                 out_of_memory = true;
             }
@@ -128,8 +128,7 @@ void neighbours_cpu(const NeighboursParams& params, std::int64_t first, std::int
 
 void products_cpu(const ProductsParams& params, std::int64_t first, std::int64_t last, int threads) {
     const CpuKernels& use = cpu_kernels();
-#pragma omp parallel for num_threads(threads) schedule(dynamic)
-    for (std::int64_t e = first; e < last; ++e) use.products(params, e);
+    run_op(use.products_bytes, use.products, params, first, last, threads);
 }
 
 void weights_cpu(const WeightsParams& params, std::int64_t first, std::int64_t last, int threads) {
@@ -159,14 +158,18 @@ void skinny_gradient_cpu(const SkinnyParams& params) {
 
 void examine_cpu(const ExamineParams& params, std::int64_t first, std::int64_t last, int threads) {
     const CpuKernels& use = cpu_kernels();
-#pragma omp parallel for num_threads(threads) schedule(dynamic)
-    for (std::int64_t block = first; block < last; ++block) use.examine(params, block);
+    run_op(use.examine_bytes, use.examine, params, first, last, threads);
 }
 
 void centre_cpu(const CentreParams& params, std::int64_t first, std::int64_t last, int threads) {
     const CpuKernels& use = cpu_kernels();
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (std::int64_t i = first; i < last; ++i) use.centre(params, i);
+    constexpr std::int64_t rows = 64;  // at a time: a row alone is little work
+    share_out(0, (last - first + rows - 1) / rows, threads, use.centre_bytes(params),
+              [&](std::int64_t block, void* memory) {
+                  const std::int64_t from = first + block * rows, to = from + rows < last ? from + rows : last;
+                  for (std::int64_t i = from; i < to; ++i) use.centre(params, i, memory);
+                  return true;
+              });
 }
 
 }  // namespace fastxfer

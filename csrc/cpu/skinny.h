@@ -16,7 +16,7 @@ void skinny_logits(const SkinnyParams& p, std::int64_t first, std::int64_t last)
     Real* out = static_cast<Real*>(p.out);
     all_products<Real>(
         p.c, static_cast<int>(last - first), p.dim, [=, &p](int i) { return W + i * p.few_row; },
-        [=, &p](int j) { return X + (first + j) * p.row; }, [](int, int, int) { return false; },
+        AsTheyLie{[=, &p](int j) { return X + (first + j) * p.row; }}, [](int, int, int) { return false; },
         [=, &p](int i, int j, Real value) { out[i * p.out_row + first + j] = value; });
 }
 

@@ -9,30 +9,43 @@ namespace FX_NAMESPACE {
 
 using fastxfer::WeightsParams;
 
-template <class Real>
-std::int64_t weights_row(const WeightsParams& p) {
-    // An odd number of cache lines, as the pool's own rows.
-    constexpr std::int64_t line = 64 / sizeof(Real);
-    return ((p.dim + line - 1) / line | 1) * line;
-}
+// Queries of an episode.
+template <class Stored>
+struct QueryImages {
+    const Reader<Stored>& images;
+    const std::int64_t* query;
+    int first_slot;
+    FX_FUNCTION const Stored* stored(int j) const { return images.stored(query[j]); }
+    FX_FUNCTION const auto* take(int j, int slot) const { return images.take(query[j], first_slot + slot); }
+    FX_FUNCTION bool fresh(int) const { return true; }
+    FX_FUNCTION Widening widening(int j, int width, bool keep) const
+        requires std::is_same_v<Stored, Half>
+    {
+        return images.widening(query + j, width, first_slot, keep);
+    }
+};
 
-template <class Real>
+template <class Stored>
 std::size_t weights_bytes(const WeightsParams& p) {
+    using Real = computed_in<Stored>;
     Workspace memory(nullptr);
-    memory.take<Real>(p.rows * weights_row<Real>(p));
+    memory.take<Real>(p.rows * spread_row<Real>(p.dim));
+    const Reader<Stored> images(p.images, p.dim, memory, p.m + tile_columns);
     return memory.used();
 }
 
-template <class Real>
+template <class Stored>
 void weights_episode(const WeightsParams& p, std::int64_t e, void* block) {
+    using Real = computed_in<Stored>;
     Workspace memory(block);
-    const std::int64_t W_row = weights_row<Real>(p);
+    const std::int64_t W_row = spread_row<Real>(p.dim);
     Real* W = memory.take<Real>(p.rows * W_row);
-    const Real* images = static_cast<const Real*>(p.images);
+    const Reader<Stored> images(p.images, p.dim, memory, p.m + tile_columns);
     const std::int64_t *support = p.support + e * p.m, *query = p.query + e * p.q;
+    images.hold(p.m, support);
     const double *coefficients = p.coefficients + e * p.rows * p.m, *bias = p.bias + e * p.rows;
     sums_of_images<Real>(
-        p.rows, p.m, 0, p.dim, [=, &p](std::int64_t i) { return images + support[i] * p.row; },
+        p.rows, p.m, 0, p.dim, [=, &images](std::int64_t i) { return images.held(support[i], static_cast<int>(i)); },
         [=, &p](int r, std::int64_t i) {
             return static_cast<Real>(coefficients[static_cast<std::int64_t>(r) * p.m + i]);
         },
@@ -40,7 +53,7 @@ void weights_episode(const WeightsParams& p, std::int64_t e, void* block) {
     const int q = p.q, ways = p.ways;
     float* scores = p.scores + e * p.rows * q;
     all_products<Real>(
-        p.rows, q, p.dim, [=](int i) { return W + i * W_row; }, [=, &p](int j) { return images + query[j] * p.row; },
+        p.rows, q, p.dim, [=](int i) { return W + i * W_row; }, QueryImages<Stored>{images, query, p.m},
         [](int, int, int) { return false; },
         [=](int i, int j, Real value) {
             scores[(static_cast<std::int64_t>(i / ways) * q + j) * ways + i % ways] =

@@ -42,7 +42,8 @@ def by_weights(pool: Pool, count: int, m: int, q: int, weights: int) -> bool:
 def _scores_by_weights(pool: Pool, support: Array, query: Array, coefficients: Array, bias: Array) -> Array:
     """(E, L, q, ways) scores from coefficients (E, L, ways, m) of the support's centred embeddings and bias (E, L, ways)."""
     if len(query) == len(support):
-        return compiled.scores_by_weights(pool.centred, support, query, coefficients, bias, pool.threads)
+        images, rows, mean = pool.lying(support, query)
+        return compiled.scores_by_weights(images, *rows, coefficients, bias, mean, pool.threads)
     (count, n_l2, ways, m), q = coefficients.shape, query.shape[1]
     # Equal images get one product: BLAS may give them two that differ in their last bits.
     places, where = np.unique(query[0], return_inverse=True)
@@ -93,7 +94,8 @@ def _batches(pool: Pool, support: Array, labels: Array, query: Array, ways: int)
             block[:, :, m:] = (own.reshape(n * m, pool.dim) @ pool.centred[query[0]].T).reshape(n, m, q)
             places = first_places(rows)
         else:
-            block = compiled.products(pool.centred, support[window], query[window], pool.threads)
+            lying, at, mean = pool.lying(support[window], query[window])
+            block = compiled.products(lying, *at, mean, pool.threads)
             places = np.arange(m + q)[None]  # equal images have equal products here, wherever they stand
         images = (np.ascontiguousarray(v[rows]) for v in (pool.offset, pool.inverse_length, pool.square))
         own_labels = labels if len(labels) == 1 else labels[window]

@@ -23,6 +23,9 @@ BLOCK_BYTES = 64 * 2**20
 # A BLAS product of the whole pool runs about this much faster, flop by flop, than many small ones.
 GRAM_ADVANTAGE = 1.5
 
+# Nothing is to be taken off.
+NO_MEAN = np.empty(0, np.float32)
+
 # Rows of a tile of the Gram matrix.
 TILE = 1024
 
@@ -93,24 +96,46 @@ class Pool:
         if self.backend == "reference":
             _require_finite(np.isfinite(values).all(axis=1))
             return
-        # float16 is widened exactly; anything else that is not contiguous and native is copied.
-        wide = np.ascontiguousarray(values, np.float64 if values.itemsize > 4 else np.float32)
-        total, digest, finite = compiled.examine(wide, self.threads)
+        # What is not contiguous and native is copied.
+        self._stored = np.ascontiguousarray(values, {2: np.float16, 4: np.float32}.get(values.itemsize, np.float64))
+        total, digest, finite = compiled.examine(self._stored, self.threads)
         _require_finite(finite)
         self._order = np.argsort(~self._may_support, kind="stable")  # place -> row: support first
         self._place = np.empty(self.n_images, np.int64)
         self._place[self._order] = np.arange(self.n_images)
-        self._place = _first_alike(wide, digest, self._order)[self._place]
+        self._place = _first_alike(self._stored, digest, self._order)[self._place]
         # About the pool's mean, inner products keep more digits; `offset` tells what that took from them:
         # x_i·x_j = x̃_i·x̃_j + offset_i + offset_j.
-        mean = np.zeros(self.dim) if centred else total / self.n_images
-        self.centred = spread_rows(self.n_images, self.dim, self.dtype)
+        self.mean = np.zeros(self.dim) if centred else total / self.n_images
+        self._narrow = self._stored.dtype == np.float16 and self.dtype == np.float32 and self.backend == "cpu"
+        if self._narrow:  # a float takes float16 about this mean with one rounding, whenever that is done
+            self.mean = self.mean.astype(np.float32).astype(np.float64)
+        made = None if self._narrow else spread_rows(self.n_images, self.dim, self.dtype)
+        self._centred: Array | None = made
         self.square, self.offset, self.inverse_length = compiled.centre(
-            wide, self._order, mean, self.centred, self.threads
+            self._stored, self._order, self.mean, made, self.threads
         )
 
     def __len__(self) -> int:
         return self.n_images
+
+    @property
+    def centred(self) -> Array:
+        """(n_images, dim) embeddings about `mean`, by place; of float16 made on first use."""
+        if self._centred is None:
+            made = spread_rows(self.n_images, self.dim, self.dtype)
+            compiled.centre(self._stored, self._order, self.mean, made, self.threads)
+            self._centred = made
+        return self._centred
+
+    def lying(self, *places: Array) -> tuple[Array, tuple[Array, ...], Array]:
+        """Embeddings as they lie in memory, where in them the images of `places` are, and what is to be taken off still.
+
+        They are the centred ones, by place, or float16 as they were given: half as much to bring from memory.
+        """
+        if self._narrow:
+            return self._stored, tuple(self._order[p] for p in places), self.mean.astype(np.float32)
+        return self.centred, places, NO_MEAN
 
     def gram(self) -> Array:
         """(n_support, n_images) inner products of the centred embeddings by place, made on first use."""
