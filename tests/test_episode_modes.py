@@ -329,6 +329,12 @@ def test_fewer_queries_are_as_many_as_the_scarcest_class_has():
     assert sample_episodes(target, natural, 0, 20).query.shape == (20, 4 + 6 + 9)
 
 
+def test_as_many_queries_as_there_are_images_can_be_met() -> None:
+    """Of the two rarest classes, 4 and 6 images."""
+    episodes = sample_episodes(single(), EpisodeSpec(2, 1, 5, query_prior="natural"), 0, 20)
+    assert episodes.n_queries == 10
+
+
 @pytest.mark.parametrize(
     ("target", "options", "error", "message"),
     [

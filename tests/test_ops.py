@@ -50,9 +50,11 @@ def case(name, rng):
         y = y % 2
     elif name == "one class seen":
         y[:] = 2
+        l2 = [0.05, 1.0, 1e-3]
     elif name == "one class seen of two":
         ways = 2
         y[:] = 1
+        l2 = [0.05, 1.0]
     elif name == "some classes unseen":
         y = np.where(y < 3, y, 1)
     elif name == "two of five seen":

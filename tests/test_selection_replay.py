@@ -119,6 +119,8 @@ def runs(*values: list[float]) -> pd.DataFrame:
         ([60, 70, 50, 80, 65], [59, 74, 45, 79, 66], False),
         ([60, 61, 60, 61, 60], [50, 51, 50, 51, 50], True),
         ([60, 70, 50], [60, 70, 50], False),
+        ([60], [60], False),  # one seed
+        ([60], [61], True),
     ],
 )
 def test_told_apart_by_pairs_or_without(a: list[float], b: list[float], apart: bool) -> None:
