@@ -39,7 +39,7 @@ def _entry(x: NDArray[np.float32], words: str, target: Target, ways: int, shots:
     case = Case(x, words, target, episodes, options)
     with threadpool_limits(options.threads):
         shared = case.pool(options.threads)
-        gap, converged = _check(shared, x, episodes.window(0, min(batch, 4 if m < 200 else 2)))
+        gap, converged = _check(shared, case.x, episodes.window(0, min(batch, 4 if m < 200 else 2)))
         wall, core = pool_share(case, options.threads)
         fields = side_by_side(
             lambda _: _solve(shared, episodes, 1 / (m * C)),

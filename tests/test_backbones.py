@@ -439,6 +439,9 @@ def test_names_that_are_not_there(resnet_file: Path, tmp_path: Path) -> None:
     (tmp_path / "nameless.pt").write_bytes(resnet_file.read_bytes())
     with pytest.raises(UsageError, match=r"which architecture is .*nameless\.pt\? .*--arch FILE\.py:build"):
         load_backbone(tmp_path / "nameless.pt")
+    (tmp_path / "our_resnet18_of_june.pt").write_bytes(resnet_file.read_bytes())
+    with pytest.raises(UsageError, match="give perhaps --arch resnet18, which its name holds; else --arch NAME"):
+        load_backbone(tmp_path / "our_resnet18_of_june.pt")
     with pytest.raises(DataError, match=r"is a folder without model\.safetensors"):
         load_backbone(tmp_path)
 

@@ -6,6 +6,7 @@ import errno
 import json
 import multiprocessing
 import os
+import re
 import resource
 from pathlib import Path
 
@@ -147,7 +148,7 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path, monkeypatch, where):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as broken:
-        broken.setattr(results.pq if where == "write_table" else results.os, where, full)
+        broken.setattr(pq if where == "write_table" else results.os, where, full)
         with pytest.raises(OSError, match="No space left"):
             store.append(rows(shots="5"))
     assert files(tmp_path) == before
@@ -336,6 +337,22 @@ def test_images_without_rows_are_nobodys(tmp_path, monkeypatch):
     assert ResultStore.open(tmp_path).read_images()["n"].tolist() == [3] * 4
     with pytest.raises(ValueError, match="images of cells without rows"):
         store.append(rows(shots="5"), {cell: sums()})
+
+
+def test_a_changed_byte_in_the_middle_of_a_part_is_noticed(tmp_path):
+    """Wherever it lies, reading ends in the sentence or in the very same rows: pages have checksums."""
+    ResultStore.open(tmp_path).append(rows())
+    part = next(tmp_path.glob("rows-*.parquet"))
+    whole, right = part.read_bytes(), ResultStore.open(tmp_path).read()
+    noticed = 0
+    for at in range(0, len(whole), 7):
+        part.write_bytes(whole[:at] + bytes([whole[at] ^ 0x20]) + whole[at + 1 :])
+        try:
+            pd.testing.assert_frame_equal(ResultStore.open(tmp_path).read(), right)
+        except DataError as error:
+            assert re.search(rf"{part.name}' is damaged .*Move it away", str(error))  # noqa: PT017
+            noticed += 1
+    assert noticed > len(whole) / 7 / 2
 
 
 def test_rows_without_images_stay_and_a_damaged_part_of_images_is_named(tmp_path):

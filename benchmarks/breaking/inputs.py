@@ -284,7 +284,7 @@ def _search(kind: Kind, seconds: float) -> dict[str, Any]:
         @given(edits)
         def taken(what: Any) -> None:
             nonlocal examples
-            if time.monotonic() > until:
+            if time.monotonic() > until or apply(what) == content:
                 return
             examples += 1
             fault = fault_of(kind, apply(what))

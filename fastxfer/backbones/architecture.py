@@ -363,8 +363,10 @@ def guess(checkpoint: Checkpoint) -> tuple[str, dict[str, Any], str]:
         if fits:
             tagged = stem if not prefix and timm.is_model(stem) else max(fits, key=len)
             return prefix + tagged, {}, "from the file's name"
+    inside = [n for n in timm.list_models() if re.search(rf"(?<![A-Za-z0-9]){re.escape(n)}(?![A-Za-z0-9])", stem)]
+    hint = f"perhaps --arch {max(inside, key=len)}, which its name holds; else " if inside else ""
     raise UsageError(
-        f"which architecture is {checkpoint.path}? Neither the file nor its shapes nor its name say: give --arch NAME "
+        f"which architecture is {checkpoint.path}? Neither the file nor its shapes nor its name say: give {hint}--arch NAME "
         f"(timm's or torchvision's names, xrv:NAME), or --arch FILE.py:build for a network of your own"
     )
 

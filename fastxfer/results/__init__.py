@@ -22,11 +22,11 @@ from typing import IO, Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from fastxfer.errors import DataError
 from fastxfer.files import parsed, write_whole
 from fastxfer.results import images as image_parts
+from fastxfer.results import parquet
 from fastxfer.results.images import Cell, ImageSums
 
 __all__ = [
@@ -47,6 +47,7 @@ CELL = ("source", "backbone", "target", "ways", "shots", "seed", "probe", "param
 KEY = (*CELL[:6], "episode", *CELL[6:])
 _STUDY = "study.json"
 NO_EPISODE = -1
+_REMEDY = "Move it away and run the command that made it again: only its rows will be recomputed."
 # Of the key of a row that speaks of a whole train split.
 WHOLE_TRAIN: dict[str, Any] = {"ways": "all", "shots": "full", "episode": NO_EPISODE}
 
@@ -227,14 +228,13 @@ class ResultStore:
         # of the same cells the second finds the name taken.
         part = self.path / f"rows-{hashlib.sha256(footer.encode()).hexdigest()[:20]}.parquet"
         table = pa.Table.from_pandas(rows, schema=SCHEMA, preserve_index=False)
-        table = table.replace_schema_metadata({b"fastxfer": footer.encode()})
         if images:  # first, since the rows commit them; what a killed run left under this name is replaced
             with self._temporary() as (name, file):
                 image_parts.write(file, images)
                 _sync(file, name)
                 os.replace(name, _images_of(part))
         with self._temporary() as (name, file):
-            pq.write_table(table, file, compression="zstd")
+            parquet.write(file, table, footer)
             _sync(file, name)
             try:
                 os.link(name, part)
@@ -354,8 +354,14 @@ def complete(rows: pd.DataFrame) -> pd.DataFrame:
 
 def _read_part(part: Path, names: list[str]) -> pa.Table:
     """Columns of a part; those that it is too old to have are zero, or NaN."""
-    there = pq.read_schema(part).names
-    table = pq.read_table(part, columns=[name for name in names if name in there])
+    with parquet.whole(part, _REMEDY):
+        version, there, _ = parquet.footer(part, FORMAT)
+        if version == FORMAT and (lost := [name for name in names if name in SCHEMA.names and name not in there]):
+            raise ValueError(f"it lacks column {lost[0]}")
+        table = parquet.read(part, [name for name in names if name in there])
+        for field in table.schema:
+            if field.name in SCHEMA.names and field.type != SCHEMA.field(field.name).type:
+                raise ValueError(f"column {field.name} holds {field.type}")
     for name in names:
         if name in SCHEMA.names and name not in there:
             kind = SCHEMA.field(name).type
@@ -365,20 +371,9 @@ def _read_part(part: Path, names: list[str]) -> pa.Table:
 
 
 def _footer(part: Path) -> list[tuple[Cell, _Span]]:
-    try:
-        metadata = pq.read_schema(part).metadata or {}
-        footer = json.loads(metadata[b"fastxfer"])
-        version = footer["format"]
-        if version > FORMAT:
-            raise DataError(
-                f"results: '{part}' was made by a newer fastxfer (format {version}, this one reads {FORMAT}): upgrade"
-            )
-        return [(tuple(cell), (first, last, of_list)) for cell, first, last, of_list in footer["cells"]]
-    except (pa.ArrowInvalid, KeyError, ValueError, TypeError) as error:
-        raise DataError(
-            f"results: '{part}' is damaged or no part of fastxfer's ({error}). Move it away and run the command "
-            "that made it again: only its rows will be recomputed."
-        ) from error
+    with parquet.whole(part, _REMEDY):
+        *_, cells = parquet.footer(part, FORMAT)
+        return [(tuple(cell), (first, last, of_list)) for cell, first, last, of_list in cells]
 
 
 def describe(row: pd.Series) -> str:

@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from fastxfer.errors import DataError
+from fastxfer.results import parquet
 
 FORMAT = 1
+_REMEDY = "Delete it: its cells then have no intervals over test images, their rows stay."
 COLUMNS = ("image", "group", "episodes", "rarity", "n", "sum", "odd")
 
 SCHEMA = pa.schema(
@@ -63,9 +63,8 @@ def write(file: Any, images: Mapping[Cell, ImageSums]) -> None:
         pa.array(np.concatenate([getattr(sums, name) for sums in images.values()]), SCHEMA.field(name).type, safe=False)
         for name in SCHEMA.names
     ]
-    table = pa.table(columns, schema=SCHEMA).replace_schema_metadata({b"fastxfer": footer.encode()})
     packed = {name: "BYTE_STREAM_SPLIT" if name in ("sum", "odd") else "DELTA_BINARY_PACKED" for name in SCHEMA.names}
-    pq.write_table(table, file, compression="zstd", use_dictionary=False, column_encoding=packed)
+    parquet.write(file, pa.table(columns, schema=SCHEMA), footer, use_dictionary=False, column_encoding=packed)
 
 
 def read(parts: Collection[Path], key: tuple[str, ...], cells: Collection[Cell] | None = None) -> pd.DataFrame:
@@ -80,7 +79,10 @@ def read(parts: Collection[Path], key: tuple[str, ...], cells: Collection[Cell] 
         of_part = _footer(part)
         if wanted is not None and not any(cell in wanted for cell, *_ in of_part):
             continue
-        table, start = pq.read_table(part), 0
+        with parquet.whole(part, _REMEDY):
+            table, start = parquet.read(part), 0
+            if not table.schema.equals(SCHEMA):
+                raise ValueError(f"its columns are {', '.join(table.schema.names)}")
         for cell, n_lines, n_episodes, more in of_part:
             if wanted is None or cell in wanted:
                 number = numbers.setdefault(cell, len(numbers))
@@ -127,15 +129,6 @@ def sums_of(lines: pd.DataFrame, key: tuple[str, ...]) -> dict[Cell, ImageSums]:
 
 def _footer(part: Path) -> list[tuple[Cell, int, int, float | None]]:
     """(cell, lines, episodes, rarity) of a part, in its order."""
-    try:
-        footer = json.loads((pq.read_schema(part).metadata or {})[b"fastxfer"])
-        if footer["format"] > FORMAT:
-            raise DataError(
-                f"results: '{part}' was made by a newer fastxfer (format {footer['format']}, this one reads {FORMAT}): upgrade"
-            )
-        return [(tuple(cell), lines, episodes, more) for cell, lines, episodes, more in footer["cells"]]
-    except (pa.ArrowInvalid, KeyError, ValueError, TypeError) as error:
-        raise DataError(
-            f"results: '{part}' is damaged or no part of fastxfer's ({error}). Delete it: its cells then have no "
-            "intervals over test images, their rows stay."
-        ) from error
+    with parquet.whole(part, _REMEDY):
+        *_, cells = parquet.footer(part, FORMAT)
+        return [(tuple(cell), lines, episodes, more) for cell, lines, episodes, more in cells]
