@@ -129,3 +129,14 @@ def test_a_chunk_that_is_gone_is_named(store: EmbeddingStore, tmp_path: Path) ->
     (tmp_path / "s/targets/photos/split/c/3").unlink()
     with pytest.raises(DataError, match=r"split is damaged.*chunk 3 is missing"):
         store.target("photos")
+
+
+@pytest.mark.parametrize("content", [b"", b"0", b"null", b"[]", b'"x"', b"{}", b'{"attributes": 3}'])
+@pytest.mark.parametrize("column", ["labels", "split"])
+def test_metadata_that_is_other_json_is_damage(tmp_path: Path, column: str, content: bytes) -> None:
+    store = EmbeddingStore.open(tmp_path / "s", mode="a")
+    target = make_target()
+    store.add_target(target)
+    (tmp_path / "s" / "targets" / target.name / column / "zarr.json").write_bytes(content)
+    with pytest.raises(DataError, match=rf"{target.name}/{column}.* is damaged"):
+        EmbeddingStore.open(tmp_path / "s").target(target.name)

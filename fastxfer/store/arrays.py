@@ -97,7 +97,7 @@ class StoredArray:
     def _zarr(self) -> zarr.Array[Any]:
         try:
             array = zarr.open_array(self.backing, path=self.path, mode="r", zarr_format=3)
-        except (ValueError, KeyError, TypeError) as error:
+        except Exception as error:  # zarr raises whatever it trips over in damaged metadata
             raise damaged(self.store, f"{self.path}/{files.METADATA}", error) from None
         return array
 
