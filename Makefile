@@ -3,6 +3,8 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# An editable install of this layout makes setuptools warn of folders of the package's name; nobody is to wonder at that.
+PIP := PYTHONWARNINGS='ignore:Editable installation' $(BIN)/python -m pip
 # Files of tests are shared out among processes, one a core, each with one thread.
 PYTEST_ARGS ?= --numprocesses auto --maxprocesses 4 --dist loadfile
 
@@ -36,14 +38,14 @@ SOURCES := pyproject.toml setup.py $(wildcard csrc/*.* csrc/*/*.*)
 $(BIN)/python:
 	scripts/install-debian-packages.sh --no-browser
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(PIP) install --quiet --upgrade pip
 
 $(VENV)/.installed: $(SOURCES) | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable '.[demo]'
+	$(PIP) install --quiet --editable '.[demo]'
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(PIP) install --quiet --editable '.[dev]'
 	touch $@
 
 clean:

@@ -4,7 +4,7 @@ A mutant is the source with one small thing changed: a comparison turned, an ope
 dropped. Each is run, in a copy of the tree, against the tests of its part alone, fastest first, until one fails. Of Python
 the places come from its syntax tree, of C++ from its tokens; a C++ mutant that does not compile is no mutant, and the next
 is drawn. Parts take turns, so that the first n of a seed are a fair sample of all. Results go to benchmarks/results; a `note`
-beside a survivor there (means the same, a test was added) is a person's.
+beside a survivor there, and `now` ("same": it means the same; "killed": by a test that was added), are a person's.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from typing import Any
 
 from benchmarks.goals import judged
 from benchmarks.machine import ROOT
-from benchmarks.records import RESULTS, newest, newest_of_each
+from benchmarks.records import RESULTS, fate, newest, newest_of_each
 
 PAGE = ROOT / "docs" / "benchmarks.md"
 PICTURE = ROOT / "docs" / "slopes.svg"
@@ -100,7 +100,17 @@ def summary(found: Iterable[dict[str, Any]]) -> str:
             )
         )
     if mutants:
-        rows.append(("wrong lines that the tests noticed", sum(e["killed"] for e in mutants), len(mutants), "proof"))
+        fates = [fate(e) for e in mutants]
+        noticed = sum(f.startswith("killed") for f in fates)
+        rows += [
+            ("wrong lines that the tests noticed as they were", fates.count("killed"), len(mutants), "proof"),
+            (
+                "… and notice now, but for those that mean the same",
+                noticed,
+                len(mutants) - fates.count("same"),
+                "proof",
+            ),
+        ]
     lines = [f"| {what} | {held:,} of {of:,} | [docs/{page}.md](docs/{page}.md) |" for what, held, of, page in rows]
     return "\n".join(["| | | in full |", "|---|---|---|", *lines]) + "\n"
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from benchmarks.machine import ROOT
-from benchmarks.records import RESULTS, Entry, newest, newest_of_each
+from benchmarks.records import RESULTS, Entry, fate, newest, newest_of_each
 
 PAGE = ROOT / "docs" / "proof.md"
 HEAD = """# The proof: truth, reliability, mutants
@@ -69,14 +69,19 @@ def _run(entry: Entry) -> str:
 
 
 def _mutants(entries: list[Entry]) -> list[str]:
-    """A row a part, and the survivors' lines."""
-    lines = ["| part | mutants | killed | survived |", "|---|---|---|---|"]
-    parts: dict[str, list[Entry]] = {}
-    for entry in entries:
-        parts.setdefault(entry["part"], []).append(entry)
-    for part, some in {**parts, "all": entries}.items():
+    """A row a part and a sample, and the survivors' lines."""
+    lines = [
+        "| | mutants | killed at first | by a test that was added since | mean the same | live |",
+        "|---|---|---|---|---|---|",
+    ]
+    groups: dict[str, list[Entry]] = {}
+    for kind, word in (("part", "{}"), ("seed", "seed {}")):
+        for entry in entries:
+            groups.setdefault(word.format(entry[kind]), []).append(entry)
+    for name, some in {**groups, "all": entries}.items():
         killed = sum(e["killed"] for e in some)
-        lines.append(f"| {part} | {len(some)} | {killed} ({killed / len(some):.0%}) | {len(some) - killed} |")
+        since, same, live = (sum(fate(e) == now for e in some) for now in ("killed since", "same", "live"))
+        lines.append(f"| {name} | {len(some)} | {killed} ({killed / len(some):.0%}) | {since} | {same} | {live} |")
     survivors = [e for e in entries if not e["killed"]]
     if survivors:
         lines += ["", "Survivors:", "", "| where | the line | became | note |", "|---|---|---|---|"]

@@ -26,3 +26,10 @@ def newest_of_each(name: str, folder: Path = RESULTS) -> list[Entry]:
     for entry in sorted(every, key=lambda e: str(e["date"])):
         found[entry["name"]] = entry
     return list(found.values())
+
+
+def fate(mutant: Entry) -> str:
+    """`killed` at first, `killed since`, the `same` in another spelling, or `live`: the latter three a person's word (`now`)."""
+    if mutant["killed"]:
+        return "killed"
+    return {"killed": "killed since", "same": "same"}.get(mutant.get("now", ""), "live")

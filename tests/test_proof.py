@@ -184,12 +184,18 @@ def test_a_page_of_made_up_results(tmp_path: Path) -> None:
         json.dumps([claim | {"claim": "superseded", "date": "2026-11-29"}])
     )
     (tmp_path / "reliability-2026-11-30-c.json").write_text(json.dumps([broken]))
-    mutants = [mutant | {"killed": True}, mutant | {"killed": False, "note": "means the same"}]
+    mutants = [
+        mutant | {"seed": 0, "killed": True},
+        mutant | {"seed": 0, "killed": False, "now": "same", "note": "means the same"},
+        mutant | {"seed": 1, "killed": False, "now": "killed", "note": "a test was added"},
+        mutant | {"seed": 1, "killed": False},
+    ]
     (tmp_path / "mutants-2026-11-30-c.json").write_text(json.dumps(mutants))
     text = proof.page(tmp_path)
     assert "| x | y | ≤ 1e-06 | 2e-06 gap | **no** |" in text
     assert "superseded" not in text
     assert "| z | 1,000 | 1,000 | fine | yes |" in text
-    assert "| store | 2 | 1 (50%) | 1 |" in text
+    assert "| store | 4 | 1 (25%) | 1 | 1 | 1 |" in text
+    assert "| seed 1 | 2 | 0 (0%) | 1 | 0 | 1 |" in text
     assert "| a.py:3 | `a \\| b` | `a & b` | means the same |" in text
     assert "No result yet" in proof.page(tmp_path / "none")

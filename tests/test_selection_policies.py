@@ -116,6 +116,17 @@ def test_noise_that_no_single_run_overcomes_is_overcome_by_several() -> None:
     assert choices[0].gain > 0.1
 
 
+def test_runs_of_one_seed_are_compared_by_their_difference_in_which_shared_noise_falls_out() -> None:
+    """Two values of sd 1: who knows the better gains sd(difference)·φ(0), which one pair of runs tells, however noisy its seed."""
+    belief = belief_of([60.0, 60.0], [1.0, 1.0], noise=0.1)
+    shared = np.zeros_like(belief.covariance)
+    shared[2:, 2:] = 100.0 * (belief.seed[:, None] == belief.seed)
+    noisy = Belief(belief.contest, belief.of, belief.seed, belief.made, belief.mean, belief.covariance + shared, 1e6)
+    first = KnowledgeGradient().rank(situation(noisy))[0]
+    assert first.gain == pytest.approx(np.sqrt(2) * stats.norm.pdf(0), rel=0.02)
+    assert "2 runs to compare it with" in first.reason
+
+
 def test_halving_lets_the_better_half_go_on() -> None:
     belief = belief_of([50.0, 51.0, 52.0, 53.0], [5.0] * 4, noise=0.1, seeds=4)
     assert sorted(wanted(Halving(), belief)) == [0, 1, 2, 3]
