@@ -5,8 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # An editable install of this layout makes setuptools warn of folders of the package's name; nobody is to wonder at that.
 PIP := PYTHONWARNINGS='ignore:Editable installation' $(BIN)/python -m pip
-# Files of tests are shared out among processes, one a core, each with one thread.
-PYTEST_ARGS ?= --numprocesses auto --maxprocesses 4 --dist loadfile
+# Files of tests are shared out among processes, one a core, each with one thread; in the order of tests/conftest.py.
+PYTEST_ARGS ?= --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test lint format site clean
 

@@ -177,6 +177,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         reason = _missing(item)
         if reason:
             item.add_marker(pytest.mark.skip(reason=reason))
+    # Files of slow tests first: one that begins last would keep one process busy and the others waiting.
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -118,6 +118,7 @@ def test_a_dead_members_rows_are_done_by_a_rerun_in_a_bucket(
 
 
 def test_neither_a_single_process_nor_another_team_comes_in_between(tmp_path: Path, alone: EmbeddingStore) -> None:
+    run(tmp_path, "elsewhere")  # what this process has to import would take longer than the team
     team = start(tmp_path, "together", 2)
     locks = tmp_path / "together/.locks"
     deadline = time.monotonic() + 180
@@ -129,6 +130,9 @@ def test_neither_a_single_process_nor_another_team_comes_in_between(tmp_path: Pa
         run(tmp_path, "together")
     with pytest.raises(DataError, match=r"is being written by process \d+ on"):
         run(tmp_path, "together", Team("other", 0, 3))
+    while not (tmp_path / "together/targets/photos/embeddings/net/zarr.json").exists():  # it comes after the locks
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
     with pytest.raises(DataError, match=r"is being written by process \d+ on"):
         store.remove("net", "photos")
     assert join(team) == [0, 0]
