@@ -516,6 +516,21 @@ def test_entries_of_before_are_read(tmp_path: Path) -> None:
     assert add_target(root, "pets2", tmp_path).fingerprint == added.fingerprint
 
 
+def test_entries_without_sizes_are_those_of_before(tmp_path: Path) -> None:
+    root = write_images(tmp_path / "src", [f"{c}/{i}.png" for c in ("cat", "dog") for i in range(4)])
+    added = add_target(root, "pets2", tmp_path)
+    entry = tmp_path / "targets" / "pets2.json"
+    meta = json.loads(entry.read_text())
+    del meta["files"]["sizes"]
+    entry.write_text(json.dumps(meta))
+    assert load_target("pets2", tmp_path).notes == added.notes
+    assert add_target(root, "pets2", tmp_path).fingerprint == added.fingerprint
+    for file in root.rglob("*.png"):
+        os.utime(file, (time.time() + 1,) * 2)
+    with pytest.raises(DataError, match=r"its files have changed since; .*store rm --target pets2"):
+        add_target(root, "pets2", tmp_path)
+
+
 def test_ten_thousand_files_in_a_second(tmp_path: Path) -> None:
     for c in range(100):
         (tmp_path / "src" / f"class{c:02}").mkdir(parents=True)

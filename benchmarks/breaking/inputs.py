@@ -284,10 +284,11 @@ def _search(kind: Kind, seconds: float) -> dict[str, Any]:
         @given(edits)
         def taken(what: Any) -> None:
             nonlocal examples
-            if time.monotonic() > until or apply(what) == content:
+            spoiled = apply(what)
+            if time.monotonic() > until or spoiled == content:
                 return
             examples += 1
-            fault = fault_of(kind, apply(what))
+            fault = fault_of(kind, spoiled)
             assert not fault, json.dumps({"edits": repr(what)[:300], "fault": fault})
 
         try:

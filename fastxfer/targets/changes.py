@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from fastxfer.images.containers import ENDINGS, split_address
 
 _SHOWN = 3
+COPIED = "all its files have later times than when they were added, and the same sizes, as copies have"
 
 
 def record_files(root: Path, image_id: Iterable[str]) -> dict[str, Any]:
@@ -34,7 +35,7 @@ def find_changes(root: Path, image_id: Iterable[str], recorded: dict[str, Any]) 
         return ""
     later = seen[:, 1] > recorded["latest"]
     if later.all() and _digest(seen[:, 0]) == recorded.get("sizes"):
-        return "all its files have later times than when they were added, and the same sizes, as copies have"
+        return COPIED
     told = [
         f"{len(rows):,} {what} ({', '.join(files[i] for i in rows[:_SHOWN])}{', …' if len(rows) > _SHOWN else ''})"
         for what, rows in (

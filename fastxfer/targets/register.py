@@ -16,7 +16,7 @@ from fastxfer.errors import DataError, UsageError, nearest
 from fastxfer.files import parsed
 from fastxfer.images import CHOICES, DEFAULT, Pixels
 from fastxfer.progress import say
-from fastxfer.targets.changes import find_changes, record_files
+from fastxfer.targets.changes import COPIED, find_changes, record_files
 from fastxfer.targets.csvfile import read_bytes, read_csv
 from fastxfer.targets.families import FAMILIES, Family
 from fastxfer.targets.filters import keep_exactly_one
@@ -267,10 +267,13 @@ def _write_entry(folder: Path, name: str, target: Target, meta: dict[str, Any], 
     if (folder / f"{name}.json").is_file() and not replace:
         old = _read_meta(folder, name)
         same_table = old["fingerprint"] == meta["fingerprint"] and old["root"] == meta["root"]
-        if same_table and old.get("files", meta["files"]) == meta["files"]:
+        changes = ""
+        if same_table and "files" in old:
+            changes = find_changes(Path(meta["root"]), target.image_id, old["files"])
+        if same_table and not changes:
             say(f"{name}: already added, with the same content")
             return
-        if same_table and old["files"].get("sizes") == meta["files"]["sizes"]:
+        if changes == COPIED:
             raise DataError(
                 f"target '{name}' exists with the same table and files of the same sizes, but other times. If they were only "
                 "copied or checked out anew, take them over with --replace: what was embedded of them stays good"
