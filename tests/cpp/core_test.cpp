@@ -14,6 +14,7 @@
 #include <tuple>
 #include <vector>
 
+#include "../../csrc/core/inverse.h"
 #include "../../csrc/core/knn.h"
 #include "../../csrc/core/logistic.h"
 #include "../../csrc/core/neighbours.h"
@@ -39,14 +40,18 @@ void expect(bool good, const std::string& what, double value) {
 // logits that the objective is about.
 template <class Gram>
 struct World {
-    World(int m, int ways, int dim, double scale, unsigned seed, bool duplicates)
+    // steep: dimensions grow fainter, by so many decades from the first to the last, and classes keep to the fainter
+    // half
+    World(int m, int ways, int dim, double scale, unsigned seed, bool duplicates, double steep = 0)
         : m(m), ways(ways), n(m + 3), labels(m), rows(m) {
         std::mt19937 random(seed);
         std::normal_distribution<double> normal;
         std::vector<double> x(static_cast<std::size_t>(n) * dim), mean(dim);
         for (int i = 0; i < n; ++i)
             for (int k = 0; k < dim; ++k)
-                x[i * dim + k] = scale * (3 + normal(random) + (k % ways == i % ways ? 1.0 : 0.0));
+                x[i * dim + k] =
+                    scale * std::pow(10.0, -steep * k / dim) *
+                    (3 + normal(random) + (k % ways == i % ways && (steep == 0 || 2 * k > dim) ? 1.0 : 0.0));
         if (duplicates)
             for (int i = 1; i < n; i += 2) std::memcpy(&x[i * dim], &x[(i - 1) * dim], dim * sizeof(double));
         for (int i = 0; i < n; ++i)
@@ -430,6 +435,83 @@ void all_shapes(const char* type, double tol, double tolerance) {
     }
 }
 
+// Episodes that take so long that a preconditioner is made.
+template <class Gram>
+void steep_shapes(const char* type, double tol, double tolerance) {
+    for (const auto& [m, ways, dim] : {std::tuple{70, 2, 60}, {70, 3, 80}, {64, 3, 20}}) {
+        World<Gram> world(m, ways, dim, 1, 7, false, 3);
+        const double unit = 0.2 * dim;
+        const std::vector<double> l2 = {unit * 1e-4, unit * 1e-5};
+        const std::string name = std::string(type) + " steep m=" + std::to_string(m) + " ways=" + std::to_string(ways);
+        const Answer alone = logistic(world, l2, tol, 0), team = logistic(world, l2, tol, 3);
+        expect(team.syncs > 0, name + ": members took different ways", 0);
+        for (std::size_t i = 0; i < l2.size(); ++i) {
+            // Where it is doubtful, the caller solves it again whatever this says.
+            const bool doubtful = alone.doubtful && sizeof(Gram) == 4;
+            expect((alone.converged[i] && team.converged[i]) || doubtful, name + " converged", alone.iterations[i]);
+            check_optimum(world, alone, static_cast<int>(i), l2[i], tol, tolerance, name + " alone");
+            check_optimum(world, team, static_cast<int>(i), l2[i], tol, tolerance, name + " team");
+        }
+        const int waited = 60 + 8 * m / ((ways == 2 ? 1 : ways) * static_cast<int>(sizeof(Gram)));
+        expect(alone.iterations[0] + alone.iterations[1] > waited, name + " needs a preconditioner",
+               alone.iterations[0] + alone.iterations[1]);
+    }
+}
+
+// A times what is made of it is minus the identity; a matrix that is not positive definite is refused.
+template <class Team>
+void check_inverse(const Team& team, Inverse<Team>& inverse, int n, const std::vector<double>& A, bool& good) {
+    each_row(team, n, [&](int i) {
+        for (int j = 0; j <= i; ++j) inverse.at(i, j) = A[i * n + j];
+    });
+    team.sync();
+    const bool done = inverse.invert(team);
+    if (team.rank() == 0) good = done;
+}
+
+void inverses() {
+    for (const int n : {1, 2, 31, 32, 33, 64, 77}) {
+        std::mt19937 random(n);
+        std::normal_distribution<double> normal;
+        std::vector<double> x(n * n), A(n * n);
+        for (double& value : x) value = normal(random);
+        for (int i = 0; i < n; ++i)
+            for (int j = 0; j < n; ++j) {
+                for (int k = 0; k < n; ++k) A[i * n + j] += x[i * n + k] * x[j * n + k];
+                A[i * n + j] += i == j;
+            }
+        for (const bool definite : {true, false}) {
+            if (!definite) A[n * n - 1] = -1;
+            const auto work = [&](const auto& team, void* block) {
+                using Team = std::decay_t<decltype(team)>;
+                Workspace memory(block);
+                Inverse<Team> inverse(memory, n);
+                bool good = false;
+                check_inverse(team, inverse, n, A, good);
+                if (team.rank() != 0) return;
+                const std::string name = "inverse n=" + std::to_string(n) + (team.size() > 1 ? " team" : " alone");
+                expect(good == definite, name + " positive definite", good);
+                double worst = 0;
+                for (int i = 0; i < n && definite; ++i)
+                    for (int j = 0; j < n; ++j) {
+                        double sum = i == j;
+                        for (int k = 0; k < n; ++k) sum += A[i * n + k] * (k > j ? inverse.at(k, j) : inverse.at(j, k));
+                        worst = std::fmax(worst, std::fabs(sum));
+                    }
+                expect(worst < 1e-9 * n, name, worst);
+            };
+            const auto bytes = [&] {
+                Workspace count(nullptr);
+                const Inverse<ThreadTeam> team(count, n);
+                const Inverse<SerialTeam> alone(count, n);
+                return count.used();
+            };
+            run(0, -1, bytes, work);
+            run(3, -1, bytes, work);
+        }
+    }
+}
+
 long small(const std::string& op, int threads, long drop) {
     World<float> world(12, 3, 20, 1, 5, false);
     const std::vector<double> l2 = {1.0, 0.1};
@@ -453,6 +535,9 @@ int main(int argc, char** argv) {
     // A gap of tol bounds the solution's error by its root, times up to 100 where the penalty is weakest.
     all_shapes<float>("float", 1e-6, 1e-2);
     all_shapes<double>("double", 1e-9, 1e-5);
+    steep_shapes<float>("float", 1e-6, 1e-2);
+    steep_shapes<double>("double", 1e-9, 1e-5);
+    inverses();
     for (const auto& [n, q, dim] : {std::tuple{1, 1, 1}, std::tuple{5, 3, 7}, std::tuple{150, 66, 9}}) {
         const Photographs images(n, q, dim);
         for (const int k : {1, 4, 70})
