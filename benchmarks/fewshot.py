@@ -23,7 +23,7 @@ from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
 from benchmarks import torch_lbfgs
-from benchmarks.embeddings import embeddings, two_halves
+from benchmarks.embeddings import embeddings, foreign, two_halves
 from benchmarks.machine import ratios, seconds, side_by_side
 from fastxfer import ops
 from fastxfer.episodes import Episodes, EpisodeSpec, sample_episodes
@@ -95,13 +95,26 @@ def run(options: Any) -> list[dict[str, Any]]:
             with threadpool_limits(options.threads), warnings.catch_warnings():
                 warnings.simplefilter("ignore", ConvergenceWarning)
                 warnings.simplefilter("ignore", FutureWarning)
-                entries += _entries(case, with_torch=n_images <= 2000)
+                pool = "" if n_images <= 2000 else f"/{n_images // 1000}k"
+                entries += _entries(case, f"fewshot/{ways}w{shots}s{pool}", with_torch=n_images <= 2000)
+    if not options.tiny:
+        entries += _foreign(options)
     return entries
 
 
-def _entries(case: Case, with_torch: bool) -> list[dict[str, Any]]:
+def _foreign(options: Any) -> list[dict[str, Any]]:
+    """Photographs by a network that was trained on chest X-rays: the solver's hard case, where it preconditions."""
+    x, labels, words = foreign()
+    target = two_halves(labels, classes=10)
+    episodes = sample_episodes(target, EpisodeSpec(5, 100, QUERIES), options.seed, EPISODES)
+    case = Case(x, words, target, episodes, options)
+    with threadpool_limits(options.threads), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return _entries(case, "fewshot/foreign/5w100s", with_torch=False)
+
+
+def _entries(case: Case, name: str, with_torch: bool) -> list[dict[str, Any]]:
     options, tiny = case.options, case.options.tiny
-    name = f"fewshot/{case.ways}w{case.shots}s" + ("" if len(case.x) <= 2000 else f"/{len(case.x) // 1000}k")
     print(f"{name}: checking", file=sys.stderr)
     shared = case.pool(options.threads)
     gap, same = _check(case, shared, 2 if tiny else 3 if case.m > 200 else 10)

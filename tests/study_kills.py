@@ -8,6 +8,7 @@ once, beside the others, until nothing is missing. At the end the rows are those
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -82,6 +83,7 @@ def warm_up(file: Path) -> None:
     for name in ("prototype", "ridge", "knn"):
         for answer in make_probe(name).answer(pool, episodes):
             measure("accuracy", answer.scores, episodes.query_labels)
+    gc.freeze()  # or each fork would look through all of torch for garbage
 
 
 def everything(results: ResultStore) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import io
 import json
 import multiprocessing.connection
@@ -212,3 +213,7 @@ def clip_in_shares(rank: int, count: int, port: int, out: Path) -> None:
         gradients = [q.grad.full_tensor() for q in shared.parameters()]
         if group.rank == 0:
             torch.save({"ours": gradients, "timm": [p.grad for p in whole.parameters()]}, out)
+
+
+# What is imported stays, so that forks of the server neither look through it for garbage nor copy it.
+gc.freeze()
