@@ -79,7 +79,7 @@ class Extent:
     per_class: int | None = None
     shots: tuple[int, ...] = (1, 5)
     episodes: int = 5000
-    many: tuple[tuple[int, int], ...] = ((20, 5000), (100, 1000))
+    many: tuple[tuple[int, int], ...] = ((20, 5000), (100, 5000))
     steps: int = 40
     batch: int = 32
     base_lr: float = 5e-4
