@@ -92,16 +92,18 @@ class LogisticSolver {
         l2_last_ = l2;
         ++solved_;
         // Logits are followed by adding steps up. They are computed anew at the end; if that shows that rounding has
-        // moved them, the search goes on from there.
+        // moved them, the search goes on from there. If it always does, by no more than was to be left open, it is that
+        // of A itself, whose numbers are as large as l2 is small.
+        double moved = 0;
         for (int round = 0; round < 3; ++round) {
             const double followed = search(team, l2, tol, max_iter, converged);
             if (preconditioned_) settle_unseen(team, l2);
             refresh(team);
             objective = value(team, l2);
-            const double moved = objective > followed ? objective - followed : followed - objective;
+            moved = objective > followed ? objective - followed : followed - objective;
             if (!converged || moved <= 0.5 * tol * objective + 4 * Format<Real>::epsilon * objective) return converged;
         }
-        return false;
+        return moved <= tol * objective;
     }
 
     FX_FUNCTION Real bias(int c) const { return theta_ * A[c * stride_ + m_]; }
