@@ -804,7 +804,7 @@ def dtd10(real):
     network.load_state_dict(dict(zip(own, weights.values(), strict=True)))
     network.reset_classifier(0)
     network.eval()
-    transform = create_transform(224, interpolation="bicubic", mean=(0.5,) * 3, std=(0.5,) * 3, crop_pct=0.875)
+    transform = create_transform(128, interpolation="bicubic", mean=(0.5,) * 3, std=(0.5,) * 3, crop_pct=0.875)
     with open(real / "dtd10" / "labels.csv", newline="", encoding="utf-8") as file:
         train = [row for row in csv.DictReader(file) if row["split"] == "train"]
     rows = [r for c in sorted({r["label"] for r in train}) for r in [r for r in train if r["label"] == c][:22]]
@@ -843,14 +843,16 @@ def test_real_embeddings_against_scikit_learn(dtd10):
         got = ops.logistic(pool, support, y, query, ways, [l2])
         assert got.converged.all()
         for e in range(count):
-            xs = x[support[e]].astype(np.float64)
+            # Weights are combinations of the support: an orthonormal basis of its span holds the same optimum.
+            basis = np.linalg.qr(x[support[e]].astype(np.float64).T)[0]
+            xs = x[support[e]].astype(np.float64) @ basis
             peer = LogisticRegression(C=c, tol=1e-12, max_iter=20_000).fit(xs, y)
             z = peer.decision_function(xs)
             z = np.stack([-z / 2, z / 2], axis=1) if ways == 2 else z
             loss = np.mean(np.logaddexp.reduce(z, axis=1) - z[np.arange(m), y])
             best = loss + 0.5 * l2 * (peer.coef_**2).sum()
             assert abs(got.objective[e, 0] - best) <= 1e-6 * best
-            z = peer.decision_function(x[query[e]].astype(np.float64))
+            z = peer.decision_function(x[query[e]].astype(np.float64) @ basis)
             z = np.stack([-z / 2, z / 2], axis=1) if ways == 2 else z
             top = np.sort(z, axis=1)
             ours, differ = got.scores[e, 0], got.scores[e, 0].argmax(axis=1) != z.argmax(axis=1)
