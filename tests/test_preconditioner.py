@@ -68,3 +68,24 @@ def test_threads_change_no_bit() -> None:
     )
     assert np.array_equal(one.scores, two.scores)
     assert np.array_equal(one.iterations, two.iterations)
+
+
+@pytest.mark.parametrize("ways", [2, 5])
+def test_duplicates_under_other_labels_at_hardly_any_penalty(ways: int) -> None:
+    """K sees half of the directions. What is called converged is the optimum, whatever steps did to the other half."""
+    rng, converged = np.random.default_rng(ways), []
+    for _ in range(200):
+        m, dim = int(rng.integers(ways + 2, 40)), int(rng.integers(5, 200))
+        x = rng.normal(size=(m, dim)) * 10 ** -np.linspace(0, rng.uniform(0, 4), dim)
+        x[1::2] = x[: m - m % 2 : 2]
+        x = x.astype(np.float32)
+        labels = np.concatenate([np.arange(ways), rng.integers(0, ways, m - ways)]).astype(np.int32)
+        size = float(((x - x.mean(axis=0)) ** 2).sum() / m)
+        call = (np.arange(m)[None], labels[None], np.arange(m)[None], ways, [size * 1e-6, size * 1e-8])
+        ours = ops.logistic(ops.Pool(x), *call)
+        exact = ops.logistic(ops.Pool(x, dtype="float64"), *call)
+        both = ours.converged & exact.converged
+        gap = np.abs(ours.objective / exact.objective - 1)
+        assert gap[both].max(initial=0) < 1e-5
+        converged.append(both.mean())
+    assert np.mean(converged) > 0.6
