@@ -71,11 +71,12 @@ def test_threads_change_no_bit() -> None:
 
 
 @pytest.mark.parametrize("ways", [2, 5])
-def test_duplicates_under_other_labels_at_hardly_any_penalty(ways: int) -> None:
+@pytest.mark.parametrize(("fewest", "most", "count"), [(7, 40, 100), (64, 110, 30)])
+def test_duplicates_under_other_labels_at_hardly_any_penalty(ways: int, fewest: int, most: int, count: int) -> None:
     """K sees half of the directions. What is called converged is the optimum, whatever steps did to the other half."""
     rng, converged = np.random.default_rng(ways), []
-    for _ in range(200):
-        m, dim = int(rng.integers(ways + 2, 40)), int(rng.integers(5, 200))
+    for _ in range(count):
+        m, dim = int(rng.integers(fewest, most)), int(rng.integers(5, 200))
         x = rng.normal(size=(m, dim)) * 10 ** -np.linspace(0, rng.uniform(0, 4), dim)
         x[1::2] = x[: m - m % 2 : 2]
         x = x.astype(np.float32)
@@ -88,4 +89,4 @@ def test_duplicates_under_other_labels_at_hardly_any_penalty(ways: int) -> None:
         gap = np.abs(ours.objective / exact.objective - 1)
         assert gap[both].max(initial=0) < 1e-5
         converged.append(both.mean())
-    assert np.mean(converged) > 0.6
+    assert np.mean(converged) > 0.5

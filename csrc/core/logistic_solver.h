@@ -28,7 +28,7 @@ class LogisticSolver {
           c_(c),
           stride_(padded<Team, Real>(m + 1)),
           n_(c * stride_),
-          patience_(60 + 8 * m / (c * static_cast<int>(sizeof(Real)))),
+          patience_(m < 64 ? 1 << 30 : 60 + 8 * m / (c * static_cast<int>(sizeof(Real)))),
           preconditioner_(memory, m, stride_) {
         const std::int64_t n = n_;
         K.data = memory.take<Real>(static_cast<std::int64_t>(m) * stride_);
@@ -662,7 +662,9 @@ class LogisticSolver {
 
     int m_, c_, stride_, n_;
     int solved_ = 0;  // penalties of the path so far
-    int patience_;  // iterations that cost as much as a preconditioner, so that waiting for it at most doubles the cost
+    // Iterations that cost as much as a preconditioner, so that waiting for it at most doubles the cost. Of few images
+    // K has few directions, and plain iterations are next to nothing.
+    int patience_;
     int waited_ = 0;  // iterations since the last one was made
     bool preconditioned_ = false;
     double l2_made_ = 0, curvature_made_ = 0;  // what the preconditioner was made for
