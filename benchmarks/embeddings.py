@@ -33,7 +33,7 @@ def embeddings(
     if n_images % 20:
         raise ValueError(f"n_images must be a multiple of 20, got {n_images}")
     labels = np.arange(n_images) % 20
-    if synthetic or not (REAL / "cifar10_subset" / "labels.csv").is_file():
+    if synthetic or not have_real():
         return _synthetic(labels, dim), labels, "synthetic embeddings, ReLU-like"
     x = _real()
     words = f"real EfficientNet-Lite0 embeddings ({x.shape[1]:,} wide) of cifar10_subset and dtd10 at {SIDE} pixels"
@@ -48,12 +48,14 @@ def embeddings(
     return np.ascontiguousarray(_repeat(x[:n_images], dim)), labels, words
 
 
+def have_real() -> bool:
+    """Whether the real images are at hand."""
+    return (REAL / "cifar10_subset" / "labels.csv").is_file()
+
+
 def foreign() -> tuple[NDArray[np.float32], NDArray[np.int64], str]:
     """x (5,000, 512), labels (5,000,) of 10 classes in turn, words: photographs as a network trained on chest X-rays sees
-    them. A few directions are long and say little. FileNotFoundError without the real images."""
-    folder = REAL / "cifar10_subset"
-    if not (folder / "labels.csv").is_file():
-        raise FileNotFoundError(folder)
+    them. A few directions are long and say little. Only where the real images are at hand."""
     x = _cached(f"kermany-{FOREIGN_SIDE}", lambda: _forward_chest(_in_turn(["cifar10_subset"], 500)))
     return x, np.arange(len(x)) % 10, "real SqueezeNet-1.1 embeddings (Kermany's chest X-rays) of cifar10_subset"
 
@@ -81,7 +83,7 @@ def many(
     """
     rng = np.random.default_rng(0)
     labels = np.arange(n_images) % 10**digits
-    if synthetic or not (REAL / "cifar10_subset" / "labels.csv").is_file():
+    if synthetic or not have_real():
         return _synthetic(labels, dim), labels, "synthetic embeddings, ReLU-like"
     views = _views()  # classes in turn
     width = views.shape[1]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -23,7 +23,7 @@ from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
 from benchmarks import torch_lbfgs
-from benchmarks.embeddings import embeddings, foreign, two_halves
+from benchmarks.embeddings import embeddings, foreign, have_real, two_halves
 from benchmarks.machine import ratios, seconds, side_by_side
 from fastxfer import ops
 from fastxfer.episodes import Episodes, EpisodeSpec, sample_episodes
@@ -85,32 +85,30 @@ class Case:
 def run(options: Any) -> list[dict[str, Any]]:
     """One entry a (pool, ways, shots, peer)."""
     entries = []
-    for n_images in (800,) if options.tiny else (2000, 20_000):
-        x, labels, words = embeddings(n_images, 256 if options.tiny else 2048, synthetic=options.tiny)
-        target = two_halves(labels)
-        for ways, shots in WORK:
-            spec = EpisodeSpec(ways, shots, QUERIES)
-            episodes = sample_episodes(target, spec, options.seed, 40 if options.tiny else EPISODES)
-            case = Case(x, words, target, episodes, options)
-            with threadpool_limits(options.threads), warnings.catch_warnings():
-                warnings.simplefilter("ignore", ConvergenceWarning)
-                warnings.simplefilter("ignore", FutureWarning)
-                pool = "" if n_images <= 2000 else f"/{n_images // 1000}k"
-                entries += _entries(case, f"fewshot/{ways}w{shots}s{pool}", with_torch=n_images <= 2000)
-    if not options.tiny:
-        entries += _foreign(options)
+    for name, case, with_torch in _cases(options):
+        with threadpool_limits(options.threads), warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            warnings.simplefilter("ignore", FutureWarning)
+            entries += _entries(case, name, with_torch)
     return entries
 
 
-def _foreign(options: Any) -> list[dict[str, Any]]:
-    """Photographs by a network that was trained on chest X-rays: the solver's hard case, where it preconditions."""
-    x, labels, words = foreign()
-    target = two_halves(labels, classes=10)
-    episodes = sample_episodes(target, EpisodeSpec(5, 100, QUERIES), options.seed, EPISODES)
-    case = Case(x, words, target, episodes, options)
-    with threadpool_limits(options.threads), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return _entries(case, "fewshot/foreign/5w100s", with_torch=False)
+def _cases(options: Any) -> Iterator[tuple[str, Case, bool]]:
+    """(name, case, whether torch is a peer, too)"""
+    count = 40 if options.tiny else EPISODES
+    for n_images in (800,) if options.tiny else (2000, 20_000):
+        x, labels, words = embeddings(n_images, 256 if options.tiny else 2048, synthetic=options.tiny)
+        target = two_halves(labels)
+        pool = "" if n_images <= 2000 else f"/{n_images // 1000}k"
+        for ways, shots in WORK:
+            episodes = sample_episodes(target, EpisodeSpec(ways, shots, QUERIES), options.seed, count)
+            yield f"fewshot/{ways}w{shots}s{pool}", Case(x, words, target, episodes, options), n_images <= 2000
+    if not options.tiny and have_real():
+        # Photographs by a network that was trained on chest X-rays: the solver's hard case, where it preconditions.
+        x, labels, words = foreign()
+        target = two_halves(labels, classes=10)
+        episodes = sample_episodes(target, EpisodeSpec(5, 100, QUERIES), options.seed, count)
+        yield "fewshot/foreign/5w100s", Case(x, words, target, episodes, options), False
 
 
 def _entries(case: Case, name: str, with_torch: bool) -> list[dict[str, Any]]:
