@@ -249,6 +249,12 @@ class LogisticSolver {
         team.sync();
     }
 
+    // R at the present point.
+    FX_FUNCTION void residuals(const Team& team) {
+        Loss::residual(team, images(), Z_, ZD_, Real(0), R_);
+        team.sync();
+    }
+
     // B times the gradient, and B times its change: themselves without a preconditioner.
     FX_FUNCTION Real* BG() const { return preconditioned_ ? BG_ : G_; }
     FX_FUNCTION Real* BY() const { return preconditioned_ ? BY_ : Y_; }
@@ -352,8 +358,7 @@ class LogisticSolver {
     FX_BODY double settle_and_refresh(const Team& team, double l2) {
         settle_unseen(team, l2);
         refresh(team);
-        Loss::residual(team, images(), Z_, ZD_, Real(0), R_);
-        team.sync();
+        residuals(team);
         return gradient(team, l2);
     }
 
@@ -419,22 +424,19 @@ class LogisticSolver {
             each<Real>(team, stride_, [=](int i) { store(z + i, load<V>(z + i) - b); });
         }
         team.sync();
-        Loss::residual(team, images(), Z_, ZD_, Real(0), R_);
-        team.sync();
+        residuals(team);
     }
 
     // Minimise until the bound on the gap holds; returns the objective followed so far.
     FX_BODY double search(const Team& team, double l2, double tol, int max_iter, bool& converged) {
-        const Images<Real> of = images();
-        Loss::residual(team, of, Z_, ZD_, Real(0), R_);
-        team.sync();
+        residuals(team);
         double gg = gradient(team, l2);
         Pair pair;
         converged = false;
         double known = objective;  // when it was last computed
         double look = 1e300;       // at a <G, G> no larger than this
         bool at_best_bias = false;
-        int settlings = 10;
+        int settlings = 10;  // that may yet help
         const auto begin_anew = [&](double square) {
             gg = square;
             pair.known = false;
@@ -472,8 +474,7 @@ class LogisticSolver {
             const double t = along.slope < 0 ? line(team, l2, along.with_a, along.dd, along.slope, !pair.known) : 0;
             if (!(t > 0)) {  // no descent that this precision can see
                 if (!pair.known && !preconditioned_) break;
-                Loss::residual(team, of, Z_, ZD_, Real(0), R_);
-                team.sync();
+                residuals(team);
                 begin_anew(pair.known ? gradient(team, l2) : stay_plain(team, l2));
                 continue;
             }
