@@ -16,6 +16,7 @@ class Inverse {
   public:
     static constexpr int block = 32;  // whole panels of every team, so that some of the columns are panels, too
 
+    Inverse() = default;
     FX_FUNCTION Inverse(Workspace& memory, int n) : n_(n), stride_(padded<Team, double>(n)) {
         A_ = memory.take<double>(static_cast<std::int64_t>(n) * stride_);
         pivots_ = memory.take<double>(block * block);

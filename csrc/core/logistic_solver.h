@@ -28,9 +28,9 @@ class LogisticSolver {
           c_(c),
           stride_(padded<Team, Real>(m + 1)),
           n_(c * stride_),
-          patience_(m < 64 ? 1 << 30 : 60 + 8 * m / (c * static_cast<int>(sizeof(Real)))),
-          preconditioner_(memory, m, stride_) {
+          patience_(60 + 8 * m / (c * static_cast<int>(sizeof(Real)))) {
         const std::int64_t n = n_;
+        if (may_precondition()) preconditioner_ = {memory, m, stride_};
         K.data = memory.take<Real>(static_cast<std::int64_t>(m) * stride_);
         K.rows = m;
         K.columns = stride_;
@@ -300,6 +300,8 @@ class LogisticSolver {
         return square;
     }
 
+    FX_FUNCTION bool may_precondition() const { return m_ >= Preconditioner<Team, Real>::fewest; }
+
     FX_FUNCTION static bool near(double x, double y) { return x < 4 * y && y < 4 * x; }
 
     // From here on with a preconditioner for this l2 and the mean curvature at the present point, if one helps. θ makes
@@ -464,7 +466,7 @@ class LogisticSolver {
                 if (preconditioned_) look = 0.3 * gg;
             }
             if (iterations >= max_iter) break;
-            if (waited_ >= patience_) begin_anew(precondition(team, l2));
+            if (waited_ >= patience_ && may_precondition()) begin_anew(precondition(team, l2));
             if (settlings > 0 && drowned(gg)) {
                 begin_anew(settle_and_refresh(team, l2));
                 settlings = drowned(gg) ? 0 : settlings - 1;  // what is left is not unseen, but hardly seen
@@ -663,9 +665,7 @@ class LogisticSolver {
 
     int m_, c_, stride_, n_;
     int solved_ = 0;  // penalties of the path so far
-    // Iterations that cost as much as a preconditioner, so that waiting for it at most doubles the cost. Of few images
-    // K has few directions, and plain iterations are next to nothing.
-    int patience_;
+    int patience_;    // iterations that cost as much as a preconditioner: waiting for it at most doubles the cost
     int waited_ = 0;  // iterations since the last one was made
     bool preconditioned_ = false;
     double l2_made_ = 0, curvature_made_ = 0;  // what the preconditioner was made for

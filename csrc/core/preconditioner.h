@@ -11,6 +11,10 @@ class Preconditioner {
     using V = typename Lanes<Real, Team::template width<Real>>::V;
 
   public:
+    static constexpr int fewest =
+        64;  // images: of fewer K has few directions, and plain iterations are next to nothing
+
+    Preconditioner() = default;
     FX_FUNCTION Preconditioner(Workspace& memory, int m, int stride) : inverse_(memory, m) {
         M_ = {memory.take<Real>(static_cast<std::int64_t>(m) * stride), m, stride};
         l2_ = memory.take<Real>(stride);
