@@ -19,7 +19,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 import numpy as np
-from scipy import stats
+from scipy.special import stdtrit
 
 from fastxfer.metrics import Array
 
@@ -93,7 +93,7 @@ def t_interval(mean: Array, variance: Array, df: Array, level: float) -> tuple[A
     """mean ± t √variance; NaN without degrees of freedom."""
     df = np.asarray(df, float)
     with np.errstate(invalid="ignore"):
-        half = np.where(df > 0, stats.t.ppf(0.5 + level / 2, np.where(df > 0, df, 1)), np.nan) * np.sqrt(variance)
+        half = np.where(df > 0, stdtrit(np.where(df > 0, df, 1), 0.5 + level / 2), np.nan) * np.sqrt(variance)
     return mean - half, mean + half
 
 
@@ -106,7 +106,7 @@ def score_interval(mean: Array, variance: Array, df: Array, worth: Array | float
     inner = mean * (1 - mean)
     with np.errstate(invalid="ignore", divide="ignore"):
         n = np.where(inner > 0, np.where(variance == 0, np.inf, inner / variance), worth)
-        t = stats.t.ppf(0.5 + level / 2, np.maximum(df, 1))
+        t = stdtrit(np.maximum(df, 1), 0.5 + level / 2)
         centre = (mean + t**2 / (2 * n)) / (1 + t**2 / n)
         half = t * np.sqrt(inner / n + t**2 / (4 * n**2)) / (1 + t**2 / n)
     return np.clip(centre - half, 0, 1), np.clip(centre + half, 0, 1)
