@@ -29,7 +29,7 @@ Picture = tuple[str, NDArray[np.uint8]]
 def render(folder: Path, *, small: bool = False) -> dict[str, Path]:
     """Write the demo's images below `folder`, unless they are there; returns target name -> its folder.
 
-    `small` keeps about half of them, for tests.
+    `small` keeps about a third of them, for tests.
     """
     makers = {"digits": _digits, "digits-unseen": _unseen_digits, "textures": _textures, "faces": _faces}
     folders = {}
@@ -59,7 +59,7 @@ def _digit_images(small: bool) -> Iterator[tuple[str, int, NDArray[np.uint8]]]:
     from sklearn.datasets import load_digits
 
     data: Any = load_digits()
-    stop = 900 if small else len(data.images)
+    stop = 600 if small else len(data.images)
     for i, (image, digit) in enumerate(zip(data.images[:stop], data.target[:stop], strict=True)):
         yield str(digit), i, np.round(image * (255 / 16)).astype(np.uint8)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import uuid
@@ -180,6 +181,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     # Files of slow tests first: one that begins last would keep one process busy and the others waiting.
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # what is imported stays: nothing looks through it for garbage from here on
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -1,6 +1,6 @@
-"""Runs that are killed at any instant, and finished: `python tests/kills.py WORK STORE TRIALS`, a line of JSON a trial.
+"""Runs that are killed at any instant, and finished: `python -m tests.kills WORK STORE TRIALS`, a line of JSON a trial.
 
-torch and numba are loaded once. Each run of `embed` is a fork of that process, so that it takes a fraction of a second,
+All is loaded once (forks.py). Each run of `embed` is a fork of that process, so that it takes a fraction of a second,
 and nearly any instant of it is one of embedding and writing. SIGKILL comes from outside, a random moment after a random number of
 blocks, so that the kills lie all over the run on a busy machine too; or from inside, where an instant is too short to be
 hit by chance: in the middle of a file, before its rename, after it, while an object is sent.
@@ -9,7 +9,6 @@ WORK holds what the test made: net.py, net.pt, images.json.
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import signal
@@ -30,9 +29,8 @@ from fastxfer.backbones import Backbone, load_backbone
 from fastxfer.embed import embed
 from fastxfer.files import whole_file
 from fastxfer.store import EmbeddingStore, Writer, files, verify
-from fastxfer.store.blocks import crc
-from fastxfer.store.words import Words
 from fastxfer.targets.table import Target
+from tests import forks  # noqa: F401  what forks would load
 
 BATCH, BLOCK_ROWS = 4, 4
 N_IMAGES = 128
@@ -183,7 +181,8 @@ def killed(work: Path, place: str, trials: int, real: Path) -> tuple[dict[str, A
     shapes = {"1.weight": (32, 192), "1.bias": (32,), "3.weight": (16, 32), "3.bias": (16,)}
     torch.save({name: torch.randn(shape) for name, shape in shapes.items()}, work / "net.pt")
     done = subprocess.run(
-        [sys.executable, __file__, str(work), place, str(trials)],
+        [sys.executable, "-m", "tests.kills", str(work), place, str(trials)],
+        cwd=Path(__file__).parents[1],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -194,16 +193,7 @@ def killed(work: Path, place: str, trials: int, real: Path) -> tuple[dict[str, A
     return first["undisturbed"], rest
 
 
-def load_what_is_compiled() -> None:
-    """What reads columns of text: a second, in each fork otherwise."""
-    one_cell = np.array([1, 0, 0, 0, 1, 0, 0, 0, ord("a")], np.uint8)
-    words = Words.of_chunks([one_cell.tobytes() + crc(one_cell)], 1)
-    assert words[np.arange(1)].array.tolist() == ["a"]
-
-
 def main(work: Path, place: str, trials: int) -> None:
-    load_what_is_compiled()
-    gc.freeze()  # or each fork would look through all of torch for garbage
     images = json.loads((work / "images.json").read_text())
     n = len(images["names"])
     target = Target(

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fastxfer.results import ResultStore
+from tests.forks import fastxfer
 
 
 def demo(out: Path) -> dict[str, Any]:
-    command = [sys.executable, "-m", "fastxfer", "demo", "--small", "--json", "--out", str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout)  # one document, nothing else
+    said, log = out.with_suffix(".json"), out.with_suffix(".log")
+    code = fastxfer("demo", "--small", "--json", "--out", str(out), out=said, err=log)
+    assert code == 0, log.read_text()[-3000:]
+    return json.loads(said.read_text())  # one document, nothing else
 
 
 @pytest.mark.slow

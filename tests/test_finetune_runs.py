@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -24,10 +23,7 @@ from fastxfer.finetune import Machine, run_all, train, training
 from fastxfer.finetune.cost import RAPL, forward_flops
 from fastxfer.results import ResultStore
 from fastxfer.targets import Target
-
-# Children come from a server that has imported everything and computed nothing: a fork of busy threads would hang.
-server = multiprocessing.get_context("forkserver")
-server.set_forkserver_preload(["fastxfer.finetune", "pretrain.loop"])
+from tests.forks import server
 
 
 class DiedError(Exception):

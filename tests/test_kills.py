@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kills import N_IMAGES, killed
+
+from tests.kills import N_IMAGES, killed
 
 
 def check(undisturbed: dict[str, Any], trials: list[dict[str, Any]], n: int) -> None:

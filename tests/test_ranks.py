@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -20,13 +19,10 @@ from fastxfer.backbones import load_backbone
 from fastxfer.embed import Embedded, embed, team_of_environment
 from fastxfer.errors import DataError, UsageError
 from fastxfer.store import EmbeddingStore, Team, verify
+from tests.forks import server
 from tests.test_embed import make_backbone, make_images, open_store
 
 OPTIONS: Any = {"dtype": "float32", "batch_size": 2, "block_rows": 4, "workers": 1}
-# Children come from a server that has imported everything and computed nothing: a fork of busy threads would hang.
-server = multiprocessing.get_context("forkserver")
-server.set_forkserver_preload(["tests.test_embed"])
-
 
 PAUSE = 0.03  # seconds a forward pass: long enough to come in between
 

@@ -1,9 +1,8 @@
-"""Processes that train together, for tests: forks of a server that has imported everything and computed nothing."""
+"""Processes that train together, for tests."""
 
 from __future__ import annotations
 
 import copy
-import gc
 import io
 import json
 import multiprocessing.connection
@@ -26,9 +25,7 @@ from fastxfer.targets.table import Target
 from pretrain.loop import pretrain
 from pretrain.ranks import joined, spread
 from pretrain.recipe import Recipe
-
-server = multiprocessing.get_context("forkserver")
-server.set_forkserver_preload(["tests.together"])
+from tests.forks import server
 
 
 class Losses:
@@ -213,7 +210,3 @@ def clip_in_shares(rank: int, count: int, port: int, out: Path) -> None:
         gradients = [q.grad.full_tensor() for q in shared.parameters()]
         if group.rank == 0:
             torch.save({"ours": gradients, "timm": [p.grad for p in whole.parameters()]}, out)
-
-
-# What is imported stays, so that forks of the server neither look through it for garbage nor copy it.
-gc.freeze()
