@@ -42,7 +42,7 @@ PARTS: dict[str, tuple[str, list[str]]] = {
         ["test_store", "test_store_blocks", "test_store_tables", "test_store_verify", "test_store_upkeep", "test_arrow",
          "test_store_places", "test_projector", "test_cli_store", "test_drop_leaks", "test_left_out", "test_store_s3"],
     ),
-    "core": ("csrc/core/*.h", ["test_ops", "test_ops_awkward", "test_ridge_path", "test_path"]),
+    "core": ("csrc/core/*.h", ["test_preconditioner", "test_ops", "test_ops_awkward", "test_ridge_path", "test_path"]),
 }  # fmt: skip
 SWAPS: dict[type[ast.AST], tuple[str, str]] = {
     ast.Lt: ("<", "<="),
