@@ -16,30 +16,30 @@ from pathlib import Path
 import numpy as np
 
 import fastxfer.embed
-import fastxfer.finetune
+import fastxfer.finetune  # noqa: F401
 import pretrain.loop  # noqa: F401
 from fastxfer.cli import main
 from fastxfer.metrics import measure
 from fastxfer.store.blocks import crc
 from fastxfer.store.words import Words
 
+server = multiprocessing.get_context("forkserver")
+server.set_forkserver_preload(["tests.forks"])  # found from the root of the repository, where tests are run
 
-def fastxfer(*words: str, out: Path, err: Path) -> int:
-    """The exit code of a command in such a fork; what it prints goes to two files."""
-    process = server.Process(target=_fastxfer, args=(words, out, err))
+
+def run_command(*words: str, out: Path, err: Path) -> int:
+    """The exit code of `fastxfer WORDS` in such a fork; what it prints goes to two files."""
+    process = server.Process(target=_command, args=(words, out, err))
     process.start()
     process.join()
     return process.exitcode
 
 
-def _fastxfer(words: Sequence[str], *files: Path) -> None:
+def _command(words: Sequence[str], *files: Path) -> None:
     for descriptor, file in enumerate(files, start=1):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
     main.main(list(words), "fastxfer")
 
-
-server = multiprocessing.get_context("forkserver")
-server.set_forkserver_preload(["tests.forks"])  # found from the root of the repository, where tests are run
 
 measure("accuracy", np.eye(2, dtype=np.float32)[None], np.arange(2)[None])
 one_cell = np.array([1, 0, 0, 0, 1, 0, 0, 0, ord("a")], np.uint8)

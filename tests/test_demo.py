@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from fastxfer.results import ResultStore
-from tests.forks import fastxfer
+from tests.forks import run_command
 
 
 def demo(out: Path) -> dict[str, Any]:
     said, log = out.with_suffix(".json"), out.with_suffix(".log")
-    code = fastxfer("demo", "--small", "--json", "--out", str(out), out=said, err=log)
+    code = run_command("demo", "--small", "--json", "--out", str(out), out=said, err=log)
     assert code == 0, log.read_text()[-3000:]
     return json.loads(said.read_text())  # one document, nothing else
 
