@@ -24,7 +24,7 @@ def confidence_sequence(values: Array, half_width: float, level: float = 0.95) -
     `half_width`, h / σ² with the variance so far, at most `LARGEST_BET`. There it takes 2 log(2/α) / 1.96² = 1.9 times the
     episodes of a normal interval, which may be looked at once only.
     """
-    from scipy.optimize import brentq  # a third of what `fewshot` takes to start
+    from scipy.optimize import brentq  # slow to load, and few runs come here
 
     x = np.asarray(values, float)
     x = x[np.isfinite(x)]
