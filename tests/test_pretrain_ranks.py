@@ -19,7 +19,7 @@ from pretrain.checkpoint import read_checkpoint
 from pretrain.ranks import check_shares
 from pretrain.recipe import Recipe
 from pretrain.source import open_source
-from tests.together import clip_in_shares, free_port, photos, run, server, told
+from tests.together import clip_in_shares, come, free_port, photos, run, server, told
 
 # Batches of 10 images: a share is 5 images, or 2 and 3 of four processes; micro-batches of 2 inside. A smooth activation: at
 # the corner of a ReLU the last bit of a sum would decide over a whole gradient, and runs would part for no reason.
@@ -132,6 +132,18 @@ def test_two_rank_of_a_batch_of_one(sources: dict[bool, Target], tmp_path: Path)
             "Start 1 processes at most, or give a larger --batch-size"
         )
     assert not (tmp_path / "net.pt").exists()
+
+
+def test_two_rank_wait_for_who_comes_late(tmp_path: Path) -> None:
+    """Whoever goes on first may leave with an error, and nobody could meet at its place any more."""
+    port = free_port()
+    team = [server.Process(target=come, args=(rank, 2, port, tmp_path / f"{rank}")) for rank in (0, 1)]
+    for process in team:
+        process.start()
+    for process in team:
+        process.join(60)
+    met, went_on = zip(*(map(float, (tmp_path / f"{rank}").read_text().split()) for rank in (0, 1)), strict=True)
+    assert max(met) < min(went_on)
 
 
 def test_more_processes_than_shards_is_an_error() -> None:

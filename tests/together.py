@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -188,6 +189,22 @@ def photos(folder: Path, n: int = 48, multi_label: bool = False) -> Target:
         split=np.where(np.arange(n) % 4 == 3, "val", "train"),
         root=folder,
     )
+
+
+def come(rank: int, count: int, port: int, out: Path) -> None:
+    """Write when this process had connected to the others, the later its number the slower, and when it went on."""
+    os.environ.update(of_torchrun(rank, count, port))
+    connect, met = torch.distributed.init_process_group, 0.0
+
+    def slowly(*arguments: Any, **options: Any) -> None:
+        nonlocal met
+        connect(*arguments, **options)
+        time.sleep(0.3 * rank)
+        met = time.monotonic()
+
+    torch.distributed.init_process_group = slowly
+    with joined("cpu"):
+        out.write_text(f"{met} {time.monotonic()}")
 
 
 def clip_in_shares(rank: int, count: int, port: int, out: Path) -> None:
