@@ -26,12 +26,13 @@ def check(undisturbed: dict[str, Any], trials: list[dict[str, Any]], n: int) -> 
 
 @pytest.mark.real
 @pytest.mark.slow
-def test_a_hundred_of_a_hundred_kills_on_a_disk(tmp_path: Path, real: Path) -> None:
-    check(*killed(tmp_path, str(tmp_path / "stores"), 100, real), 100)
+def test_all_of_forty_kills_on_a_disk(tmp_path: Path, real: Path) -> None:
+    """A hundred are among what `python -m benchmarks reliability` does."""
+    check(*killed(tmp_path, str(tmp_path / "stores"), 40, real), 40)
 
 
 @pytest.mark.real
 @pytest.mark.slow
 @pytest.mark.s3
-def test_twenty_of_twenty_kills_on_an_object_store(tmp_path: Path, real: Path, bucket: str) -> None:
-    check(*killed(tmp_path, bucket, 20, real), 20)
+def test_all_of_ten_kills_on_an_object_store(tmp_path: Path, real: Path, bucket: str) -> None:
+    check(*killed(tmp_path, bucket, 10, real), 10)
