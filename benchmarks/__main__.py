@@ -5,11 +5,24 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable
 
-from benchmarks import BENCHMARKS, ON_REQUEST, PRINTERS, Entry, Options
+from benchmarks import BENCHMARKS, ON_REQUEST, Entry, Options, module
 from benchmarks.machine import machine
-from benchmarks.printing import print_times, print_where
+from benchmarks.printing import print_coverage, print_rates, print_selection, print_slopes, print_times, print_where
+from benchmarks.proof import print_claims
 from benchmarks.records import RESULTS
+
+# How entries are shown that are not of times.
+PRINTERS: dict[str, Callable[[list[Entry]], None]] = {
+    "selection": print_selection,
+    "slopes": print_slopes,
+    "compare": print_rates,
+    "scaling": print_rates,
+    "coverage": print_coverage,
+    "truth": print_claims,
+    "reliability": print_claims,
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -42,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
     for name in dict.fromkeys(given.names) or [name for name in BENCHMARKS if name not in ON_REQUEST]:
         where = machine()
         found[name] = []
-        for entry in BENCHMARKS[name](options):
+        for entry in module(name).run(options):
             found[name].append(entry | where)
             if given.save:
                 _save(name, found[name], add=bool(given.only))

@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from scipy import stats
 from scipy.special import expit
 
-from benchmarks.printing import checked
 from fastxfer.influences import WHOLE_SPLIT, Influences, Sampling
 from fastxfer.metrics import METRICS, measure
 from fastxfer.results import CELL, complete
@@ -278,13 +277,6 @@ WORLDS = (
     Until("until 0.5 points", 0.7, 0.08, 0.005),
     Until("until 1 point, near the ceiling", 0.98, 0.02, 0.01),
 )
-
-
-def print_coverage(entries: list[Entry]) -> None:
-    """Shares of worlds, an entry a line."""
-    for e in entries:
-        rates = [f"{name} {e[name]:.1%}" for name in ("coverage", "naive", "offered", "miss_rate") if name in e]
-        print(f"{e['name']:<54}{e.get('metric', ''):<19}{checked(e):<4}{', '.join(rates)}")
 
 
 def run(options: Any) -> list[Entry]:

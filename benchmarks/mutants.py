@@ -1,7 +1,8 @@
 """Whether the tests see a wrong line: `python -m benchmarks.mutants --seed 0 --count 100 [--minutes N] [--part NAME…]`.
 
 A mutant is the source with one small thing changed: a comparison turned, an operator swapped, a number moved, a `not`
-dropped. Each is run, in a copy of the tree, against the tests of its part alone, fastest first, until one fails. Of Python
+dropped. Each is run, in a copy of the tree, against the tests of its part, fastest first, until one fails; what outlives them
+meets the tests of others that go through the part. Of Python
 the places come from its syntax tree, of C++ from its tokens; a C++ mutant that does not compile is no mutant, and the next
 is drawn. Parts take turns, so that the first n of a seed are a fair sample of all. Results go to benchmarks/results; a `note`
 beside a survivor there, and `now` ("same": it means the same; "killed": by a test that was added), are a person's.
@@ -23,26 +24,48 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks.embeddings import REAL
 from benchmarks.machine import ROOT, machine
 from benchmarks.records import RESULTS
 
-# part -> (files, test files of all, fastest first)
-PARTS: dict[str, tuple[str, list[str]]] = {
-    "statistics": ("fastxfer/statistics/*.py", ["test_statistics", "test_until", "test_comparing"]),
-    "selection": (
+
+class Part(NamedTuple):
+    """A room of the code: its files, its own tests, fastest first, and others' tests that go through it."""
+
+    files: str
+    tests: list[str]
+    others: list[str]
+
+
+PARTS = {
+    "statistics": Part(
+        "fastxfer/statistics/*.py",
+        ["test_statistics", "test_until", "test_comparing"],
+        ["test_evaluation", "test_cli_compare", "test_study_until", "test_report_comparisons", "test_report_sections"],
+    ),
+    "selection": Part(
         "fastxfer/selection/*.py",
         ["test_selection", "test_selection_policies", "test_selection_foretold", "test_selection_replay", "test_selection_loop"],
+        ["test_plugins", "test_study_rounds", "test_study_docs"],
     ),
-    "episodes": ("fastxfer/episodes/*.py", ["test_episodes", "test_episode_modes", "test_cli_episodes"]),
-    "store": (
+    "episodes": Part(
+        "fastxfer/episodes/*.py",
+        ["test_episodes", "test_episode_modes", "test_cli_episodes"],
+        ["test_evaluation", "test_influence", "test_cli_fewshot", "test_choosing", "test_presets", "test_finetune_tasks"],
+    ),
+    "store": Part(
         "fastxfer/store/*.py",
         ["test_store", "test_store_blocks", "test_store_tables", "test_store_verify", "test_store_upkeep", "test_arrow",
          "test_store_places", "test_projector", "test_cli_store", "test_drop_leaks", "test_left_out", "test_store_s3"],
+        ["test_evaluation", "test_embed", "test_embed_again", "test_ranks", "test_study"],
     ),
-    "core": ("csrc/core/*.h", ["test_preconditioner", "test_ops", "test_ops_awkward", "test_ridge_path", "test_path"]),
+    "core": Part(
+        "csrc/core/*.h",
+        ["test_preconditioner", "test_ops", "test_ops_awkward", "test_ridge_path", "test_path"],
+        ["test_influence", "test_estimators", "test_presets", "test_ops_full", "test_cpp"],
+    ),
 }  # fmt: skip
 SWAPS: dict[type[ast.AST], tuple[str, str]] = {
     ast.Lt: ("<", "<="),
@@ -147,10 +170,10 @@ def of_python(part: str, file: str, source: str) -> Iterator[Mutant]:
 
 
 def code(node: ast.AST) -> Iterator[ast.AST]:
-    """A tree's nodes that run: no annotations, nothing for type checkers."""
+    """A tree's nodes that run: no annotations, nothing for type checkers, no options of a compiler."""
     yield node
     for name, value in ast.iter_fields(node):
-        if name in ("annotation", "returns", "type_comment"):
+        if name in ("annotation", "returns", "type_comment", "decorator_list"):
             continue
         for child in value if isinstance(value, list) else [value]:
             if isinstance(child, ast.If) and isinstance(child.test, ast.Name) and child.test.id == "TYPE_CHECKING":
@@ -181,7 +204,7 @@ def drawn(seed: int, parts: list[str], root: Path = ROOT) -> Iterator[Mutant]:
     for part in parts:
         every = [
             mutant
-            for path in sorted(root.glob(PARTS[part][0]))
+            for path in sorted(root.glob(PARTS[part].files))
             for mutant in (of_cpp if path.suffix == ".h" else of_python)(
                 part, path.relative_to(root).as_posix(), path.read_text(encoding="utf-8")
             )
@@ -231,10 +254,10 @@ class Tree:
             return False, "no end within the time"
         return process.returncode == 0, told[-2000:]
 
-    def tests(self, part: str, seconds: float) -> tuple[bool, str]:
-        """(whether the tests of a part pass, the test that failed)."""
-        files = [f"tests/{name}.py" for name in PARTS[part][1]]
-        options = ["-x", "-q", "-p", "no:cacheprovider", "-m", "not slow and not browser and not gpu", "--timeout=300"]
+    def tests(self, names: list[str], seconds: float, but: str = "slow or browser or gpu") -> tuple[bool, str]:
+        """(whether the tests of these files pass, the test that failed)."""
+        files = [f"tests/{name}.py" for name in names]
+        options = ["-x", "-q", "-p", "no:cacheprovider", "-m", f"not ({but})", "--timeout=300"]
         options += [
             "--deselect",
             "tests/test_ops.py::test_every_instruction_set_that_this_processor_has",
@@ -250,9 +273,11 @@ class Tree:
             self.compile()
             good, told = self.core_test(600)
             assert good, told
-        good, told = self.tests(part, 1800)
+        good, told = self.tests(PARTS[part].tests, 1800)
         assert good, f"the tests of {part} fail without any mutant: {told}"
         self.seconds[part] = time.monotonic() - started
+        good, told = self.tests(PARTS[part].others, 1800, "browser or gpu")
+        assert good, f"tests of others than {part} fail without any mutant: {told}"
         print(f"{part}: {self.seconds[part]:.0f} s without a mutant", file=sys.stderr, flush=True)
 
     def try_out(self, mutant: Mutant) -> dict[str, Any] | None:
@@ -270,9 +295,12 @@ class Tree:
                     return None
                 if good:
                     self.compile()
-                    good, told = self.tests("core", limit)
             else:
-                good, told = self.tests(mutant.part, limit)
+                good = True
+            if good:
+                good, told = self.tests(PARTS[mutant.part].tests, limit)
+            if good:
+                good, told = self.tests(PARTS[mutant.part].others, 1800, "browser or gpu")
         finally:
             path.write_text(source, encoding="utf-8")
         seconds = time.monotonic() - started

@@ -1,4 +1,4 @@
-"""Entries for people: what was timed, and what was counted. Benchmarks whose entries are of another kind print them themselves."""
+"""Entries for people: what was timed, and what was counted."""
 
 from __future__ import annotations
 
@@ -33,6 +33,26 @@ def print_rates(entries: list[Entry]) -> None:
         print(
             f"{e['name']:<38}{e['rate']:>8.4f}{'{:g} … {:g}'.format(*e['promised']):>16}{e['error']:>8.4f}"
             f"  {checked(e):<7}  {e['what']}, {e['repetitions']:,} worlds"
+        )
+
+
+def print_coverage(entries: list[Entry]) -> None:
+    """Shares of worlds, an entry a line."""
+    for e in entries:
+        rates = [f"{name} {e[name]:.1%}" for name in ("coverage", "naive", "offered", "miss_rate") if name in e]
+        print(f"{e['name']:<54}{e.get('metric', ''):<19}{checked(e):<4}{', '.join(rates)}")
+
+
+def print_selection(entries: list[Entry]) -> None:
+    """The table of docs/selection.md."""
+    print("| | saved: runs | GPU-hours | regret: mean | worst | beyond noise: mean | worst | replays |")
+    print("|---|---|---|---|---|---|---|---|")
+    for e in entries:
+        beyond = [e.get(f"{which}_regret_beyond_noise_points") for which in ("mean", "worst")]
+        print(
+            f"| {e['name'].removeprefix('selection/')} | {100 * e['saved']:.1f} % | {100 * e['saved_gpu_hours']:.1f} % | "
+            f"{e['mean_regret_points']:.2f} | {e['worst_regret_points']:.2f} | "
+            f"{' | '.join('–' if b is None else f'{b:.2f}' for b in beyond)} | {e['seeds']} |"
         )
 
 

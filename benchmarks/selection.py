@@ -223,16 +223,3 @@ def _is_out_of_sample(table: pd.DataFrame, runs: pd.DataFrame, beliefs: dict[str
     )
     means = runs.groupby("configuration")["value"].mean().loc[table.index]
     return bool(same and np.allclose(means, table["value"]))
-
-
-def print_table(entries: list[dict[str, Any]]) -> None:
-    """The table of docs/selection.md."""
-    print("| | saved: runs | GPU-hours | regret: mean | worst | beyond noise: mean | worst | replays |")
-    print("|---|---|---|---|---|---|---|---|")
-    for e in entries:
-        beyond = [e.get(f"{which}_regret_beyond_noise_points") for which in ("mean", "worst")]
-        print(
-            f"| {e['name'].removeprefix('selection/')} | {100 * e['saved']:.1f} % | {100 * e['saved_gpu_hours']:.1f} % | "
-            f"{e['mean_regret_points']:.2f} | {e['worst_regret_points']:.2f} | "
-            f"{' | '.join('–' if b is None else f'{b:.2f}' for b in beyond)} | {e['seeds']} |"
-        )

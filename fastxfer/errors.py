@@ -22,6 +22,15 @@ class UsageError(FastxferError):
     exit_code = 2
 
 
+def first_line(error: object) -> str:
+    """The first line of what an error of others says, or its type where it says nothing.
+
+    >>> first_line(ValueError("too short\\nby three")), first_line(AssertionError())
+    ('too short', 'AssertionError')
+    """
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
     """``" Did you mean: a, b?"`` for the closest known names, or ``""``.
 

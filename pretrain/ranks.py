@@ -49,7 +49,8 @@ def joined(device: str) -> Iterator[tuple[Group, torch.device]]:
     for word, value in (*master.items(), ("RANK", team.rank), ("WORLD_SIZE", team.count)):
         os.environ.setdefault(word, str(value))
     dist.init_process_group("cpu:gloo,cuda:nccl" if on.type == "cuda" else "gloo", init_method="env://")
-    dist.all_reduce(torch.zeros(1))  # nobody goes on, and perhaps leaves with an error, before all have found each other
+    # Nobody goes on, and perhaps leaves with an error, before all have found each other.
+    dist.all_reduce(torch.zeros(1))
     try:
         yield Group(team.rank, team.count), on
     except (FastxferError, KeyboardInterrupt):

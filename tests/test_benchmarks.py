@@ -9,8 +9,8 @@ from fnmatch import fnmatchcase
 import numpy as np
 import pytest
 
-from benchmarks import PRINTERS, coverage, fewshot, page, sample, torch_lbfgs
-from benchmarks.__main__ import main
+from benchmarks import coverage, fewshot, page, sample, torch_lbfgs
+from benchmarks.__main__ import PRINTERS, main
 from benchmarks.embeddings import embeddings, two_halves
 from benchmarks.goals import GOALS, judged
 from fastxfer import ops

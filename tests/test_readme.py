@@ -1,7 +1,9 @@
-"""What the README shows works as it stands: its Python runs, its commands parse, its links lead somewhere."""
+"""What the README shows works as it stands: its Python runs, its commands parse, its links lead somewhere. So do docstrings."""
 
 from __future__ import annotations
 
+import doctest
+import importlib
 import importlib.util
 import os
 import re
@@ -31,6 +33,14 @@ def test_the_python_of_the_readme_runs(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert re.search(r"good\s+knn\s+[01]\.\d+", done.stdout)
+
+
+def test_the_examples_of_docstrings_are_so() -> None:
+    files = [f for package in ("fastxfer", "pretrain") for f in sorted((ROOT / package).rglob("*.py"))]
+    shown = [f.relative_to(ROOT).with_suffix("") for f in files if ">>> " in f.read_text(encoding="utf-8")]
+    done = {str(f): doctest.testmod(importlib.import_module(".".join(f.parts))) for f in shown}
+    assert all(some.attempted and not some.failed for some in done.values()), done
+    assert "fastxfer/errors" in done
 
 
 @pytest.mark.parametrize("name", fastxfer.__all__)

@@ -12,6 +12,7 @@ from test_selection import row, table, tuned
 
 from benchmarks import selection as benchmark
 from benchmarks.__main__ import main
+from benchmarks.printing import print_selection
 from fastxfer.selection.frame import Oracle, Random
 from fastxfer.selection.improvement import ExpectedImprovement
 from fastxfer.selection.paper import configurations
@@ -171,5 +172,5 @@ def test_the_benchmark_says_what_it_must(monkeypatch: pytest.MonkeyPatch, capsys
         assert e["checked"]
         assert e["saved"] >= 0.8
         assert 0 <= e["mean_regret_points"] <= e["worst_regret_points"]
-    benchmark.print_table(entries)
+    print_selection(entries)
     assert "| oracle | 94." in capsys.readouterr().out

@@ -31,7 +31,7 @@ from fastxfer.backbones.matching import fit_weights
 from fastxfer.backbones.pooling import Columns, Pooled, find_point, pooled
 from fastxfer.backbones.preprocessing import Preprocessing, merge
 from fastxfer.backbones.xray import XRV
-from fastxfer.errors import DataError, UsageError
+from fastxfer.errors import DataError, UsageError, first_line
 from fastxfer.progress import say
 
 __all__ = [
@@ -319,9 +319,8 @@ def _try_out(body: nn.Module, preprocessing: Preprocessing, what: str) -> tuple[
         trial = try_out(body, preprocessing.input_size, preprocessing.mean[0], preprocessing.std[0])
     except (RuntimeError, ValueError, TypeError, AssertionError, IndexError, AttributeError) as error:
         size = ",".join(str(s) for s in preprocessing.input_size)
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UsageError(
-            f"{what} does not run on input of {size}: {reason}. Another --input-size, or an --arch-arg?"
+            f"{what} does not run on input of {size}: {first_line(error)}. Another --input-size, or an --arch-arg?"
         ) from None
     finally:
         if hook is not None:

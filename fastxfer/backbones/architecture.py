@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from fastxfer.backbones import xray
 from fastxfer.backbones.checkpoint import Checkpoint, file_stem
 from fastxfer.backbones.xray import XRV
-from fastxfer.errors import DataError, UsageError, nearest
+from fastxfer.errors import DataError, UsageError, first_line, nearest
 from fastxfer.plugins import Catalogue
 
 TORCHVISION = "torchvision:"
@@ -145,9 +145,8 @@ def fetch_timm(name: str, arch_args: Mapping[str, Any], num_classes: int | None)
     except (TypeError, AssertionError) as error:
         raise UsageError(f"timm's {name} cannot be made with these --arch-arg: {error}") from None
     except Exception as error:  # the hub's client raises what its HTTP library raises
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DataError(
-            f"the weights of timm's '{name}' could not be fetched ({reason}). Without a network: fetch the file "
+            f"the weights of timm's '{name}' could not be fetched ({first_line(error)}). Without a network: fetch the file "
             f"elsewhere and give it with --ckpt FILE --arch {name}"
         ) from None
     return _built_timm(network, name)

@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from fastxfer.errors import DataError, nearest
+from fastxfer.errors import DataError, first_line, nearest
 from fastxfer.files import WEIGHTS, parsed
 
 _NUMBERS = (int, float, list), "a number, or one a channel"
@@ -142,10 +142,11 @@ def _read_torch(path: Path, classes: Sequence[Any]) -> Checkpoint:
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
-            raise DataError(_why_refused(path, str(error))) from None
+            raise DataError(_why_refused(path, error)) from None
         except Exception as error:  # torch's reader of damaged bytes raises whatever it trips over, struct.error too
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise DataError(f"checkpoint {path} is no whole PyTorch file ({reason}): fetch or write it again") from None
+            raise DataError(
+                f"checkpoint {path} is no whole PyTorch file ({first_line(error)}): fetch or write it again"
+            ) from None
     meta: dict[str, Any] = {}
     if isinstance(content, nn.Module):
         for part in content.modules():  # pickled by a torch older than this attribute
@@ -170,10 +171,11 @@ def _read_torch(path: Path, classes: Sequence[Any]) -> Checkpoint:
     return Checkpoint(path, _strip(state), meta)
 
 
-def _why_refused(path: Path, error: str) -> str:
-    found = re.search(r"(?:GLOBAL|Unsupported (?:global|class|operand)\S*)\s*:?\s*(?:GLOBAL\s+)?`?([\w.]+)", error)
-    if found is None and "nsupported" not in error:
-        return f"checkpoint {path} is no whole PyTorch file ({error.splitlines()[0][:200]}): fetch or write it again"
+def _why_refused(path: Path, error: Exception) -> str:
+    said = str(error)
+    found = re.search(r"(?:GLOBAL|Unsupported (?:global|class|operand)\S*)\s*:?\s*(?:GLOBAL\s+)?`?([\w.]+)", said)
+    if found is None and "nsupported" not in said:
+        return f"checkpoint {path} is no whole PyTorch file ({first_line(error)[:200]}): fetch or write it again"
     what = f" ({found[1]})" if found else ""
     return (
         f"checkpoint {path} is refused: besides weights it holds Python code{what}, which loading it would run. "

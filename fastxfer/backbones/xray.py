@@ -13,7 +13,7 @@ from typing import Any
 import torchvision
 from torch import Tensor, nn
 
-from fastxfer.errors import DataError, UsageError, nearest
+from fastxfer.errors import DataError, UsageError, first_line, nearest
 
 XRV = "xrv:"
 # What a whole module of theirs is pickled from, besides its own classes. None of these runs anything when it is made.
@@ -89,10 +89,9 @@ def fetch(name: str) -> Path:
         with contextlib.redirect_stdout(sys.stderr):  # a bar of progress
             return Path(get(name))
     except Exception as error:  # what their HTTP library raises
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(
-            f"the weights of '{XRV}{name}' could not be fetched ({reason}). Without a network: fetch the file elsewhere "
-            f"and give it with --ckpt FILE --arch {XRV}{name}"
+            f"the weights of '{XRV}{name}' could not be fetched ({first_line(error)}). Without a network: "
+            f"fetch the file elsewhere and give it with --ckpt FILE --arch {XRV}{name}"
         ) from None
 
 

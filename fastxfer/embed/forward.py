@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from fastxfer.backbones import PRECISIONS, Backbone
 from fastxfer.backbones.lean import TOLERANCE, lean
-from fastxfer.errors import DataError, UsageError
+from fastxfer.errors import DataError, UsageError, first_line
 from fastxfer.progress import say
 from fastxfer.ranks import local_rank
 
@@ -79,10 +79,9 @@ class Forward:
         except DataError:
             raise
         except Exception as error:  # whatever its compilers raise
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise UsageError(
-                f"--compile: torch could not compile {self.backbone.name} ({reason}); it needs a C++ compiler such as g++. "
-                f"Without --compile everything works"
+                f"--compile: torch could not compile {self.backbone.name} ({first_line(error)}); "
+                f"it needs a C++ compiler such as g++. Without --compile everything works"
             ) from error
         say(f"{self.backbone.name}: compiled in {time.perf_counter() - started:.0f} s")
         if self._dtype == torch.float32:

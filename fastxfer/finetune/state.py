@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from fastxfer.errors import first_line
 from fastxfer.files import whole_file
 from fastxfer.finetune.cost import Cost
 from fastxfer.progress import say
@@ -56,8 +57,7 @@ def load(path: Path, identity: str) -> dict[str, Any] | None:
         content = torch.load(path, map_location="cpu", weights_only=True)
         known = content["identity"]
     except Exception as error:  # torch's reader of damaged bytes raises whatever it trips over
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        say(f"'{path}' cannot be read ({reason}): this fine-tuning begins again")
+        say(f"'{path}' cannot be read ({first_line(error)}): this fine-tuning begins again")
         return None
     if known != identity:
         say(f"'{path}' is of another checkpoint, other images or other settings: this fine-tuning begins again")

@@ -18,7 +18,7 @@ from torch import nn
 from fastxfer.backbones import Backbone, load_backbone
 from fastxfer.batches import Batches, Images, loader
 from fastxfer.embed.forward import device_of
-from fastxfer.errors import DataError, UsageError
+from fastxfer.errors import DataError, UsageError, first_line
 from fastxfer.finetune import state as states
 from fastxfer.finetune.build import chances, images_a_problem, make_network, make_optimizer, mixing
 from fastxfer.finetune.cost import Meter, forward_flops
@@ -110,7 +110,7 @@ class _Training:
             own = backbone.preprocessing.input_size[1]
             raise UsageError(
                 f"{self.run.entry.backbone} does not take images of {self.settings.crop} pixels "
-                f"({str(error).splitlines()[0]}): give --image-size {own}, its own, or another that it takes"
+                f"({first_line(error)}): give --image-size {own}, its own, or another that it takes"
             ) from None
         finally:
             self.network.train(training)

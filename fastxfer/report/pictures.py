@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from fastxfer.errors import UsageError
+from fastxfer.errors import UsageError, first_line
 from fastxfer.progress import progress
 
 KINDS = ("svg", "png", "pdf")
@@ -70,7 +70,6 @@ def _in_browser(act: Callable[[Any], Awaitable[Any]], what: str, instead: str) -
         with ThreadPoolExecutor(1) as thread:
             return thread.submit(asyncio.run, run()).result()
     except Exception as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UsageError(
-            f"kaleido could not draw {what} ({first}): is Chrome or Chromium installed? {instead[0].upper()}{instead[1:]}"
+            f"kaleido could not draw {what} ({first_line(error)}): is Chrome or Chromium installed? {instead[0].upper()}{instead[1:]}"
         ) from error

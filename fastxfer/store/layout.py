@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastxfer.errors import DataError, UsageError
+from fastxfer.errors import DataError, UsageError, first_line
 from fastxfer.targets.table import Target
 
 FORMAT = 2
@@ -107,7 +107,7 @@ def bad_rows(attrs: Mapping[str, Any]) -> NDArray[np.int64]:
 def damaged(
     store: str, what: str, why: object, remedy: str = "`fastxfer store repair` restores what it can"
 ) -> DataError:
-    return DataError(f"store '{store}': {what} is damaged ({(str(why) or 'no word why').splitlines()[0]}): {remedy}")
+    return DataError(f"store '{store}': {what} is damaged ({first_line(why)}): {remedy}")
 
 
 def now() -> str:

@@ -27,7 +27,7 @@ from obstore.exceptions import (
 from obstore.store import S3Store
 from zarr.core.buffer import Buffer
 
-from fastxfer.errors import DataError
+from fastxfer.errors import DataError, first_line
 from fastxfer.store.files import METADATA, Sealing, copy_of
 from fastxfer.store.layout import BLOCK_FILE
 
@@ -127,16 +127,16 @@ async def _ask(request: Callable[[], Awaitable[T]]) -> T:
             if "response body" in str(error) and tries_left:
                 continue
             refused = isinstance(error, PermissionDeniedError | UnauthenticatedError)
-            raise OSError(errno.EACCES if refused else errno.EIO, f"object store: {_words(str(error))}") from error
+            raise OSError(errno.EACCES if refused else errno.EIO, f"object store: {_words(error)}") from error
     raise AssertionError
 
 
-def _words(error: str) -> str:
+def _words(error: Exception) -> str:
     """What the server said, of all that obstore says, or the first line of that."""
-    said = re.search(r"<Code>(.*?)</Code>.*?<Message>(.*?)</Message>", error, re.DOTALL)
+    said = re.search(r"<Code>(.*?)</Code>.*?<Message>(.*?)</Message>", str(error), re.DOTALL)
     if said:
         return f"{said[1]}: {said[2]}"
-    return error.strip().splitlines()[0]
+    return first_line(error)
 
 
 def open_bucket(url: str, *, read_only: bool) -> BucketStore:
