@@ -1,10 +1,9 @@
-"""Runs that are killed at any instant, and finished: `python -m tests.kills WORK STORE TRIALS`, a line of JSON a trial.
+"""Runs that are killed at any instant, and finished.
 
-All is loaded once (forks.py). Each run of `embed` is a fork of that process, so that it takes a fraction of a second,
+All is loaded once (forks.py). Each run of `embed` is a fork of that, so that it takes a fraction of a second,
 and nearly any instant of it is one of embedding and writing. SIGKILL comes from outside, a random moment after a random number of
 blocks, so that the kills lie all over the run on a busy machine too; or from inside, where an instant is too short to be
 hit by chance: in the middle of a file, before its rename, after it, while an object is sent.
-WORK holds what the test made: net.py, net.pt, images.json.
 """
 
 from __future__ import annotations
@@ -12,8 +11,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -30,7 +27,7 @@ from fastxfer.embed import embed
 from fastxfer.files import whole_file
 from fastxfer.store import EmbeddingStore, Writer, files, verify
 from fastxfer.targets.table import Target
-from tests import forks  # noqa: F401  what forks would load
+from tests.forks import server
 
 BATCH, BLOCK_ROWS = 4, 4
 N_IMAGES = 128
@@ -175,65 +172,57 @@ def killed(work: Path, place: str, trials: int, real: Path) -> tuple[dict[str, A
     root = real / "cifar10_subset"
     names = sorted(p.relative_to(root).as_posix() for p in root.rglob("*.jpg"))[:N_IMAGES]
     assert len(names) == N_IMAGES
-    (work / "images.json").write_text(json.dumps({"root": str(root), "names": names}))
+    target = Target(
+        name="photos",
+        image_id=np.array(names),
+        class_names=("a", "b"),
+        labels=np.arange(N_IMAGES) % 2,
+        split=np.array(["train", "test"])[np.arange(N_IMAGES) % 2],
+        root=root,
+    )
     (work / "net.py").write_text(NETWORK)
     torch.manual_seed(1)
     shapes = {"1.weight": (32, 192), "1.bias": (32,), "3.weight": (16, 32), "3.bias": (16,)}
     torch.save({name: torch.randn(shape) for name, shape in shapes.items()}, work / "net.pt")
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.kills", str(work), place, str(trials)],
-        cwd=Path(__file__).parents[1],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=3600,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    first, *rest = [json.loads(line) for line in done.stdout.splitlines()]
-    return first["undisturbed"], rest
+    told = work / "told"
+    process = server.Process(target=tell, args=(work, target, place, trials, dict(os.environ), told))
+    process.start()
+    process.join(3600)
+    assert process.exitcode == 0
+    first, *rest = json.loads(told.read_text())
+    return first, rest
 
 
-def main(work: Path, place: str, trials: int) -> None:
-    images = json.loads((work / "images.json").read_text())
-    n = len(images["names"])
-    target = Target(
-        name="photos",
-        image_id=np.array(images["names"]),
-        class_names=("a", "b"),
-        labels=np.arange(n) % 2,
-        split=np.array(["train", "test"])[np.arange(n) % 2],
-        root=Path(images["root"]),
-    )
+def tell(work: Path, target: Target, place: str, trials: int, environment: dict[str, str], told: Path) -> None:
+    """Write what came of the undisturbed run, and of each trial."""
+    os.environ.update(environment)  # the server of children has that of its own beginning
+    torch.set_num_threads(1)
     backbone = load_backbone(work / "net.pt", arch=f"{work / 'net.py'}:build", name="net")
-    on_s3 = place.startswith("s3://")
     undisturbed = run(Case(backbone, target, f"{place}/undisturbed"))
     assert undisturbed is not None
-    print(json.dumps({"undisturbed": undisturbed}), flush=True)
-    n_blocks = -(-n // BLOCK_ROWS)
-    inside = [in_a_request] if on_s3 else [in_a_file, at_an_fsync]
+    lines: list[dict[str, Any]] = [undisturbed]
+    n_blocks = -(-target.n_images // BLOCK_ROWS)
+    inside = [in_a_request] if place.startswith("s3://") else [in_a_file, at_an_fsync]
     for trial in range(trials):
         rng = Random(trial)
         store, kills, how = f"{place}/{trial}", 0, []
         while True:
             sabotage = rng.choice(inside) if trial % 5 >= 3 and kills == 0 else None
             if kills == 2 or (kills == 1 and rng.random() < 0.7):
-                told = run(Case(backbone, target, store))
-                assert told is not None
+                done = run(Case(backbone, target, store))
+                assert done is not None
                 break
             if sabotage is not None:
-                told = run(Case(backbone, target, store, partial(sabotage, rng)))
+                done = run(Case(backbone, target, store, partial(sabotage, rng)))
                 how.append(sabotage.__name__)
             else:
                 # The second run has less to do, and fewer blocks.
                 ticks = 1 + int(rng.random() * n_blocks * (1.0 if kills == 0 else 0.4))
                 moment = rng.random() * 2 * undisturbed["seconds"] / n_blocks
-                told = run(Case(backbone, target, store), (ticks, moment))
+                done = run(Case(backbone, target, store), (ticks, moment))
                 how.append(f"{moment * 1e3:.1f} ms after tick {ticks}")
-            kills += told is None
-            if told is not None:  # it was done before it could be killed: not a trial
+            kills += done is None
+            if done is not None:  # it was done before it could be killed: not a trial
                 store, kills, how = f"{store}-", 0, []
-        print(json.dumps({"trial": trial, "how": how, "kills": kills, **told}), flush=True)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))
+        lines.append({"trial": trial, "how": how, "kills": kills, **done})
+    told.write_text(json.dumps(lines))
