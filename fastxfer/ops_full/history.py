@@ -32,11 +32,17 @@ class History:
     def __len__(self) -> int:
         return len(self.slots)
 
-    def add(self, step: Floats, change: Floats) -> None:
-        """A pair; a group whose step is 0 has arrived, and learns nothing from it."""
+    def add(self, step: Floats, change: Floats, steepest: Floats) -> None:
+        """A pair; a group whose step is 0 has arrived, and learns nothing from it.
+
+        Nor does one whose pair is rounding: where the Hessian has no eigenvalue above `steepest` (groups,), no change is
+        longer for its product with the step. Such a pair would say that nothing is to gain where much is.
+        """
         slot = len(self.slots) if len(self.slots) < self.capacity else self.slots.pop(0)
         self.slots.append(slot)
-        self.steps[:, slot], self.changes[:, slot] = self._flat(step), self._flat(change)
+        s, y = self._flat(step), self._flat(change)
+        can_be = np.einsum("gi,gi->g", y, y) <= steepest * np.einsum("gi,gi->g", s, y)
+        self.steps[:, slot], self.changes[:, slot] = np.where(can_be[:, None], (s, y), 0.0)
         self._multiply(slot)
 
     def last_change(self) -> Floats:

@@ -20,11 +20,15 @@ Floats = NDArray[np.float64]
 
 
 class Loss(ABC):
-    """`columns` logits an image, in `groups` that are solved independently; `images` (columns,): the m of each column."""
+    """`columns` logits an image, in `groups` that are solved independently; `images` (columns,): the m of each column.
+
+    `steepest` (groups,), times the mean of |x|² + 1 over all rows, is more than any eigenvalue of the losses' Hessian.
+    """
 
     columns: int
     groups: int
     images: Floats
+    steepest: Floats
 
     @abstractmethod
     def first(self, rows: slice, z: Array) -> tuple[Floats, Array, Floats]:
@@ -51,6 +55,8 @@ class Binary(Loss):
         self.sign, self.weight = sign, weight
         self.columns = self.groups = len(sign)
         self.images = np.count_nonzero(sign, axis=1).astype(np.float64)
+        heaviest = 1.0 if weight is None else weight.max(axis=1)
+        self.steepest = np.asarray(heaviest * 0.25 * sign.shape[1] / self.images)
 
     def first(self, rows: slice, z: Array) -> tuple[Floats, Array, Floats]:
         sign = self.sign[:, rows]
@@ -95,6 +101,7 @@ class Softmax(Loss):
         self.codes, self.columns, self.groups = codes, columns, 1
         self.weight = weight
         self.images = np.full(columns, float(len(codes)))
+        self.steepest = np.array([0.5 if weight is None else 0.5 * weight.max()])
 
     def first(self, rows: slice, z: Array) -> tuple[Floats, Array, Floats]:
         own = self.codes[rows], np.arange(z.shape[1])

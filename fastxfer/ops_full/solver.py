@@ -50,6 +50,7 @@ class Path:
         self.rows, self.loss, self.axes, self.crew = rows, loss, axes, crew
         self.w = np.zeros((rows.shape[1] + 1, loss.columns))
         self.spread = np.append(spread, 1.0)[:, None]
+        self.steepest = loss.steepest * float(self.spread.sum())
         capacity = int(np.clip(HISTORY_BYTES // (16 * self.w.size), 10, HISTORY))
         self.history = History(*self.w.shape, loss.groups, capacity)
         self.before: tuple[float, Floats] | None = None  # l2 and w of the solution before
@@ -99,7 +100,7 @@ class Path:
             step, f, g_new, kappa = self._search(direction, slope, g, penalty, dtype)
             if not step.any():
                 break  # rounding: nothing descends any further
-            self.history.add(step, g_new - g)
+            self.history.add(step, g_new - g, self.steepest + l2)
             self.w, g = self.w + step, g_new
         return float(self._evaluate(self.w, penalty, np.float64)[0].sum()), iteration, False
 
