@@ -138,6 +138,7 @@ def test_multi_label_serves_images_with_exactly_one_label():
     [
         (lambda: EpisodeSpec(3, 0), UsageError, "shots must be at least 1, got 0"),
         (lambda: EpisodeSpec(1, 1), UsageError, "ways must be at least 2"),
+        (lambda: EpisodeSpec(0, 1, labels="per-label"), UsageError, "ways must be at least 1"),
         (lambda: EpisodeSpec(3, 1, 0), UsageError, "queries must be at least 1"),
         (lambda: EpisodeSpec(3, 1, "all"), UsageError, "goes with ways 'all'"),
         (lambda: EpisodeSpec(3, 1, 1, "train"), UsageError, "query split must be 'test' or 'val'"),

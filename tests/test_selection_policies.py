@@ -127,6 +127,14 @@ def test_runs_of_one_seed_are_compared_by_their_difference_in_which_shared_noise
     assert "2 runs to compare it with" in first.reason
 
 
+@pytest.mark.parametrize("sd", [0.01, 1.0])
+def test_a_value_less_anothers_has_the_difference_of_means_and_the_root_of_its_variance(sd: float) -> None:
+    belief = belief_of([60.0, 61.0, 59.0], [sd, 2 * sd, sd])
+    mean, scale = belief.against(np.array([1, 1, 1]))
+    np.testing.assert_allclose(mean, [-1, 0, -2])
+    np.testing.assert_allclose(scale, belief.scale * sd * np.sqrt([5, 0, 5]))
+
+
 def test_halving_lets_the_better_half_go_on() -> None:
     belief = belief_of([50.0, 51.0, 52.0, 53.0], [5.0] * 4, noise=0.1, seeds=4)
     assert sorted(wanted(Halving(), belief)) == [0, 1, 2, 3]
@@ -251,6 +259,7 @@ def test_how_noise_falls_with_the_images_is_learnt_inside_targets() -> None:
     ]
     learnt = learn_noise(pd.DataFrame(rows))
     assert learnt.slope == pytest.approx(-0.5)
+    np.testing.assert_allclose(learnt.own(np.array([4.0, 400.0])), np.sqrt(2) * 6 / np.array([2, 20]))
     assert learnt.intercept == pytest.approx(np.log(np.sqrt(2) * np.sqrt(3.0 * 12.0)))
 
 

@@ -43,6 +43,22 @@ def test_the_papers_configurations_and_what_they_cost() -> None:
     assert PAPER["seeds"].sum() == len(RUNS) == 1440
     assert not PAPER.isna().any().any()
     assert (PAPER["cost"] * PAPER["seeds"]).sum() == pytest.approx(1113, abs=1)  # GPU-hours, as docs/finetune.md has it
+    # What its tables say of sources and targets, spelled out once more.
+    millions = {"imagenet1k": 1.28, "imagenet21k": 14.2, "chexpert": 0.191, "mimic": 0.238, "nih": 0.0865, "padchest": 0.145,
+                "chexpert_mimic": 0.429, "chexpert_mimic_nih": 0.515, "chexpert_mimic_nih_padchest": 0.69}  # fmt: skip
+    assert set(PAPER["source"]) <= set(millions)
+    np.testing.assert_allclose(10 ** PAPER["data"], PAPER["source"].map(millions), rtol=5e-3)
+    ways = {
+        "padchest": 26,
+        "cifar10": 10,
+        "cifar100": 100,
+        "pets": 37,
+        "flowers_oversampling": 102,
+        "covidx_cxr2": 2,
+        "tuberculosis_full": 2,
+    }
+    one = PAPER[PAPER["shots"] == "1"]
+    assert (one["images"] == one["target"].map(ways)).all()
     large, small = (
         PAPER[PAPER["model"] == m].set_index(["target", "shots", "source"]) for m in ("bit152x4", "bit50x1")
     )

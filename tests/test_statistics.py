@@ -20,6 +20,7 @@ from fastxfer.statistics import (
     summarise,
     variance_over_images,
 )
+from fastxfer.statistics.intervals import t_interval
 from fastxfer.statistics.sequences import confidence_sequence
 
 
@@ -41,6 +42,13 @@ def rows(values, **changes) -> pd.DataFrame:
         "episodes_hash": "h",
     }
     return complete(pd.DataFrame(frame | changes))
+
+
+def test_t_interval_is_scipys_down_to_one_degree_of_freedom_and_part_of_one():
+    df = np.array([0.0, 0.5, 1.0, 2.5, np.inf])
+    low, high = t_interval(np.full(5, 3.0), np.full(5, 4.0), df, 0.9)
+    np.testing.assert_allclose((low, high), stats.t.interval(0.9, np.where(df > 0, df, np.nan), 3.0, 2.0))
+    assert np.isnan(low).tolist() == [True, False, False, False, False]
 
 
 @pytest.mark.parametrize("level", [0.5, 0.95])

@@ -189,6 +189,11 @@ def test_damage_is_named_when_it_is_touched(tmp_path: Path, scattered: bool) -> 
     shard.write_bytes(content)
     with pytest.raises(DataError, match=r"\(the checksum of rows 128 to 191 is wrong\)"):
         view[touched if scattered else slice(None)] if not scattered else view[np.array([130, 0])]
+    content[len(content) // 2] ^= 4
+    shard.write_bytes(content)
+    if not scattered:
+        with pytest.raises(DataError, match=r"\(the checksum of rows 128 to 191 and 1 chunk more is wrong\)"):
+            view[:]
     shard.write_bytes(whole)
     np.testing.assert_array_equal(view[touched], x[touched])
 

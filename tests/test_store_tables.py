@@ -53,6 +53,7 @@ def sealed(content: bytes) -> bytes:
 def test_text_is_what_zarr_wrote(cells: list[str], data: st.DataObject) -> None:
     words = Words.of_chunks(written_by_zarr(cells, data.draw(st.integers(1, 40))), len(cells))
     assert words.array.tolist() == cells
+    assert words.array.dtype == np.array(cells, str).dtype
     assert bytes(words.text) == "".join(f"{cell}\0" for cell in cells).encode()
     rows = np.array(data.draw(st.lists(st.integers(-len(cells), len(cells) - 1), max_size=40)), np.int64)
     assert words[rows].array.tolist() == [cells[i] for i in rows]

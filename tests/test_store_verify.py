@@ -252,6 +252,13 @@ def test_what_is_cut_gone_or_in_another_place(path: Path, good: Path, what: str)
     assert EmbeddingStore.open(path).digest() == EmbeddingStore.open(good).digest()
 
 
+def test_metadata_that_is_gone_with_its_copy_is_missed(path: Path) -> None:
+    for name in ("zarr.json", ".copy/zarr.json"):
+        (path / "targets/photos" / name).unlink()
+    (problem,) = found(path)
+    assert (problem.path, problem.why) == ("targets/photos/zarr.json", "it and its copy are missing")
+
+
 def test_what_cannot_be_restored_is_left_and_said(path: Path) -> None:
     array = path / E / "tiny"
     flip(array / "zarr.json", 9, 1)

@@ -154,7 +154,8 @@ class Layout:
     def words(self, number: int, chunks: Sequence[int]) -> str:
         """That chunks of a block have wrong checksums."""
         first = self.rows(number).start + chunks[0] * self.chunk_rows
-        more = f" and {len(chunks) - 1} chunks more" if len(chunks) > 1 else ""
+        n = len(chunks) - 1
+        more = f" and {n} chunk{'s' if n > 1 else ''} more" if n else ""
         return f"the checksum of rows {first:,} to {min(first + self.chunk_rows, self.n_rows) - 1:,}{more} is wrong"
 
 
