@@ -345,9 +345,12 @@ def test_a_read_error_is_no_reason_to_remove(path: Path, monkeypatch: pytest.Mon
             raise OSError(errno.EIO, os.strerror(errno.EIO), str(self))
         return true(self)
 
+    whole = verify(path).bytes
     with monkeypatch.context() as broken:
         broken.setattr(Path, "read_bytes", fail)
-        problems = found(path)
+        report = verify(path)
+        problems = report.problems
+        assert whole - report.bytes == sum((path / p.path).stat().st_size for p in problems), "what is read is counted"
         assert {(p.kind, p.why) for p in problems} == {("unreadable", "Input/output error")}
         assert len(problems) == 3
         assert len(repair(path).left) == 3
