@@ -2,10 +2,10 @@
 
 A mutant is the source with one small thing changed: a comparison turned, an operator swapped, a number moved, a `not`
 dropped. Each is run, in a copy of the tree, against the tests of its part, fastest first, until one fails; what outlives them
-meets the tests of others that go through the part. Of Python
-the places come from its syntax tree, of C++ from its tokens; a C++ mutant that does not compile is no mutant, and the next
-is drawn. Parts take turns, so that the first n of a seed are a fair sample of all. Results go to benchmarks/results; a `note`
-beside a survivor there, and `now` ("same": it means the same; "killed": by a test that was added), are a person's.
+meets the tests of others that go through the part. Of Python the places come from its syntax tree, of C++ from its tokens;
+a C++ mutant that does not compile is no mutant, and the next is drawn. Parts take turns, so that the first n of a seed are
+a fair sample of all. Results go to benchmarks/results; a `note` beside a survivor there, and `now` ("same": it means the
+same; "killed": by a test that was added), are a person's.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -134,14 +135,20 @@ def test_two_rank_of_a_batch_of_one(sources: dict[bool, Target], tmp_path: Path)
     assert not (tmp_path / "net.pt").exists()
 
 
-def test_two_rank_wait_for_who_comes_late(tmp_path: Path) -> None:
-    """Whoever goes on first may leave with an error, and nobody could meet at its place any more."""
+def two(work: Callable[[int, int, int, Path], None], out: Path) -> list[int]:
+    """Exit codes of two processes that do the work together."""
     port = free_port()
-    team = [server.Process(target=come, args=(rank, 2, port, tmp_path / f"{rank}")) for rank in (0, 1)]
+    team = [server.Process(target=work, args=(rank, 2, port, out)) for rank in (0, 1)]
     for process in team:
         process.start()
     for process in team:
         process.join(120)
+    return [process.exitcode for process in team]
+
+
+def test_two_rank_wait_for_who_comes_late(tmp_path: Path) -> None:
+    """Whoever goes on first may leave with an error, and nobody could meet at its place any more."""
+    assert two(come, tmp_path) == [0, 0]
     met, went_on = zip(*(map(float, (tmp_path / f"{rank}").read_text().split()) for rank in (0, 1)), strict=True)
     assert max(met) < min(went_on)
 
@@ -155,13 +162,7 @@ def test_more_processes_than_shards_is_an_error() -> None:
 
 
 def test_two_rank_agc_of_weights_in_shares(tmp_path: Path) -> None:
-    port = free_port()
-    team = [server.Process(target=clip_in_shares, args=(rank, 2, port, tmp_path / "c.pt")) for rank in (0, 1)]
-    for process in team:
-        process.start()
-    for process in team:
-        process.join(120)
-    assert [process.exitcode for process in team] == [0, 0]
+    assert two(clip_in_shares, tmp_path / "c.pt") == [0, 0]
     told = torch.load(tmp_path / "c.pt")
     for ours, timms in zip(told["ours"], told["timm"], strict=True):
         torch.testing.assert_close(ours, timms, rtol=1e-6, atol=1e-7)

@@ -192,7 +192,7 @@ def photos(folder: Path, n: int = 48, multi_label: bool = False) -> Target:
 
 
 def come(rank: int, count: int, port: int, out: Path) -> None:
-    """Write when this process had connected to the others, the later its number the slower, and when it went on."""
+    """Write into a folder when this process had connected to the others, the later its number the slower, and when it went on."""
     os.environ.update(of_torchrun(rank, count, port))
     connect, met = torch.distributed.init_process_group, 0.0
 
@@ -204,7 +204,7 @@ def come(rank: int, count: int, port: int, out: Path) -> None:
 
     torch.distributed.init_process_group = slowly
     with joined("cpu"):
-        out.write_text(f"{met} {time.monotonic()}")
+        (out / str(rank)).write_text(f"{met} {time.monotonic()}")
 
 
 def clip_in_shares(rank: int, count: int, port: int, out: Path) -> None:

@@ -41,8 +41,9 @@ class History:
         slot = len(self.slots) if len(self.slots) < self.capacity else self.slots.pop(0)
         self.slots.append(slot)
         s, y = self._flat(step), self._flat(change)
-        can_be = np.einsum("gi,gi->g", y, y) <= steepest * np.einsum("gi,gi->g", s, y)
-        self.steps[:, slot], self.changes[:, slot] = np.where(can_be[:, None], (s, y), 0.0)
+        self.steps[:, slot], self.changes[:, slot] = s, y
+        rounding = ~(np.einsum("gi,gi->g", y, y) <= steepest * np.einsum("gi,gi->g", s, y))
+        self.steps[rounding, slot] = self.changes[rounding, slot] = 0.0
         self._multiply(slot)
 
     def last_change(self) -> Floats:

@@ -50,7 +50,7 @@ class Path:
         self.rows, self.loss, self.axes, self.crew = rows, loss, axes, crew
         self.w = np.zeros((rows.shape[1] + 1, loss.columns))
         self.spread = np.append(spread, 1.0)[:, None]
-        self.steepest = loss.steepest * float(self.spread.sum())
+        self.steepest = 2.0 * loss.steepest  # rows are scaled: the mean of |x|² is 1
         capacity = int(np.clip(HISTORY_BYTES // (16 * self.w.size), 10, HISTORY))
         self.history = History(*self.w.shape, loss.groups, capacity)
         self.before: tuple[float, Floats] | None = None  # l2 and w of the solution before
