@@ -137,6 +137,12 @@ def test_multi_label_serves_images_with_exactly_one_label():
     ("spec", "error", "message"),
     [
         (lambda: EpisodeSpec(3, 0), UsageError, "shots must be at least 1, got 0"),
+        (
+            lambda: sample_episodes(make_target(), EpisodeSpec(3, 1, 3), 0, 0),
+            UsageError,
+            "episodes must be at least 1, got 0",
+        ),
+        (lambda: sample_episodes(make_target(), EpisodeSpec(3, 1, 3), 0, 5, -1), UsageError, r"got 5 \(from -1\)"),
         (lambda: EpisodeSpec(1, 1), UsageError, "ways must be at least 2"),
         (lambda: EpisodeSpec(0, 1, labels="per-label"), UsageError, "ways must be at least 1"),
         (lambda: EpisodeSpec(3, 1, 0), UsageError, "queries must be at least 1"),

@@ -103,6 +103,13 @@ def test_values_columns_and_config_correspond(world: Path) -> None:  # noqa: F81
     assert set(rows[0]) == {"label", "split", "row"}  # no patient, no path
 
 
+def test_paths_are_written_to_who_asks_for_them_alone(tmp_path: Path) -> None:
+    make_store(tmp_path / "s")
+    for asked in ({}, {"paths": False}, {"paths": True}):
+        export_projector(EmbeddingStore.open(tmp_path / "s"), "tiny", "photos", tmp_path / "p", **asked)
+        assert ("path" in read_metadata(tmp_path / "p")[0]) == bool(asked.get("paths"))
+
+
 def test_some_rows_several_labels_paths_and_an_address(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     target = make_target(multi=True)
     target = replace(target, class_names=("cat\tor\nnot", "dög"), view=np.array(["PA", ""] * 5))

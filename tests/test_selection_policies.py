@@ -16,7 +16,7 @@ from fastxfer.selection.gradient import KnowledgeGradient
 from fastxfer.selection.halving import Halving, affordable, runs_needed
 from fastxfer.selection.improvement import ExpectedImprovement
 from fastxfer.selection.kernels import Near, Same, Slope
-from fastxfer.selection.model import Effects, believe, learn
+from fastxfer.selection.model import Effects, _most_probable, believe, learn
 from fastxfer.selection.noise import Noise, components, learn_noise
 from fastxfer.selection.policy import Policy, Situation, duels
 from fastxfer.selection.top import TopK
@@ -214,6 +214,26 @@ def test_what_backbones_do_elsewhere_foretells_a_new_target() -> None:
     assert np.sqrt(own) == pytest.approx(0.5, rel=0.4)
     difference = covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1]
     assert np.sqrt(difference) < 2  # the level, of which nothing is known, is out of it
+
+
+def test_what_was_seen_is_foretold_in_its_own_points() -> None:
+    seen = results(5, 4.0, np.random.default_rng(0))
+    foretold, _ = learn(EFFECTS, seen).foretell(seen)
+    np.testing.assert_allclose(foretold, seen["value"], atol=1.0)
+
+
+def test_variances_are_most_probable_under_their_prior() -> None:
+    """With a likelihood that is a normal of the logarithms, the mode is the weighted mean of its centre and the prior's."""
+    centre, start = np.array([1.0, -3.0]), np.array([0.0, 0.5])
+
+    def objective(theta: np.ndarray, eval_gradient: bool) -> tuple[float, np.ndarray]:
+        assert eval_gradient
+        return 0.5 * float(((theta - centre) ** 2).sum()), theta - centre
+
+    mode, least = _most_probable(objective, start, np.array([[-9.0, 9.0]] * 2))
+    expected = (centre + start / 4) / (1 + 1 / 4)  # the prior's variance is 2 squared
+    assert mode == pytest.approx(expected, abs=1e-4)
+    assert least == pytest.approx(0.5 * ((expected - centre) ** 2).sum() + ((expected - start) ** 2).sum() / 8)
 
 
 def test_one_configuration_and_no_result_are_enough() -> None:

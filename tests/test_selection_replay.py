@@ -18,6 +18,7 @@ from fastxfer.selection.improvement import ExpectedImprovement
 from fastxfer.selection.paper import configurations
 from fastxfer.selection.replay import (
     Game,
+    Played,
     beyond_noise,
     from_nothing,
     leave_one_out,
@@ -142,6 +143,15 @@ def runs(*values: list[float]) -> pd.DataFrame:
 )
 def test_told_apart_by_pairs_or_without(a: list[float], b: list[float], apart: bool) -> None:
     assert told_apart(runs(a, b), 0, 1) is apart
+
+
+@pytest.mark.parametrize(
+    ("b", "counted"), [([59.7, 61.0, 60.3, 61.4, 59.4], 0.0), ([59.5, 60.5, 59.5, 60.5, 59.5], 0.5)]
+)
+def test_a_loss_counts_where_the_runs_tell_it_however_small(b: list[float], counted: float) -> None:
+    contest = pd.DataFrame({"target": "t", "shots": "1", "value": [60.4, 59.9]})
+    played = Played(np.array([1]), np.array([1]), np.array([0.5]), 1.0)
+    assert beyond_noise(contest, runs([60, 61, 60, 61, 60], b), played) == [counted]
 
 
 # -- rows of our own kind ------------------------------------------------------------------------------------------------

@@ -14,6 +14,8 @@ from fastxfer.statistics import (
     EPISODES,
     EPISODES_AND_IMAGES,
     TEST_IMAGES,
+    ImageVariance,
+    interval_over_images,
     measure_classes,
     score_interval,
     split_interval,
@@ -21,7 +23,7 @@ from fastxfer.statistics import (
     variance_over_images,
 )
 from fastxfer.statistics.intervals import t_interval
-from fastxfer.statistics.sequences import confidence_sequence
+from fastxfer.statistics.sequences import confidence_sequence, half_width
 
 
 def rows(values, **changes) -> pd.DataFrame:
@@ -82,6 +84,30 @@ def test_undefined_values_are_counted_and_left_out():
     low, high = stats.t.interval(0.95, 2, defined.mean(), stats.sem(defined))
     assert (line["n"], line["undefined"]) == (5, 2)
     assert (line["mean"], line["low"], line["high"]) == pytest.approx((defined.mean(), low, high))
+
+
+def test_cells_do_not_mix():
+    """Many at once, their images in another order than their rows, come out sorted, each as it does alone."""
+    rng = np.random.default_rng(2)
+    cells, lines = [], []
+    for backbone, metric in (("c", "accuracy"), ("a", "log_loss"), ("b", "accuracy"), ("a", "f1"), ("b", "auc")):
+        named = {"backbone": backbone, "metric": metric}
+        cells.append(rows(rng.normal(0.7, 0.05, 20), **named))
+        line = rows(np.zeros(40), **named).drop(columns=["episode", "value"])[list(CELL)]
+        half = rng.normal(0, 0.05, 40)
+        lines.append(
+            line.assign(image=np.arange(40), group=np.arange(40), episodes=20, rarity=0.0, n=10, sum=2 * half, odd=half)
+        )
+    names = {name: "category" for name in ("backbone", "metric")}
+    together = summarise(pd.concat(cells).astype(names), images=pd.concat(lines[::-1]).astype(names))
+    assert together[["backbone", "metric"]].to_numpy().tolist() == [
+        ["a", "f1"], ["a", "log_loss"], ["b", "accuracy"], ["b", "auc"], ["c", "accuracy"]
+    ]  # fmt: skip
+    alone = [summarise(cell, images=line) for cell, line in zip(cells, lines, strict=True)]
+    expected = pd.concat(alone).sort_values(["backbone", "metric"])
+    bounds = ["mean", "low", "high", "low_images", "high_images"]
+    assert np.isfinite(expected[bounds].to_numpy()).all()
+    np.testing.assert_allclose(together[bounds], expected[bounds])
 
 
 def test_one_episode_has_no_interval():
@@ -170,24 +196,53 @@ def test_few_positives_are_not_taken_at_their_word():
     assert high - low < 1.25 * 2 * delong
 
 
-@pytest.mark.parametrize("patients", [False, True])
-def test_variance_over_images_is_that_of_pairs_of_episodes(patients):
+@pytest.mark.parametrize("episodes", [2, 7])
+@pytest.mark.parametrize("of_a_patient", [1, 3, 6])
+def test_variance_over_images_is_that_of_pairs_of_episodes(of_a_patient, episodes):
     """Products of an even and an odd episode of one group, averaged over all such pairs."""
     rng = np.random.default_rng(0)
-    slopes = rng.normal(size=(7, 12)) * (rng.random((7, 12)) < 0.6)
-    group = np.arange(12) // (3 if patients else 1)
+    slopes = rng.normal(size=(episodes, 12)) * (rng.random((episodes, 12)) < 0.6)
+    group = np.arange(12) // of_a_patient
     odd, total = slopes[1::2].sum(axis=0), slopes.sum(axis=0)
-    got = variance_over_images(np.zeros(12, int), group, np.ones(12, int), total, odd, np.array([7]))
-    of_group = np.zeros((7, group.max() + 1))
+    got = variance_over_images(np.zeros(12, int), group, np.ones(12, int), total, odd, np.array([episodes]))
+    of_group = np.zeros((episodes, group.max() + 1))
     np.add.at(of_group, (slice(None), group), slopes)
-    expected = np.mean([of_group[i] @ of_group[j] for i in range(0, 7, 2) for j in range(1, 7, 2)])
+    pairs = [(i, j) for i in range(0, episodes, 2) for j in range(1, episodes, 2)]
     n = len(of_group[0])
-    assert got.variance[0] == pytest.approx(expected * (n / (n - 1) if patients else 1))
-    of_each = np.mean([of_group[i] * of_group[j] for i in range(0, 7, 2) for j in range(1, 7, 2)], axis=0)
-    assert got.spread[0] == pytest.approx(n * of_each.var(ddof=1) * ((n / (n - 1)) ** 2 if patients else 1))
+    few = n / (n - 1) if of_a_patient > 1 else 1
+    assert got.variance[0] == pytest.approx(few * np.mean([of_group[i] @ of_group[j] for i, j in pairs]))
+    of_each = np.mean([of_group[i] * of_group[j] for i, j in pairs], axis=0)
+    assert got.spread[0] == pytest.approx(n * of_each.var(ddof=1) * few**2)
     assert got.groups[0] == got.effective[0] == n
+    assert got.df[0] == (max(n - 1, 1) if of_a_patient > 1 else np.inf)
     once = variance_over_images(np.zeros(12, int), group, np.ones(12, int), total, odd * 0, np.array([1]))
-    assert once.variance[0] == pytest.approx((of_group.sum(axis=0) ** 2).sum() * (n / (n - 1) if patients else 1))
+    assert once.variance[0] == pytest.approx((of_group.sum(axis=0) ** 2).sum() * few)
+
+
+@pytest.mark.parametrize("episodes", [2, 3, 40])
+@pytest.mark.parametrize("metric", ["accuracy", "f1", "log_loss"])
+def test_an_interval_over_both_is_the_textbooks(metric, episodes):
+    """Variances add; degrees of freedom by Satterthwaite; a share's bounds are those that the estimate is t errors away from."""
+    mean, level, of_episodes, more = 0.7, 0.9, 3e-4, 5e-4
+    images = ImageVariance(*(np.array([v]) for v in (8e-4, 4e-8, 25.0, 20.0, 1.5, 19.0)))
+    of_images = images.variance[0] + more * images.design[0]
+    variance = of_episodes + of_images
+    about = 2 * of_images**2 / images.df[0] if metric == "accuracy" else images.spread[0]
+    df = 2 * variance**2 / (2 * of_episodes**2 / (episodes - 1) + about)
+    t = stats.t.ppf(0.5 + level / 2, df)
+    bounds = interval_over_images(
+        metric, np.array([mean]), np.array([of_episodes]), np.array([episodes]), images, np.array([more]), level
+    )
+    for bound, side in zip(np.ravel(bounds), (1, -1), strict=True):
+        error = variance if metric == "log_loss" else variance / (mean * (1 - mean)) * bound * (1 - bound)
+        assert mean - bound == pytest.approx(side * t * np.sqrt(error))
+
+
+def test_episodes_that_vary_and_images_that_do_not_leave_the_episodes_degrees_of_freedom():
+    images = ImageVariance(*(np.array([v]) for v in (-1e-5, 0.0, 25.0, 20.0, 1.5, np.inf)))
+    one = np.ones(1)
+    got = interval_over_images("log_loss", one, one * 0.04, one * 2, images, one * 0, 0.95)
+    np.testing.assert_allclose(np.ravel(got), stats.t.interval(0.95, 1, 1.0, 0.2))
 
 
 def test_images_that_tell_nothing_alone_leave_the_design_as_it_is():
@@ -214,13 +269,16 @@ def test_cells_without_an_interval_say_why():
         (rows(values), None, "made before"),
         (rows(values), images(shots="5"), "made before"),
         (rows(values), images(group=np.arange(40) % 9), "fewer than 10 patients or test images"),
+        (rows(values), images(group=np.arange(40) % 10), ""),
         (rows(values, metric="auc"), images(metric="auc", rarity=np.nan), "too few positives or negatives"),
         (rows(values, metric="balanced_accuracy"), images(metric="balanced_accuracy", rarity=np.nan), "too few test"),
         (rows(values, metric="calibration_error"), images(), "a metric without influences"),
         (rows(values, metric="auc:a"), images(), "means over classes alone"),
         (rows(values[:1]), images(), "one episode"),
+        (rows(values[:2]), images(episodes=2), ""),
         (rows(values * np.nan), images(), "no value is defined"),
         (rows(np.ones(20), metric="auc"), images(metric="auc"), "nothing is ranked wrong"),
+        (rows(np.zeros(20), metric="auc"), images(metric="auc"), "nothing is ranked wrong"),
     ):
         line = summarise(frame, images=lines).iloc[0]
         assert words in line["reason"]
@@ -229,6 +287,9 @@ def test_cells_without_an_interval_say_why():
         assert line["interval_images"] == EPISODES_AND_IMAGES
         if not words:
             assert line["low_images"] < line["low"] < line["high"] < line["high_images"]
+    all_right = summarise(rows(np.ones(20)), images=images()).iloc[0]  # a share has its interval there, too
+    assert 0.5 < all_right["low_images"] < 1
+    assert all_right["reason"] == ""
 
 
 def test_the_t_interval_covers():
@@ -250,6 +311,7 @@ def test_each_class_alone_has_the_interval_of_its_own_question():
         expected = split_interval("auc", scores[:, [i]], labels[:, [i]])
         assert (row["low"], row["high"]) == pytest.approx(expected)
         assert row["low"] < row["value"] < row["high"]
+        assert row["n_queries"] == (~np.isnan(labels[:, i])).sum()
     one = rng.integers(0, 3, 60)
     for metric in ("recall", "f1", "average_precision"):
         for row in measure_classes(metric, ("a", "b", "c"), scores + np.eye(3)[one], one):
@@ -282,6 +344,18 @@ def test_a_confidence_sequence_is_where_neither_bet_has_won(level):
     assert confidence_sequence(np.r_[x, np.nan], 0.02, level) == pytest.approx((low, high))
     assert confidence_sequence(x[:0], 0.02) == (0, 1)
     assert confidence_sequence(np.ones(2000), 0.01)[0] > 0.99
+
+
+def test_a_confidence_sequence_leaves_0_or_1_when_a_bet_has_won_and_not_before():
+    """The bets of ones that the mean is above 0 have won after a few, on the other side of zeros likewise."""
+    enough = [n for n in range(60) if 1.75**n > 2 / 0.05]
+    for n in range(60):
+        low, high = confidence_sequence(np.ones(n), 10.0)
+        assert (low > 0, high) == (n in enough, 1)
+        assert confidence_sequence(np.zeros(n), 10.0) == pytest.approx((1 - high, 1 - low), abs=1e-5)
+    values = np.random.default_rng(1).beta(7, 3, 300)
+    low, high = confidence_sequence(values, 0.03)
+    assert half_width(values, 0.03) == (high - low) / 2 > 0
 
 
 def test_looking_after_every_episode_misses_seldom():
