@@ -6,13 +6,14 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import integrate, stats
+from sklearn.gaussian_process.kernels import Matern
 
 from fastxfer.errors import UsageError
 from fastxfer.selection import POLICIES, policy_named
 from fastxfer.selection.belief import Belief, expected_best, expected_excess
 from fastxfer.selection.bound import UpperBound
 from fastxfer.selection.frame import Oracle, Random
-from fastxfer.selection.gradient import KnowledgeGradient
+from fastxfer.selection.gradient import KnowledgeGradient, _comparisons
 from fastxfer.selection.halving import Halving, affordable, runs_needed
 from fastxfer.selection.improvement import ExpectedImprovement
 from fastxfer.selection.kernels import Near, Same, Slope
@@ -100,6 +101,19 @@ def test_the_upper_bound_prefers_the_unknown() -> None:
     assert wanted(UpperBound(), belief)[0] == 2
 
 
+def test_the_upper_bound_is_that_of_95_percent() -> None:
+    """Of two rivals the further, less certain one leads by its 97.5th percentile, and would not by its 82nd."""
+    belief = belief_of([60.0, 58.8, 57.5], [0.001, 0.9, 1.6]).observe([0], [60.0])
+    assert wanted(UpperBound(), belief)[0] == 2
+    assert wanted(UpperBound(level=0.6), belief)[0] == 1
+
+
+def test_policies_say_what_they_do() -> None:
+    assert "of a 95 % interval" in UpperBound().words
+    assert "all of a contest begin" in Halving().words
+    assert "the best 3 of a contest begin" in Halving(begin=3).words
+
+
 def test_the_knowledge_gradient_goes_by_cost() -> None:
     belief = belief_of([60.0, 59.0, 59.0], [1.0, 2.0, 2.0]).observe([0, 1, 2], [60.0, 60.0, 60.0])
     assert wanted(KnowledgeGradient(), belief, [1.0, 1.0, 5.0])[0] == 1
@@ -127,6 +141,27 @@ def test_runs_of_one_seed_are_compared_by_their_difference_in_which_shared_noise
     assert "2 runs to compare it with" in first.reason
 
 
+def test_comparisons_are_the_rivals_next_runs_alone_and_beside_the_favourites_of_those_seeds() -> None:
+    def compared(belief: Belief) -> list[tuple[list[int], list[int], tuple[int, ...]]]:
+        found = _comparisons(belief, belief.left(), rival=1, favourite=0)
+        assert all((c.rival, c.favourite) == (1, 0) for c in found)
+        return [(c.mine.tolist(), c.theirs.tolist(), c.due) for c in found]
+
+    none = belief_of([60.0, 57.0], [1.0, 1.0], seeds=6)  # runs 0 to 5 are the favourite's, 6 to 11 the rival's
+    of_each = [([6 + s for s in range(n)], list(range(n))) for n in (1, 2, 3, 5)]
+    assert compared(none) == [x for mine, theirs in of_each for x in ((mine, [], (1,)), (mine, theirs, (0, 1)))]
+    few = belief_of([60.0, 57.0], [1.0, 1.0], seeds=3)
+    assert compared(few.observe([0], [60.0])) == [
+        ([3], [], (1,)),  # the favourite's run of that seed is made
+        ([3, 4], [], (1,)),
+        ([3, 4], [1], (1, 0)),
+        ([3, 4, 5], [], (1,)),
+        ([3, 4, 5], [1, 2], (1, 0)),
+    ]
+    assert compared(few.observe([3, 4, 5], [57.0] * 3)) == [([], list(range(n)), (0,)) for n in (1, 2, 3)]
+    assert compared(few.observe(range(6), [60.0] * 3 + [57.0] * 3)) == []
+
+
 @pytest.mark.parametrize("sd", [0.01, 1.0])
 def test_a_value_less_anothers_has_the_difference_of_means_and_the_root_of_its_variance(sd: float) -> None:
     belief = belief_of([60.0, 61.0, 59.0], [sd, 2 * sd, sd])
@@ -144,7 +179,26 @@ def test_halving_lets_the_better_half_go_on() -> None:
     assert wanted(Halving(), belief) == []  # one is left, and it has run
     assert wanted(Halving(begin=2), belief_of([50.0, 51.0, 52.0, 53.0], [5.0] * 4)) == [3, 2]
     assert [runs_needed(n) for n in (2, 4, 14)] == [2, 6, 37]
-    assert affordable(13.9) == 6
+    assert [affordable(runs) for runs in (2, 5, 6, 13.9)] == [2, 3, 4, 6]
+
+
+def test_halving_runs_each_round_to_its_end() -> None:
+    """Of eight, four go on to a second run and two to a fourth: as many runs as are said to be needed."""
+    belief = belief_of([50.0 + k for k in range(8)], [5.0] * 8, noise=0.1, seeds=6)
+    begun = belief.observe([0, 6], [50.0, 51.0])
+    assert sorted(wanted(Halving(), begun)) == [2, 3, 4, 5, 6, 7]  # who has run waits for the others
+    while due := wanted(Halving(), belief):
+        belief = belief.observe([belief.left()[due[0]][0]], [50.0 + due[0]])
+    assert belief.runs_made().tolist() == [1, 1, 1, 1, 2, 2, 4, 4]
+    assert belief.runs_made().sum() == runs_needed(8)
+
+
+def test_halving_begins_with_the_best_probed() -> None:
+    belief = belief_of([50.0, 51.0, 52.0], [5.0] * 3)
+    probed = np.array([[70.0, 40.0, 99.0], [60.0, 59.0, 61.0], [65.0, 64.0, 66.0]])
+    begun = Halving(begin=2).rank(Situation(belief, np.ones(3), probed, ["a", "b", "c"]))
+    assert [c.configuration for c in begun if c.wanted] == [0, 2]
+    assert begun[0].reason == "among 2 of 2 left, of which each gets 1 run"
 
 
 def test_top_k_is_by_what_was_probed() -> None:
@@ -183,7 +237,9 @@ def test_kernels_are_what_they_say_and_their_gradients_too() -> None:
     assert Same((0,))(X).tolist() == [[1, 1, 0], [1, 1, 0], [0, 0, 1]]
     assert Same((0, 1))(X).tolist() == np.eye(3).tolist()
     assert Slope(2)(X)[0].tolist() == [4, 6, 10]
+    assert all(k.diag(X).tolist() == np.diag(k(X)).tolist() for k in (Same((0,)), Slope(2)))
     kernel = Near(2, 1.5)
+    np.testing.assert_allclose(kernel(X), Matern(1.5, nu=1.5)(X[:, [2]]))
     K, slope = kernel(X, eval_gradient=True)
     step = 1e-6
     more = Near(2, 1.5 * np.exp(step))(X)

@@ -98,7 +98,7 @@ def test_cells_do_not_mix():
         lines.append(
             line.assign(image=np.arange(40), group=np.arange(40), episodes=20, rarity=0.0, n=10, sum=2 * half, odd=half)
         )
-    names = {name: "category" for name in ("backbone", "metric")}
+    names = dict.fromkeys(("backbone", "metric"), "category")
     together = summarise(pd.concat(cells).astype(names), images=pd.concat(lines[::-1]).astype(names))
     assert together[["backbone", "metric"]].to_numpy().tolist() == [
         ["a", "f1"], ["a", "log_loss"], ["b", "accuracy"], ["b", "auc"], ["c", "accuracy"]

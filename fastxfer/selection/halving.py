@@ -38,7 +38,7 @@ class Halving(Policy):
             due = [int(k) for k in alive if made[k] < asked and len(left[k])]
             if len(alive) == 1 and made[alive[0]]:
                 continue
-            gone = f"among {len(alive)} of {begun} left, of which each gets {asked} runs"
+            gone = f"among {len(alive)} of {begun} left, of which each gets {asked} {'run' if asked == 1 else 'runs'}"
             ranked += [(asked, int(made[k]), Choice(k, float("nan"), gone)) for k in due]
         ranked.sort(key=lambda item: (item[0], item[1]))
         return with_rest(situation, [choice for _, _, choice in ranked])
