@@ -215,6 +215,8 @@ def test_variance_over_images_is_that_of_pairs_of_episodes(of_a_patient, episode
     assert got.spread[0] == pytest.approx(n * of_each.var(ddof=1) * few**2)
     assert got.groups[0] == got.effective[0] == n
     assert got.df[0] == (max(n - 1, 1) if of_a_patient > 1 else np.inf)
+    of_single = np.mean([slopes[i] @ slopes[j] for i, j in pairs])
+    assert got.design[0] == pytest.approx(max(got.variance[0] / few / of_single, 1) if of_single > 0 else 1)
     once = variance_over_images(np.zeros(12, int), group, np.ones(12, int), total, odd * 0, np.array([1]))
     assert once.variance[0] == pytest.approx((of_group.sum(axis=0) ** 2).sum() * few)
 
@@ -243,6 +245,13 @@ def test_episodes_that_vary_and_images_that_do_not_leave_the_episodes_degrees_of
     one = np.ones(1)
     got = interval_over_images("log_loss", one, one * 0.04, one * 2, images, one * 0, 0.95)
     np.testing.assert_allclose(np.ravel(got), stats.t.interval(0.95, 1, 1.0, 0.2))
+
+
+def test_influences_however_unequal_leave_one_degree_of_freedom():
+    images = ImageVariance(*(np.array([v]) for v in (1e-3, 1.0, 25.0, 20.0, 1.5, 19.0)))
+    one = np.ones(1)
+    got = interval_over_images("f1", one * 0.5, one * 0, one, images, one * 0, 0.5)
+    np.testing.assert_allclose(got, score_interval(one * 0.5, one * 1e-3, one, one, 0.5))
 
 
 def test_images_that_tell_nothing_alone_leave_the_design_as_it_is():

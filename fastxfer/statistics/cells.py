@@ -51,12 +51,12 @@ def summarise(rows: pd.DataFrame, level: float = 0.95, *, images: pd.DataFrame |
     ).reset_index()
     of_episodes = (summary.pop("episode") != NO_EPISODE).to_numpy()
     defined = summary.pop("defined").to_numpy()
-    low, high = t_interval(summary["mean"], summary["sd"] ** 2 / np.maximum(defined, 1), defined - 1, level)
+    low, high = t_interval(summary["mean"], summary["sd"] ** 2 / defined, defined - 1, level)
     summary["low"] = np.where(of_episodes, low, summary["low"])
     summary["high"] = np.where(of_episodes, high, summary["high"])
     summary["interval"] = np.where(of_episodes, EPISODES, TEST_IMAGES)
     summary["undefined"] = summary["n"] - defined
-    over_images = _over_images(summary, np.where(of_episodes, defined, 1), of_episodes, images, level)
+    over_images = _over_images(summary, defined, of_episodes, images, level)
     for name in ("low", "high"):
         summary[f"{name}_images"] = np.where(of_episodes, over_images[name], summary[name])
     summary["interval_images"] = np.where(of_episodes, EPISODES_AND_IMAGES, TEST_IMAGES)
@@ -72,7 +72,7 @@ def _over_images(
     numbers, found = _by_cell(summary, images)
     known = numbers >= 0
     at = np.where(known, numbers, 0)
-    groups, more = (np.where(known, values[at], 0.0) for values in (found.images.groups, found.rarity))
+    groups, more = found.images.groups[at], found.rarity[at]
     mean = summary["mean"].to_numpy()
     of_a_class = np.array([":" in m for m in metric], bool)
     ranking = ~np.isin(metric, ("accuracy", "balanced_accuracy"))
@@ -94,7 +94,7 @@ def _over_images(
     ):
         reason[np.asarray(holds, bool)] = words
     low, high = np.full(len(summary), np.nan), np.full(len(summary), np.nan)
-    variance = np.nan_to_num(summary["sd"].to_numpy() ** 2 / np.maximum(n, 1))
+    variance = np.nan_to_num(summary["sd"].to_numpy() ** 2 / n)
     for name in np.unique(metric[reason == ""]):
         here = (metric == name) & (reason == "")
         low[here], high[here] = interval_over_images(

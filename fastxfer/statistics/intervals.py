@@ -84,16 +84,15 @@ def variance_over_images(
     small = np.where(clustered, least / (least - 1), 1.0)
     spread = (sums(cell_of_group, parts**2) - variance**2 / least) * least / (least - 1)
     effective = sums(cell_of_group, asked) ** 2 / np.maximum(sums(cell_of_group, asked**2), 1e-300)
-    design = np.where((single > 0) & (variance > single), variance / np.where(single > 0, single, 1), 1.0)
+    design = np.maximum(np.divide(variance, single, out=np.ones_like(variance), where=single > 0), 1.0)
     df = np.where(clustered, np.maximum(effective - 1, 1), np.inf)
     return ImageVariance(variance * small, spread * small**2, groups, effective, design, df)
 
 
 def t_interval(mean: Array, variance: Array, df: Array, level: float) -> tuple[Array, Array]:
     """mean ± t √variance; NaN without degrees of freedom."""
-    df = np.asarray(df, float)
     with np.errstate(invalid="ignore"):
-        half = np.where(df > 0, stdtrit(np.where(df > 0, df, 1), 0.5 + level / 2), np.nan) * np.sqrt(variance)
+        half = stdtrit(np.asarray(df, float), 0.5 + level / 2) * np.sqrt(variance)
     return mean - half, mean + half
 
 
@@ -105,7 +104,7 @@ def score_interval(mean: Array, variance: Array, df: Array, worth: Array | float
     mean = np.asarray(mean, float)
     inner = mean * (1 - mean)
     with np.errstate(invalid="ignore", divide="ignore"):
-        n = np.where(inner > 0, np.where(variance == 0, np.inf, inner / variance), worth)
+        n = np.where(inner > 0, inner / variance, worth)
         t = stdtrit(np.maximum(df, 1), 0.5 + level / 2)
         centre = (mean + t**2 / (2 * n)) / (1 + t**2 / n)
         half = t * np.sqrt(inner / n + t**2 / (4 * n**2)) / (1 + t**2 / n)
