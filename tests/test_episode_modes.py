@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -94,6 +97,26 @@ def test_lists_of_episodes_stay_what_they_are(name):
     for array in (episodes.classes, episodes.support, episodes.query):
         digest.update(np.ascontiguousarray(array, "<i8").tobytes())
     assert digest.hexdigest()[:12] == DIGESTS[name]
+
+
+def test_no_draw_reaches_beyond_its_arrays(tmp_path):
+    """Compiled without checks it would read, or write, what is another's: the same lists once more, with them."""
+    these = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-n0",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-k",
+        "stay_what_they_are",
+        __file__,
+    ]
+    checks = os.environ | {"NUMBA_BOUNDSCHECK": "1", "NUMBA_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run(these, env=checks, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout
+    assert f"{len(MODES)} passed" in done.stdout
 
 
 def test_episode_4711_is_the_same_whatever_the_number_of_episodes_and_threads(mode):

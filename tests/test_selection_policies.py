@@ -237,7 +237,9 @@ def test_kernels_are_what_they_say_and_their_gradients_too() -> None:
     assert Same((0,))(X).tolist() == [[1, 1, 0], [1, 1, 0], [0, 0, 1]]
     assert Same((0, 1))(X).tolist() == np.eye(3).tolist()
     assert Slope(2)(X)[0].tolist() == [4, 6, 10]
-    assert all(k.diag(X).tolist() == np.diag(k(X)).tolist() for k in (Same((0,)), Slope(2)))
+    for other in (Same((0,)), Slope(2), Near(2)):
+        assert other.diag(X).tolist() == np.diag(other(X)).tolist()
+        assert not other.is_stationary()
     kernel = Near(2, 1.5)
     np.testing.assert_allclose(kernel(X), Matern(1.5, nu=1.5)(X[:, [2]]))
     K, slope = kernel(X, eval_gradient=True)
@@ -270,6 +272,21 @@ def test_what_backbones_do_elsewhere_foretells_a_new_target() -> None:
     assert np.sqrt(own) == pytest.approx(0.5, rel=0.4)
     difference = covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1]
     assert np.sqrt(difference) < 2  # the level, of which nothing is known, is out of it
+
+
+@pytest.mark.parametrize(
+    ("n", "asked", "fitted"), [(7, True, False), (8, True, True), (8, False, False), (0, True, False)]
+)
+def test_variances_are_learned_from_eight_results_on_if_asked(n: int, asked: bool, fitted: bool) -> None:
+    seen = results(1, 4.0, np.random.default_rng(0))
+    model = learn(EFFECTS, seen[:n], fit=asked)
+    variances = getattr(model.process, "kernel_", model.process.kernel)
+    assert np.array_equal(variances.theta, EFFECTS.kernel().theta) != fitted
+    mean, covariance = model.forgetful().foretell(seen)
+    assert mean.tolist() == [0.0] * 10
+    np.testing.assert_allclose(covariance, variances(model._encode(seen)))
+    if not n:
+        assert model.foretell(seen)[0].tolist() == [50.0] * 10  # of percentages nothing is known but what they are
 
 
 def test_what_was_seen_is_foretold_in_its_own_points() -> None:
