@@ -168,3 +168,41 @@ def test_scarce_classes_can_be_left_out():
     assert got.classes.tolist() == [[0, 1, 2, 3]] * 3  # class e has 7 train images
     with pytest.raises(UsageError, match="has 2 classes with at least 10 train and 4 query images"):
         sample_episodes(make_target(), EpisodeSpec(3, 5, 4, at_least=10), 0, 1)
+
+
+def test_a_class_without_images_is_none_and_one_with_a_single_image_is_scarce():
+    nobody = make_target(n_train=(8, 0, 10), n_test=(5, 0, 4))
+    assert sample_episodes(nobody, EpisodeSpec("all", 2, 2), 0, 3).classes.tolist() == [[0, 2]] * 3
+    lonely = make_target(n_train=(8, 1, 10), n_test=(5, 0, 4))
+    with pytest.raises(DataError, match="class 'b' has 1 train and 0 test images"):
+        sample_episodes(lonely, EpisodeSpec("all", 1, 1), 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("spec", "advice"),
+    [
+        (EpisodeSpec(5, 8, 1), ""),  # queries are enough
+        (EpisodeSpec(5, 8, 4), ""),  # just enough
+        (EpisodeSpec(5, 8, 6), ", take --fewer-queries"),
+        (EpisodeSpec(5, 8, 6, fewer_queries=True), ""),
+    ],
+)
+def test_who_is_scarce_is_told_what_helps(spec, advice):
+    """Class e has 7 train and 4 test images; nobody was left out for the sake of a patient, so none is told of."""
+    with pytest.raises(DataError) as told:
+        sample_episodes(make_target(n_test=(6, 6, 6, 6, 4)), spec, 0, 1)
+    assert "patients" not in str(told.value)
+    assert f"Lower --shots or --queries{advice}, or leave such classes out with --drop-scarce." in str(told.value)
+
+
+def test_no_query_image_at_all_is_told_with_its_cause():
+    without = make_target(n_test=())
+    for spec in (EpisodeSpec(2, 1, 1), EpisodeSpec(2, 1, 1, fewer_queries=True)):
+        with pytest.raises(DataError, match=r"to serve as query$"):
+            sample_episodes(without, spec, 0, 1)
+
+
+def test_a_spec_is_the_fields_usual_one_unless_told_otherwise():
+    spec = EpisodeSpec(5, 1)
+    assert (spec.queries, spec.query_split, spec.query_prior) == (15, "test", "balanced")
+    assert EpisodeSpec(1, 1, labels="per-label").ways == 1  # one label, present or not

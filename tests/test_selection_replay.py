@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 from test_selection import row, table, tuned
 
 from benchmarks import selection as benchmark
@@ -19,6 +20,7 @@ from fastxfer.selection.paper import configurations
 from fastxfer.selection.replay import (
     Game,
     Played,
+    _foretold,
     beyond_noise,
     from_nothing,
     leave_one_out,
@@ -122,6 +124,18 @@ def test_the_oracle_loses_nothing(game: Game) -> None:
 def test_without_history_the_first_runs_are_all_there_is() -> None:
     belief = from_nothing(PAPER[PAPER["target"] == "pets"])
     assert np.ptp(belief.values) == 0
+
+
+def test_what_is_foretold_of_the_papers_configurations_stands_for_a_probe(game: Game) -> None:
+    """The interval is that of the difference to the favourite, which has none to itself."""
+    foretold, lead = _foretold(game.belief), game.belief.favourites()
+    value, low, high = foretold.T
+    own = lead == np.arange(len(lead))
+    assert (low[own] == value[own]).all()
+    assert (low[~own] < value[~own]).all()
+    np.testing.assert_allclose(high - value, value - low)
+    scale = game.belief.against(lead)[1]
+    np.testing.assert_allclose(value - low, stats.t.ppf(0.975, game.belief.freedom) * scale, atol=1e-9)
 
 
 def runs(*values: list[float]) -> pd.DataFrame:

@@ -10,13 +10,14 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import zarr
 
 from fastxfer.errors import DataError, UsageError
-from fastxfer.store import EmbeddingStore, files, locks
+from fastxfer.store import EmbeddingStore, files, locks, writing
 from fastxfer.targets.table import Target
 
 DIM = 5
@@ -119,6 +120,24 @@ def test_what_goes_in_comes_out(place: str, patients: bool, multi: bool) -> None
     assert attrs["images_per_second"] == pytest.approx(10 / 1.5)
     assert attrs["source"] == "imagenet"
     assert attrs["date"]
+
+
+def test_time_is_recorded_as_it_passes_and_each_image_counted_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writing, "_RECORD_EVERY", 0.0)
+    recorded = []
+    change = EmbeddingStore.change_attributes
+
+    def changed(store: EmbeddingStore, *given: Any) -> Any:
+        done = change(store, *given)
+        recorded.append(store.attributes("tiny", "photos")["n_timed"])
+        return done
+
+    monkeypatch.setattr(EmbeddingStore, "change_attributes", changed)
+    attrs = make_store(tmp_path / "s").attributes("tiny", "photos")
+    assert recorded == [4, 8, 10, 10]
+    assert (attrs["n_timed"], attrs["seconds"], attrs["complete"]) == (10, pytest.approx(1.5), True)
 
 
 def test_layout_is_plain_sharded_checksummed_zarr(tmp_path: Path) -> None:
