@@ -516,6 +516,102 @@ void inverses() {
     }
 }
 
+// Loss, residuals, slope, curvature and the biases' Hessian beside their definitions, image for image; the binary form
+// is that of two classes of which the first has a logit of zero. The last images are padding.
+template <class Loss, class Real>
+void check_loss(int m, int c, const std::string& type, double tolerance) {
+    const int stride = (m / 16 + 1) * 16, classes = c == 1 ? 2 : c;
+    std::mt19937 random(m + c);
+    std::normal_distribution<double> normal;
+    std::vector<double> z(m * classes), d(m * classes);
+    for (int i = 0; i < m; ++i)
+        for (int k = c == 1; k < classes; ++k) {
+            z[i * classes + k] = (i == 1 ? 40 : 2) * normal(random);  // one image that is certain
+            d[i * classes + k] = normal(random);
+        }
+    const double t = 0.3;
+    const auto label = [&](int i) { return (i * 7) % classes; };
+    const auto weight = [&](int i) { return (1.0 + i % 2) / m; };
+    double loss = 0, slope = 0, curvature = 0;
+    std::vector<double> residual(m * classes), hessian(classes * classes);
+    for (int i = 0; i < m; ++i) {
+        double at = 0, along = 0, squared = 0, sum = 0, before = 0;
+        std::vector<double> p(classes);
+        for (int k = 0; k < classes; ++k) before += std::exp(z[i * classes + k]);
+        loss += weight(i) * (std::log(before) - z[i * classes + label(i)]);
+        for (int k = 0; k < classes; ++k) sum += p[k] = std::exp(z[i * classes + k] + t * d[i * classes + k]);
+        for (int k = 0; k < classes; ++k) {
+            p[k] /= sum;
+            along += p[k] * d[i * classes + k];
+            squared += p[k] * d[i * classes + k] * d[i * classes + k];
+            residual[i * classes + k] = weight(i) * (p[k] - (k == label(i)));
+            at += residual[i * classes + k] * d[i * classes + k];
+        }
+        slope += at;
+        curvature += weight(i) * (squared - along * along);
+        for (int a = 0; a < classes; ++a)
+            for (int b = 0; b < classes; ++b) hessian[a * classes + b] += weight(i) * p[a] * ((a == b) - p[b]);
+    }
+    const auto reserve = [&](Workspace& memory) {
+        return std::tuple{memory.take<Real>(stride),     memory.take<Real>(stride),     memory.take<Real>(stride),
+                          memory.take<Real>(c * stride), memory.take<Real>(c * stride), memory.take<Real>(c * stride),
+                          memory.take<double>(c * c)};
+    };
+    const auto bytes = [&] {
+        Workspace count(nullptr);
+        reserve(count);
+        return count.used();
+    };
+    const auto work = [&](const auto& team, void* block) {
+        Workspace memory(block);
+        const auto [labels, weights, per_weight, Z, D, R, H] = reserve(memory);
+        if (team.rank() == 0)
+            for (int i = 0; i < stride; ++i) {
+                labels[i] = static_cast<Real>(i < m ? label(i) : -1);
+                weights[i] = static_cast<Real>(i < m ? weight(i) : 0);
+                per_weight[i] = static_cast<Real>(i < m ? 1 / weight(i) : 0);
+                for (int k = 0; k < c; ++k) {
+                    const int of = i * classes + k + (c == 1);
+                    Z[k * stride + i] = static_cast<Real>(i < m ? z[of] : 0);
+                    D[k * stride + i] = static_cast<Real>(i < m ? d[of] : 0);
+                }
+            }
+        team.sync();
+        const Images<Real> of{c, stride, labels, weights, per_weight};
+        const double told_loss = Loss::loss(team, of, Z);
+        const double told_slope = Loss::residual(team, of, Z, D, static_cast<Real>(t), R);
+        team.sync();
+        const double told_curvature = Loss::curvature(team, of, R, D);
+        Loss::bias_hessian(team, of, R, H);
+        if (team.rank() != 0) return;
+        const std::string name = "loss of " + std::to_string(m) + " images, " + std::to_string(classes) + " classes " +
+                                 type + (team.size() > 1 ? " team" : " alone");
+        const auto near = [&](double told, double known, const char* what) {
+            const double off = std::fabs(told - known);
+            expect(off <= tolerance * (1 + std::fabs(known)), name + ": " + what, off);
+        };
+        near(told_loss, loss, "loss");
+        near(told_slope, slope, "slope");
+        near(told_curvature, curvature, "curvature");
+        for (int k = 0; k < c; ++k) {
+            for (int i = 0; i < m; ++i) near(R[k * stride + i], residual[i * classes + k + (c == 1)], "residual");
+            for (int i = m; i < stride; ++i) near(R[k * stride + i], 0, "residual of padding");
+            for (int b = 0; b <= k; ++b)
+                near(H[k * c + b], hessian[(k + (c == 1)) * classes + b + (c == 1)], "Hessian of the biases");
+        }
+    };
+    run(0, -1, bytes, work);
+    run(3, -1, bytes, work);
+}
+
+template <class Real>
+void losses(const char* type, double tolerance) {
+    for (const int m : {1, 5, 37}) {
+        check_loss<Binary, Real>(m, 1, type, tolerance);
+        for (const int c : {2, 3, 7}) check_loss<Softmax, Real>(m, c, type, tolerance);
+    }
+}
+
 long small(const std::string& op, int threads, long drop) {
     World<float> world(12, 3, 20, 1, 5, false);
     const std::vector<double> l2 = {1.0, 0.1};
@@ -542,6 +638,8 @@ int main(int argc, char** argv) {
     steep_shapes<float>("float", 1e-6, 1e-2);
     steep_shapes<double>("double", 1e-9, 1e-5);
     inverses();
+    losses<float>("float", 1e-5);
+    losses<double>("double", 1e-12);
     for (const auto& [n, q, dim] : {std::tuple{1, 1, 1}, std::tuple{5, 3, 7}, std::tuple{150, 66, 9}}) {
         const Photographs images(n, q, dim);
         for (const int k : {1, 4, 70})
