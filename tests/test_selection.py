@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 from helpers import blobs_store, blobs_target
 
+from fastxfer.budgets import Budget
 from fastxfer.errors import DataError, UsageError
 from fastxfer.full_splits import run_full
 from fastxfer.plans import PlanEntry, read_plan
@@ -18,6 +19,7 @@ from fastxfer.probes import LogisticProbe
 from fastxfer.results import NO_EPISODE, SCHEMA, ResultStore, complete
 from fastxfer.selection import Plan
 from fastxfer.selection import select as choose
+from fastxfer.selection.plan import _costs
 
 
 def row(backbone: str, value: float, half: float = 0.02, **changes: Any) -> dict[str, Any]:
@@ -270,6 +272,30 @@ def test_past_fine_tunings_say_gain_and_cost() -> None:
     assert expected["gain_from"] == 3
     assert three.entries[1].estimated_seconds == 40
     json.dumps(three.as_dict(), allow_nan=False)
+
+
+def test_a_budget_in_seconds_is_spent_by_what_earlier_runs_took() -> None:
+    """b took 60 seconds and a 20; a run takes 40 on average. Where no run tells, there is nothing to divide by."""
+    past = (*tuned("b", 0.95), *tuned("a", 0.74, 20.0))
+    for amount, runs in ((39.0, 0), (40.0, 1), (79.0, 1), (80.0, 2)):
+        plan = choose(table(*FOUR, *past), store="s", budget=Budget(amount, "device-seconds", f"{amount:g} s"), top=4)
+        assert sum("finetuned" not in e.expected for e in plan.entries) == runs
+        left_out = [e.reason for e in plan.rejected if "finetuned" not in e.expected]
+        assert all(f"the budget of {amount:g} s is spent" in reason for reason in left_out)
+        assert len(left_out) == 2 - runs
+    with pytest.raises(DataError, match="no fine-tuning in the results tells any"):
+        choose(table(*FOUR), store="s", budget=Budget(60.0, "device-seconds", "60 s"))
+
+
+def test_what_no_run_of_its_kind_tells_is_taken_for_as_dear_as_the_dearest() -> None:
+    def entry(seconds: float | None) -> PlanEntry:
+        return PlanEntry("b", "pets", "s", {}, estimated_seconds=seconds)
+
+    costs = _costs([entry(s) for s in (20.0, None, 0.0, 60.0)], Budget(1.0, "device-seconds", ""))
+    assert costs.tolist() == [20.0, 60.0, 0.0, 60.0]
+    with pytest.raises(DataError):
+        _costs([entry(None), entry(0.0)], Budget(1.0, "device-seconds", ""))
+    assert _costs([entry(None), entry(9.0)], Budget(1.0, "runs", "")).tolist() == [1.0, 1.0]
 
 
 def test_stopped_fine_tunings_are_none() -> None:

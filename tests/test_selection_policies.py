@@ -19,6 +19,7 @@ from fastxfer.selection.improvement import ExpectedImprovement
 from fastxfer.selection.kernels import Near, Same, Slope
 from fastxfer.selection.model import Effects, _most_probable, believe, learn
 from fastxfer.selection.noise import Noise, components, learn_noise
+from fastxfer.selection.plan import _gains
 from fastxfer.selection.policy import Policy, Situation, duels
 from fastxfer.selection.top import TopK
 
@@ -193,6 +194,14 @@ def test_halving_runs_each_round_to_its_end() -> None:
     assert belief.runs_made().sum() == runs_needed(8)
 
 
+def test_a_favourite_is_worth_what_its_closest_rival_may_gain() -> None:
+    belief = belief_of([60.0, 59.0, 50.0], [2.0] * 3)
+    near, far = duels(belief)
+    assert near.gain > far.gain > 0
+    assert _gains(belief).tolist() == [near.gain, near.gain, far.gain]
+    assert _gains(belief_of([59.0, 50.0, 60.0], [2.0] * 3)).tolist() == [near.gain, far.gain, near.gain]
+
+
 def test_halving_begins_with_the_best_probed() -> None:
     belief = belief_of([50.0, 51.0, 52.0], [5.0] * 3)
     probed = np.array([[70.0, 40.0, 99.0], [60.0, 59.0, 61.0], [65.0, 64.0, 66.0]])
@@ -315,6 +324,44 @@ def test_one_configuration_and_no_result_are_enough() -> None:
     belief = believe(learn(EFFECTS, none), table, Noise(), seeds=2)
     assert belief.n == 1
     assert len(belief.of) == 2
+
+
+def test_runs_vary_together_with_what_has_their_value_and_their_seed() -> None:
+    """Of two backbones on two targets, two seeds each: the value's covariance, what a contest's seed shares, and their own."""
+    seen = results(3, 4.0, np.random.default_rng(0))
+    table = pd.DataFrame(
+        {
+            "target": ["new", "t0", "new", "t0"],
+            "backbone": ["b0", "b0", "b1", "b1"],
+            "images": [5.0, 50.0] * 2,
+            "shots": "1",
+        }
+    )
+    noise = Noise(np.log(3.0), -0.4, (("1", 0.7),))
+    model = learn(EFFECTS, seen)
+    belief = believe(model, table, noise, seeds=2, dof=7.0)
+    mean, values = model.foretell(table)
+    own = 3.0 * table["images"] ** -0.4
+    assert (belief.of.tolist(), belief.seed.tolist()) == ([0, 0, 1, 1, 2, 2, 3, 3], [0, 1] * 4)
+    assert [members.tolist() for members in belief.contests()] in ([[0, 2], [1, 3]], [[1, 3], [0, 2]])
+    np.testing.assert_allclose(belief.mean, [*mean, *np.repeat(mean, 2)])
+    for a, (i, s) in enumerate(zip(belief.of, belief.seed, strict=True)):
+        np.testing.assert_allclose(belief.covariance[4 + a, :4], values[i])
+        for b, (k, t) in enumerate(zip(belief.of, belief.seed, strict=True)):
+            shared = (0.7 * own[i]) ** 2 if s == t and table["target"][i] == table["target"][k] else 0.0
+            expected = values[i, k] + shared + (own[i] ** 2 if a == b else 0.0)
+            assert belief.covariance[4 + a, 4 + b] == pytest.approx(expected)
+    assert belief.dof == 7.0
+    assert believe(model, table, noise, dof=1.0).dof == 3.0  # below, a t's variance is none
+
+
+def test_noise_where_nothing_is_known_is_two_points_at_ten_images_and_falls() -> None:
+    images = np.array([10.0, 1000.0, 1e9])
+    np.testing.assert_allclose(Noise().own(images), [2.0, 2.0 * 100**-0.35, 0.05])
+    np.testing.assert_allclose(
+        Noise(shared=(("5", 0.5),)).common(images, pd.Series(["1", "5", "full"])),
+        [2.0, 0.5 * 2.0 * 100**-0.35, 0.0],
+    )
 
 
 def test_noise_of_a_small_table_is_that_of_the_textbook() -> None:

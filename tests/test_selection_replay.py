@@ -29,6 +29,7 @@ from fastxfer.selection.replay import (
     shuffled,
     told_apart,
 )
+from fastxfer.selection.top import TopK
 
 PAPER, RUNS = configurations()
 TARGET = "tuberculosis_full"
@@ -92,6 +93,11 @@ def test_a_shuffle_keeps_every_run_and_what_seeds_share(game: Game) -> None:
             seeds.append(of_seed[mine].tolist())
     assert len(seeds) > 1
     assert all(s == seeds[0] for s in seeds)
+
+
+def test_who_runs_nothing_twice_runs_each_once_and_stops(game: Game) -> None:
+    played = play(game, TopK(), 30)
+    assert len(np.unique(game.belief.of[played.order])) == len(played.order) > 1
 
 
 def test_the_goal_on_the_hardest_targets(game: Game) -> None:
