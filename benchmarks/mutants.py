@@ -47,7 +47,8 @@ PARTS = {
     ),
     "selection": Part(
         "fastxfer/selection/*.py",
-        ["test_selection", "test_selection_policies", "test_selection_foretold", "test_selection_replay", "test_selection_loop"],
+        ["test_selection", "test_selection_policies", "test_selection_model", "test_selection_foretold",
+         "test_selection_replay", "test_selection_loop"],
         ["test_plugins", "test_study_rounds", "test_study_docs"],
     ),
     "episodes": Part(

@@ -16,6 +16,7 @@ from benchmarks.__main__ import main
 from benchmarks.printing import print_selection
 from fastxfer.selection.frame import Oracle, Random
 from fastxfer.selection.improvement import ExpectedImprovement
+from fastxfer.selection.noise import Noise
 from fastxfer.selection.paper import configurations
 from fastxfer.selection.replay import (
     Game,
@@ -28,6 +29,7 @@ from fastxfer.selection.replay import (
     play,
     shuffled,
     told_apart,
+    with_variance,
 )
 from fastxfer.selection.top import TopK
 
@@ -125,6 +127,17 @@ def test_the_oracle_loses_nothing(game: Game) -> None:
     played = play(game, Oracle(game.truth), 100)
     assert len(played.order) == 5  # 1, 5, 10, 100 and full
     assert played.regret.tolist() == [0.0] * 5
+
+
+def test_means_of_runs_have_the_variance_of_their_contest_or_what_the_noise_says() -> None:
+    told = pd.DataFrame({"target": ["t", "u", "v"], "shots": "1", "images": [10.0, 10.0, 40.0], "seeds": [5, 5, 2]})
+    two = np.array([[0.0, 2.0, 1.0], [1.0, 0.0, 2.0]])
+    seen = runs(*two.tolist()).assign(target="t", shots="1", images=10.0)
+    calm = runs([1.0, 2.0, 3.0], [11.0, 12.0, 13.0]).assign(target="u", shots="1", images=10.0)
+    got = with_variance(told, pd.concat([seen, calm]), Noise(np.log(7.0), -0.5))
+    about = two - two.mean(axis=1, keepdims=True)
+    own = ((about - about.mean(axis=0)) ** 2).sum() / 2
+    np.testing.assert_allclose(got["variance"], [own / 5, 1e-4 / 5, 49 / 40 / 2])
 
 
 def test_without_history_the_first_runs_are_all_there_is() -> None:
