@@ -171,7 +171,10 @@ def of_python(part: str, file: str, source: str) -> Iterator[Mutant]:
 
 
 def code(node: ast.AST) -> Iterator[ast.AST]:
-    """A tree's nodes that run: no annotations, nothing for type checkers, no options of a compiler."""
+    """A tree's nodes that run: no annotations, nothing for type checkers, no options of a compiler, no `strict=` of a zip,
+    which only asserts."""
+    if isinstance(node, ast.keyword) and node.arg == "strict":
+        return
     yield node
     for name, value in ast.iter_fields(node):
         if name in ("annotation", "returns", "type_comment", "decorator_list"):
