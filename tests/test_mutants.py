@@ -15,6 +15,7 @@ PYTHON = '''
 @njit(cache=True)
 def between(x: int = 3, low: "0" = 0) -> bool:
     """Not 1."""
+    both = zip(x, low, strict=True)
     return not (x <= low + 1.5) and x is not None or max(x, 2) == True
 '''
 CPP = """
