@@ -23,6 +23,7 @@ from fastxfer.selection.replay import (
     Played,
     _foretold,
     beyond_noise,
+    drawn,
     from_nothing,
     leave_one_out,
     of_rows,
@@ -54,17 +55,22 @@ def test_the_papers_configurations_and_what_they_cost() -> None:
                 "chexpert_mimic": 0.429, "chexpert_mimic_nih": 0.515, "chexpert_mimic_nih_padchest": 0.69}  # fmt: skip
     assert set(PAPER["source"]) <= set(millions)
     np.testing.assert_allclose(10 ** PAPER["data"], PAPER["source"].map(millions), rtol=5e-3)
-    ways = {
-        "padchest": 26,
-        "cifar10": 10,
-        "cifar100": 100,
-        "pets": 37,
-        "flowers_oversampling": 102,
-        "covidx_cxr2": 2,
-        "tuberculosis_full": 2,
-    }
-    one = PAPER[PAPER["shots"] == "1"]
-    assert (one["images"] == one["target"].map(ways)).all()
+    told = pd.DataFrame(
+        {
+            "padchest": (26, 37_387, "chest"),
+            "covidx_cxr2": (2, 15_952, "chest"),
+            "tuberculosis_full": (2, 679, "chest"),
+            "cifar10": (10, 50_000, "natural"),
+            "cifar100": (100, 50_000, "natural"),
+            "pets": (37, 3_680, "natural"),
+            "flowers_oversampling": (102, 6_149, "natural"),
+        },
+        index=["classes", "train", "kind"],
+    ).T
+    assert (PAPER["kind"] == PAPER["target"].map(told["kind"])).all()
+    one, full = (PAPER[PAPER["shots"] == shots] for shots in ("1", "full"))
+    assert (one["images"] == one["target"].map(told["classes"])).all()
+    np.testing.assert_allclose(full["images"], full["target"].map(told["train"]).astype(float), rtol=1e-9)
     large, small = (
         PAPER[PAPER["model"] == m].set_index(["target", "shots", "source"]) for m in ("bit152x4", "bit50x1")
     )
@@ -168,14 +174,16 @@ def runs(*values: list[float]) -> pd.DataFrame:
     [
         ([60, 70, 50, 80, 65], [58, 68, 48, 78, 63], True),  # the same seeds, always two points: by pairs alone
         ([60, 70, 50, 80, 65], [59, 74, 45, 79, 66], False),
+        ([60, 70, 50, 80, 65], [58, 68.1, 47.9, 78, 63], True),
         ([60, 61, 60, 61, 60], [50, 51, 50, 51, 50], True),
+        ([60, 62, 61, 64, 63], [57, 55, 58, 54, 56], True),
         ([60, 70, 50], [60, 70, 50], False),
         ([60], [60], False),  # one seed
         ([60], [61], True),
     ],
 )
 def test_told_apart_by_pairs_or_without(a: list[float], b: list[float], apart: bool) -> None:
-    assert told_apart(runs(a, b), 0, 1) is apart
+    assert told_apart(runs(a, b, [0.0] * len(a)), 0, 1) is apart  # whatever others did
 
 
 @pytest.mark.parametrize(
@@ -185,6 +193,25 @@ def test_a_loss_counts_where_the_runs_tell_it_however_small(b: list[float], coun
     contest = pd.DataFrame({"target": "t", "shots": "1", "value": [60.4, 59.9]})
     played = Played(np.array([1]), np.array([1]), np.array([0.5]), 1.0)
     assert beyond_noise(contest, runs([60, 61, 60, 61, 60], b), played) == [counted]
+
+
+def test_drawn_runs_fall_about_the_truth_by_their_own_chance_and_their_seeds(game: Game) -> None:
+    n, of, belief = len(game.table), game.belief.of, game.belief
+    truth, no = (np.linspace(20.0, 80.0, n), np.zeros((n, n))), np.zeros(n)
+    still = drawn(game.table, belief, truth, (no, no), seed=1)
+    assert still.outcomes.tolist() == truth[0][of].tolist()
+    shared = np.linspace(1.0, 3.0, n)
+    by_seed = drawn(game.table, belief, truth, (no, shared), seed=1)
+    size = (by_seed.outcomes - truth[0][of]) / shared[of]
+    seeds = pd.DataFrame({"contest": belief.contest[of], "seed": belief.seed, "size": size}).groupby(
+        ["contest", "seed"]
+    )
+    assert seeds["size"].agg(np.ptp).max() < 1e-9
+    assert seeds["size"].first().nunique() == len(seeds)
+    alone = drawn(game.table, belief, truth, (shared, no), seed=1)
+    size = (alone.outcomes - truth[0][of]) / shared[of]
+    assert len(np.unique(size)) == len(size)
+    assert stats.kstest(size, "norm").pvalue > 0.01
 
 
 # -- rows of our own kind ------------------------------------------------------------------------------------------------
@@ -199,6 +226,18 @@ def world(seed: int, n: int = 8) -> list[dict[str, Any]]:
             rows += [row(f"b{k}", float(probe), half=0.01, target=target)]
             rows += tuned(f"b{k}", float(probe + 0.1 + rng.normal(0, 0.015)), target=target)
     return rows
+
+
+def test_outcomes_of_our_own_rows_are_in_points() -> None:
+    rows = world(0)
+    game = of_rows(table(*rows))
+    tuned_to = {
+        (r["target"], r["backbone"]): r["value"] for r in rows if r["probe"] == "finetune" and r["split"] == "val"
+    }
+    assert game.outcomes.tolist() == [
+        100 * tuned_to[key] for key in zip(game.table["target"], game.table["model"], strict=True)
+    ]
+    assert game.truth.tolist() == game.outcomes.tolist()
 
 
 def test_the_probes_information_counts_on_our_own_rows() -> None:
