@@ -20,6 +20,7 @@ from fastxfer.results import NO_EPISODE, SCHEMA, ResultStore, complete
 from fastxfer.selection import Plan
 from fastxfer.selection import select as choose
 from fastxfer.selection.plan import _costs
+from fastxfer.selection.rows import probed_rows
 
 
 def row(backbone: str, value: float, half: float = 0.02, **changes: Any) -> dict[str, Any]:
@@ -296,6 +297,27 @@ def test_what_no_run_of_its_kind_tells_is_taken_for_as_dear_as_the_dearest() -> 
     with pytest.raises(DataError):
         _costs([entry(None), entry(0.0)], Budget(1.0, "device-seconds", ""))
     assert _costs([entry(None), entry(9.0)], Budget(1.0, "runs", "")).tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"split": "test"}, {"shots": "5"}, {"value": float("nan")}, {"metric": "accuracy"}],
+    ids=["test", "few shots", "undefined", "lesser metric"],
+)
+def test_fine_tunings_that_tell_nothing_of_validation_change_nothing(changes: dict[str, Any]) -> None:
+    told = [*FOUR, *tuned("b", 0.95)]
+    for backbone in ("b", "c"):
+        other = tuned(backbone, 0.99)[0] | changes
+        assert select(*told, other).entries == select(*told).entries
+        assert select(*told, other).rejected == select(*told).rejected
+
+
+def test_equal_backbones_are_told_by_their_names() -> None:
+    rows = [row(b, v) for b, v in (("b", 0.9), ("a", 0.9), ("c", 0.8))]
+    probed = probed_rows(table(*rows))
+    assert probed["backbone"].tolist() == ["a", "b", "c"]
+    assert probed.index.tolist() == [0, 1, 2]
+    assert "index" not in probed.columns
 
 
 def test_stopped_fine_tunings_are_none() -> None:

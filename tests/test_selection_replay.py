@@ -14,6 +14,7 @@ from test_selection import row, table, tuned
 from benchmarks import selection as benchmark
 from benchmarks.__main__ import main
 from benchmarks.printing import print_selection
+from fastxfer.paper import paper_runs
 from fastxfer.selection.frame import Oracle, Random
 from fastxfer.selection.improvement import ExpectedImprovement
 from fastxfer.selection.noise import Noise
@@ -55,6 +56,7 @@ def test_the_papers_configurations_and_what_they_cost() -> None:
                 "chexpert_mimic": 0.429, "chexpert_mimic_nih": 0.515, "chexpert_mimic_nih_padchest": 0.69}  # fmt: skip
     assert set(PAPER["source"]) <= set(millions)
     np.testing.assert_allclose(10 ** PAPER["data"], PAPER["source"].map(millions), rtol=5e-3)
+    np.testing.assert_allclose(np.sort(RUNS["value"]), np.sort(100 * paper_runs()["value"]))
     told = pd.DataFrame(
         {
             "padchest": (26, 37_387, "chest"),
