@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from helpers import blobs_store, blobs_target
+from scipy import stats
 
 from fastxfer.budgets import Budget
 from fastxfer.errors import DataError, UsageError
@@ -269,7 +270,9 @@ def test_past_fine_tunings_say_gain_and_cost() -> None:
     three = select(*FOUR, *tuned("b", 0.95), *tuned("a", 0.74, 20.0), *tuned("d", 0.84, 40.0))
     expected = three.entries[1].expected
     assert expected["gain"] == pytest.approx(0.13 / 3)
-    assert expected["gain_low"] < expected["gain"] < expected["gain_high"]
+    half = stats.t.ppf(0.975, 2) * np.std([0.05, 0.04, 0.04], ddof=1) * np.sqrt(1 + 1 / 3)  # of one more gain
+    assert expected["gain_high"] - expected["gain"] == pytest.approx(half)
+    assert expected["gain"] - expected["gain_low"] == pytest.approx(half)
     assert expected["gain_from"] == 3
     assert three.entries[1].estimated_seconds == 40
     json.dumps(three.as_dict(), allow_nan=False)
@@ -297,6 +300,17 @@ def test_what_no_run_of_its_kind_tells_is_taken_for_as_dear_as_the_dearest() -> 
     with pytest.raises(DataError):
         _costs([entry(None), entry(0.0)], Budget(1.0, "device-seconds", ""))
     assert _costs([entry(None), entry(9.0)], Budget(1.0, "runs", "")).tolist() == [1.0, 1.0]
+
+
+def test_gains_are_expected_by_those_of_the_target_or_where_it_has_none_by_all() -> None:
+    elsewhere = (row("a", 0.5, target="cars"), *tuned("a", 0.7, target="cars"))
+
+    def gains(*more: dict[str, Any]) -> dict[str, float]:
+        plan = select(*FOUR, *elsewhere, *more)
+        return {f"{e.backbone} {e.target}": e.expected["gain"] for e in plan.entries if "gain" in e.expected}
+
+    assert gains() == {"b pets": pytest.approx(0.2), "c pets": pytest.approx(0.2)}
+    assert gains(*tuned("b", 0.95)) == {"c pets": pytest.approx(0.05)}
 
 
 @pytest.mark.parametrize(
