@@ -151,3 +151,36 @@ def test_proximity_by_the_command_line(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, given, prog_name="fastxfer")
     assert result.exit_code == 2
     assert "Did you mean: mmd" in result.stderr
+
+
+def test_a_fine_tuning_is_believed_to_be_its_probe_and_a_gain() -> None:
+    """Gains: a level of the target, effects of backbone, source and probe, their own; the probe's error is its interval's."""
+    probed = probed_rows(table(*FOUR, row("a", 0.5, 0.01, target="dogs"), row("d", 0.6, float("nan"), target="dogs")))
+    points = 100 * probed["value"].to_numpy()
+    better = (points - np.where(probed["target"] == "pets", 82.125, 55.0)) / 10
+    error = np.where(probed["target"] == "pets", 2.0, np.where(probed["backbone"] == "a", 1.0, 0.0)) / 1.959964
+    same_target, same_backbone = ((c := probed[name].to_numpy())[:, None] == c for name in ("target", "backbone"))
+    gains = 50.0**2 * same_target + 2 * same_backbone + np.outer(better, better) + np.eye(6)  # backbones have sources
+    before = believe_rows(probed, NOTHING)
+    np.testing.assert_allclose(before.mean, [*points, *points])
+    values = gains + np.diag(error**2)
+    np.testing.assert_allclose(before.covariance[:6, :6], values, rtol=1e-5)
+    np.testing.assert_allclose(before.covariance[:6, 6:], values, rtol=1e-5)
+    np.testing.assert_allclose(before.covariance[6:, 6:], values + np.eye(6), rtol=1e-5)  # a run repeats to a point
+    done = probed.index[(probed["backbone"] == "b") & (probed["target"] == "pets")]
+    after = believe_rows(probed, Past.of(table(*FOUR, *tuned("b", 0.95))))
+    expected = before.observe(done, [95.0])
+    np.testing.assert_allclose(after.mean, expected.mean)
+    np.testing.assert_allclose(after.covariance, expected.covariance)
+
+
+def test_gains_that_hardly_differ_are_expected_of_the_others_too() -> None:
+    rng = np.random.default_rng(0)
+    probes = {f"b{k}": 0.5 + 0.03 * k for k in range(10)}
+    rows = [row(name, value, 0.001) for name, value in probes.items()]
+    rows += [r for name in list(probes)[:9] for r in tuned(name, probes[name] + 0.05 + rng.normal(0, 0.002))]
+    probed = probed_rows(table(*rows))
+    belief = believe_rows(probed, Past.of(table(*rows)))
+    last = probed.index[probed["backbone"] == "b9"][0]
+    assert belief.values[last] == pytest.approx(77 + 5, abs=1.0)
+    assert 0 < np.sqrt(belief.covariance[last, last]) < 2.0
