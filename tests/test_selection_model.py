@@ -214,5 +214,9 @@ def test_what_seeds_share_is_learnt_beside_what_they_do_not_and_tables_that_tell
         assert learnt.intercept == pytest.approx(np.log(3) + 0.4 * np.log(5))
         assert dict(learnt.shared) == pytest.approx({"5": 0.5, "22.4084": np.exp(0.6) / 3})
     assert components(pd.DataFrame(nothing))[["own", "shared"]].isna().all(axis=None)
+    apart = contest("f", 9, 3.0, 0.0)  # seeds that do the same to nobody: less than chance would have it
+    for line, value in zip(apart, np.array([[1.0, -1.0, 0.0], [-1.0, 1.0, 0.0]]).ravel(), strict=True):
+        line["value"] = value
+    assert components(pd.DataFrame(apart)).loc[0, ["own", "shared"]].tolist() == [2.0, 0.0]
     one = learn_noise(pd.DataFrame(contest("a", 20, 3.0, 1.5)))
     assert (one.slope, one.own(np.array([20.0]))[0]) == (Noise().slope, pytest.approx(3.0))

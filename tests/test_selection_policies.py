@@ -197,6 +197,14 @@ def test_a_favourite_is_worth_what_its_closest_rival_may_gain() -> None:
     assert _gains(belief_of([59.0, 50.0, 60.0], [2.0] * 3)).tolist() == [near.gain, far.gain, near.gain]
 
 
+def test_halving_goes_on_where_least_was_run() -> None:
+    """Of two contests one has had its first round: the other's comes before its second."""
+    one = belief_of([50.0, 51.0, 52.0, 53.0, 54.0, 55.0], [5.0] * 6, noise=0.1)
+    two = Belief(np.array([0, 0, 0, 1, 1, 1]), one.of, one.seed, one.made, one.mean, one.covariance, 1e6)
+    begun = two.observe([0, 3, 6], [50.0, 51.0, 52.0])
+    assert wanted(Halving(), begun) == [5, 4, 3, 2, 1]
+
+
 def test_halving_begins_with_the_best_probed() -> None:
     belief = belief_of([50.0, 51.0, 52.0], [5.0] * 3)
     probed = np.array([[70.0, 40.0, 99.0], [60.0, 59.0, 61.0], [65.0, 64.0, 66.0]])

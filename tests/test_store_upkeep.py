@@ -173,9 +173,11 @@ def test_stores_with_different_blocks_become_one(tmp_path: Path) -> None:
     (tmp_path / "theirs" / E / "tiny/c.1.0").unlink()
     fill(theirs, make_target(name="rays"), backbone="second", identity="b" * 64)
     theirs.add_target(make_target(name="bare"))
+    theirs.record_bad("bare", {2: "truncated"})  # its embeddings were removed since
     assert merge(theirs, ours) == [("tiny", "photos", 2), ("second", "rays", 10)]
     assert ours.entries("photos")[0].n_present == 6
     assert ours.targets() == ["bare", "photos", "rays"]
+    assert ours.fingerprint("bare") == theirs.fingerprint("bare") == make_target(name="bare").fingerprint
     assert merge(whole, ours) == [("tiny", "photos", 4)]
     assert ours.entries("photos")[0].complete
     np.testing.assert_array_equal(ours.embeddings("tiny", "photos"), values_for(range(10)))

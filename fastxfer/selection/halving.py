@@ -39,9 +39,9 @@ class Halving(Policy):
             if len(alive) == 1 and made[alive[0]]:
                 continue
             gone = f"among {len(alive)} of {begun} left, of which each gets {asked} {'run' if asked == 1 else 'runs'}"
-            ranked += [(asked, int(made[k]), Choice(k, float("nan"), gone)) for k in due]
-        ranked.sort(key=lambda item: (item[0], item[1]))
-        return with_rest(situation, [choice for _, _, choice in ranked])
+            ranked += [Choice(k, float("nan"), gone) for k in due]
+        ranked.sort(key=lambda choice: made[choice.configuration])  # so the earlier round of two contests goes first
+        return with_rest(situation, ranked)
 
 
 def runs_needed(begin: int) -> int:
