@@ -287,6 +287,11 @@ def test_a_budget_in_seconds_is_spent_by_what_earlier_runs_took() -> None:
         left_out = [e.reason for e in plan.rejected if "finetuned" not in e.expected]
         assert all(f"the budget of {amount:g} s is spent" in reason for reason in left_out)
         assert len(left_out) == 2 - runs
+        assert plan.as_dict()["budget"] == {"device-seconds": amount}
+        assert plan.stop_gain == 0
+    half = choose(table(*FOUR, *past), store="s", budget=Budget(0.5, "device-seconds", "half a second"))
+    assert half.as_dict()["budget"] == {"device-seconds": 0.5}
+    assert json.dumps(select(*FOUR, budget=2).as_dict()["budget"]) == '{"runs": 2}'
     with pytest.raises(DataError, match="no fine-tuning in the results tells any"):
         choose(table(*FOUR), store="s", budget=Budget(60.0, "device-seconds", "60 s"))
 

@@ -150,7 +150,7 @@ def test_means_of_runs_have_the_variance_of_their_contest_or_what_the_noise_says
 
 def test_without_history_the_first_runs_are_all_there_is() -> None:
     belief = from_nothing(PAPER[PAPER["target"] == "pets"])
-    assert np.ptp(belief.values) == 0
+    assert belief.values == pytest.approx(np.full(belief.n, 50.0))
 
 
 def test_what_is_foretold_of_the_papers_configurations_stands_for_a_probe(game: Game) -> None:
@@ -179,6 +179,11 @@ def runs(*values: list[float]) -> pd.DataFrame:
         ([60, 70, 50, 80, 65], [58, 68.1, 47.9, 78, 63], True),
         ([60, 61, 60, 61, 60], [50, 51, 50, 51, 50], True),
         ([60, 62, 61, 64, 63], [57, 55, 58, 54, 56], True),
+        (
+            [60, 60.5, 61, 60, 60.2, 60.8],
+            [66, 75],
+            False,
+        ),  # few that vary much: unsure by Welch, sure with one variance
         ([60, 70, 50], [60, 70, 50], False),
         ([60], [60], False),  # one seed
         ([60], [61], True),
