@@ -235,6 +235,7 @@ def test_rows_for_a_view_without_some_images(tmp_path: Path) -> None:
     store.record_bad("photos", {7: "truncated"})
     kept = np.delete(x, 7, axis=0)
     np.testing.assert_array_equal(store.rows("tiny", "photos", np.array([50, 6, 7]))[:], kept[[50, 6, 7]])
+    assert repr(store.rows("tiny", "photos", np.array([50, 6, 7]))).endswith(f", 3 x {kept.shape[1]} {kept.dtype})")
     np.testing.assert_array_equal(store.array("tiny", "photos")[90:], kept[90:])
 
 
