@@ -101,19 +101,9 @@ def test_lists_of_episodes_stay_what_they_are(name):
 
 def test_no_draw_reaches_beyond_its_arrays(tmp_path):
     """Compiled without checks it would read, or write, what is another's: the same lists once more, with them."""
-    these = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-n0",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "-k",
-        "stay_what_they_are",
-        __file__,
-    ]
+    lists = f"-m pytest -n0 -q -p no:cacheprovider -k {test_lists_of_episodes_stay_what_they_are.__name__}"
     checks = os.environ | {"NUMBA_BOUNDSCHECK": "1", "NUMBA_CACHE_DIR": str(tmp_path)}
+    these = [sys.executable, *lists.split(), __file__]
     done = subprocess.run(these, env=checks, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout
     assert f"{len(MODES)} passed" in done.stdout
