@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fastxfer.selection.belief import Belief, Ints, expected_best
-from fastxfer.selection.policy import Choice, Policy, Situation, with_rest
+from fastxfer.selection.policy import Choice, Policy, Situation, said_runs, with_rest
 
 REPEATS = (1, 2, 3, 5)
 
@@ -60,7 +60,7 @@ class KnowledgeGradient(Policy):
             for k in c.due:
                 other = names[c.rival if k == c.favourite else c.favourite]
                 many = len(c.mine) + len(c.theirs)
-                reason = f"{many} {'run' if many == 1 else 'runs'} to compare it with {other}: worth {gain:.2f} points"
+                reason = f"{said_runs(many)} to compare it with {other}: worth {gain:.2f} points"
                 ranked.setdefault(k, Choice(k, float(gain), reason))
         return with_rest(situation, list(ranked.values()))
 

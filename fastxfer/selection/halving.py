@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fastxfer.selection.policy import Choice, Policy, Situation, with_rest
+from fastxfer.selection.policy import Choice, Policy, Situation, said_runs, with_rest
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Halving(Policy):
             due = [int(k) for k in alive if made[k] < asked and len(left[k])]
             if len(alive) == 1 and made[alive[0]]:
                 continue
-            gone = f"among {len(alive)} of {begun} left, of which each gets {asked} {'run' if asked == 1 else 'runs'}"
+            gone = f"among {len(alive)} of {begun} left, of which each gets {said_runs(asked)}"
             ranked += [Choice(k, float("nan"), gone) for k in due]
         ranked.sort(key=lambda choice: made[choice.configuration])  # so the earlier round of two contests goes first
         return with_rest(situation, ranked)

@@ -110,6 +110,11 @@ def by_duels(situation: Situation, score: Sequence[float] | Floats, fought: Sequ
     return with_rest(situation, list(ranked.values()))
 
 
+def said_runs(n: int) -> str:
+    """``1 run``, ``2 runs``: for reasons."""
+    return f"{n} run{'' if n == 1 else 's'}"
+
+
 def with_rest(situation: Situation, ranked: list[Choice]) -> list[Choice]:
     """The ranking, and behind it, not wanted, the configurations that have no place in it."""
     placed = {choice.configuration for choice in ranked}
